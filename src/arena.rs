@@ -1,0 +1,247 @@
+//! The bytes-to-types door: a mapped (or private) range laid out by [`Geometry`], read through checked offsets.
+//!
+//! Promises: nothing outside the range is ever touched, whatever an index read from shared memory says; a page is backed
+//! before it is first touched. Refuses: to know what the words mean.
+//!
+//! # Invariants
+//! 1. `base .. base + geometry.total` is mapped readable and writable, page-aligned, for as long as the arena is used;
+//!    who owns the mapping keeps it so (`Attachment`, or the test that made a private one).
+//! 2. References are formed only to [`Shared`] types, which are atomics throughout.
+
+#![allow(unsafe_code)]
+
+use crate::heap::class;
+use crate::layout::{
+    BlockHeader, CHANNELS, CONTEXTS, ContextSlot, DirectoryEntry, GRANULE, Geometry, HINT_BLOCK, HINT_BLOCK_BYTES,
+    Header, INDEX_CELLS, LISTS, Magazine, PAGE, PROCESSES, ProcessSlot, Shared, SpscHeader, UNIT, UNIT_GRANULES,
+};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use rustix::fs::FallocateFlags;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::ptr::NonNull;
+
+/// The system has no memory left to back the range with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NotBacked;
+
+/// See the module.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arena {
+    base: NonNull<u8>,
+    geometry: Geometry,
+    /// Where blocks start, in granules.
+    first: u32,
+    /// One past the last granule.
+    end: u32,
+    /// The segment file; negative over private memory, which needs no backing.
+    file: RawFd,
+}
+
+// SAFETY: an arena is an address and some integers; what it leads to are atomics (invariant 2).
+unsafe impl Send for Arena {}
+// SAFETY: as above; no method changes the arena itself.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// # Safety
+    /// `base` keeps invariant 1 for as long as this arena and its copies are used; a non-negative `file` is the open
+    /// descriptor of the file mapped there, for as long.
+    pub(crate) unsafe fn new(base: NonNull<u8>, geometry: Geometry, file: RawFd) -> Self {
+        let granule = |bytes: u64| u32::try_from(bytes / GRANULE).unwrap_or(u32::MAX);
+        Self { base, geometry, first: granule(geometry.data), end: granule(geometry.total), file }
+    }
+
+    pub(crate) const fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// # Safety
+    /// `offset` is aligned for `T` and `offset + size_of::<T>()` is at most `geometry.total`.
+    #[inline(always)]
+    unsafe fn at<'a, T: Shared>(&self, offset: u64) -> &'a T {
+        // SAFETY: in range by the caller; usize is 64 bits wide where a 224 GiB buffer can be mapped at all.
+        let pointer = unsafe { self.base.add(offset as usize) };
+        // SAFETY: mapped (invariant 1), aligned (caller), atomics only and valid in every bit pattern (`Shared`).
+        unsafe { pointer.cast::<T>().as_ref() }
+    }
+
+    fn table<T: Shared>(&self, table: u64, index: u32, len: u32) -> Option<&T> {
+        // SAFETY: `index < len`, and every table given here has `len` entries inside the geometry, aligned to its entries.
+        (index < len).then(|| unsafe { self.at(table + u64::from(index) * size_of::<T>() as u64) })
+    }
+
+    #[inline(always)]
+    pub(crate) fn header(&self) -> &Header {
+        // SAFETY: the header is the first page of every geometry.
+        unsafe { self.at(0) }
+    }
+
+    pub(crate) fn process(&self, index: u32) -> Option<&ProcessSlot> {
+        self.table(Geometry::PROCESS_TABLE, index, PROCESSES)
+    }
+
+    pub(crate) fn context(&self, index: u32) -> Option<&ContextSlot> {
+        self.table(Geometry::CONTEXT_TABLE, index, CONTEXTS)
+    }
+
+    pub(crate) fn index_cell(&self, index: u32) -> Option<&AtomicU32> {
+        self.table(Geometry::INDEX, index, INDEX_CELLS)
+    }
+
+    /// An entry below the directory's frontier.
+    pub(crate) fn directory_entry(&self, index: u32) -> Option<&DirectoryEntry> {
+        let top = self.header().directory_top.load(Ordering::Acquire).min(CHANNELS);
+        self.table(self.geometry.directory, index, top)
+    }
+
+    /// The word of a unit below the frontier.
+    #[inline(always)]
+    pub(crate) fn unit(&self, index: u32) -> Option<&AtomicU64> {
+        let top = self.header().unit_top.load(Ordering::Acquire).min(self.geometry.units);
+        self.table(self.geometry.unit_table, index, top)
+    }
+
+    /// A magazine below the frontier.
+    pub(crate) fn magazine(&self, index: u32) -> Option<&Magazine> {
+        let top = self.header().magazine_top.load(Ordering::Acquire).min(self.geometry.magazines);
+        self.table(self.geometry.magazine_table, index, top)
+    }
+
+    /// Word `word` of the root of hint list `list`.
+    pub(crate) fn hint_root(&self, list: usize, word: u32) -> Option<&AtomicU64> {
+        let words = self.geometry.root_words;
+        let index = u32::try_from(list).ok()?.checked_mul(words)?.checked_add(word)?;
+        (word < words && list < LISTS).then_some(())?;
+        self.table(self.geometry.hint_roots, index, words * (LISTS as u32))
+    }
+
+    /// Word `word` of `list` in hint block `block`: words 0 to 63 are leaves, word 64 sums them up.
+    pub(crate) fn hint(&self, list: usize, block: u32, word: u32) -> Option<&AtomicU64> {
+        let backed = self.header().magazine_top.load(Ordering::Acquire).div_ceil(HINT_BLOCK);
+        let inside = block < backed.min(self.geometry.magazines / HINT_BLOCK) && list < LISTS && word <= 64;
+        inside.then_some(())?;
+        let word = if word < 64 { list * 64 + word as usize } else { LISTS * 64 + list };
+        let offset = self.geometry.hints + u64::from(block) * HINT_BLOCK_BYTES + word as u64 * 8;
+        // SAFETY: `block` is a block of the geometry and `word` lies inside it: LISTS * 65 words.
+        Some(unsafe { self.at(offset) })
+    }
+
+    /// The header of the block at `granule`, if that lies in the data.
+    #[inline(always)]
+    pub(crate) fn block(&self, granule: u32) -> Option<&BlockHeader> {
+        // SAFETY: a granule of the data is inside the total, and granules are aligned to 64.
+        (granule.wrapping_sub(self.first) < self.end - self.first)
+            .then(|| unsafe { self.at(u64::from(granule) * GRANULE) })
+    }
+
+    /// The queue header and `slots` slots in the block at `granule`, if all of it lies in the data. A granule after the block's header
+    /// come the queue's header and the slots.
+    ///
+    /// The references are as good as the arena's mapping: whoever keeps them keeps what keeps the arena.
+    pub(crate) fn queue(&self, granule: u32, slots: u64) -> Option<(&'static SpscHeader, &'static [AtomicU64])> {
+        let offset = u64::from(granule) * GRANULE + GRANULE;
+        let end = offset.checked_add(size_of::<SpscHeader>() as u64)?.checked_add(slots.checked_mul(8)?)?;
+        (granule >= self.first && end <= self.geometry.total).then_some(())?;
+        // SAFETY: checked just above; `offset` is a multiple of 64.
+        let header: &'static SpscHeader = unsafe { self.at(offset) };
+        // SAFETY: the slots follow the header inside the total, and the header's size keeps them aligned.
+        let first: &'static AtomicU64 = unsafe { self.at(offset + size_of::<SpscHeader>() as u64) };
+        // SAFETY: `slots` words from `first` are inside the total; atomics may be shared.
+        let slots = unsafe { std::slice::from_raw_parts(first, usize::try_from(slots).ok()?) };
+        Some((header, slots))
+    }
+
+    /// Address of the byte `offset` bytes behind the start of the block at `granule`. The caller has checked both.
+    #[inline(always)]
+    pub(crate) fn payload(&self, granule: u32, offset: u64) -> NonNull<u8> {
+        debug_assert!(granule >= self.first && u64::from(granule) * GRANULE + offset <= self.geometry.total);
+        // SAFETY: callers pass a block they own and an offset inside it, so the address is inside the mapping.
+        unsafe { self.base.add((u64::from(granule) * GRANULE + offset) as usize) }
+    }
+
+    /// The unit that `granule` lies in.
+    #[inline(always)]
+    pub(crate) const fn unit_of(&self, granule: u32) -> u32 {
+        (granule - self.first) / UNIT_GRANULES
+    }
+
+    /// The first granule of `unit`.
+    pub(crate) const fn granule_of(&self, unit: u32) -> u32 {
+        self.first + unit * UNIT_GRANULES
+    }
+
+    /// Whether a block of `class` at `granule` lies in the data.
+    #[inline(always)]
+    pub(crate) fn fits(&self, granule: u32, class: usize) -> bool {
+        granule >= self.first && granule <= self.end - class::granules(class)
+    }
+
+    /// Asks the system for the memory behind `offset .. offset + len`, so that touching it can't raise SIGBUS.
+    fn back(&self, offset: u64, len: u64) -> Result<(), NotBacked> {
+        let Some(file) = self.file() else { return Ok(()) };
+        loop {
+            match rustix::fs::fallocate(file, FallocateFlags::empty(), offset, len) {
+                Ok(()) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return Err(NotBacked),
+            }
+        }
+    }
+
+    /// Backs the header and the fixed tables.
+    pub(crate) fn back_fixed(&self) -> Result<(), NotBacked> {
+        self.back(0, self.geometry.fixed())
+    }
+
+    /// Backs `count` units from `unit` on.
+    pub(crate) fn back_units(&self, unit: u32, count: u32) -> Result<(), NotBacked> {
+        self.back(self.geometry.data + u64::from(unit) * UNIT, u64::from(count) * UNIT)
+    }
+
+    /// Returns the memory of `count` units from `unit` on to the system; they read as zeroes when backed again.
+    pub(crate) fn punch_units(&self, unit: u32, count: u32) -> bool {
+        let Some(file) = self.file() else { return false };
+        let (offset, len) = (self.geometry.data + u64::from(unit) * UNIT, u64::from(count) * UNIT);
+        rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len).is_ok()
+    }
+
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: a non-negative `file` is open for as long as the arena is used (`new`).
+        (self.file >= 0).then(|| unsafe { BorrowedFd::borrow_raw(self.file) })
+    }
+
+    /// Moves a frontier up by one page of its table: backs the page, then raises the frontier. Returns the old frontier, or
+    /// `None` if the table is used up. Two may do it at once: both back the same page, one raises.
+    fn grow(&self, top: &AtomicU32, table: u64, entry: u64, limit: u32) -> Result<Option<u32>, NotBacked> {
+        let old = top.load(Ordering::Acquire);
+        if old >= limit {
+            return Ok(None);
+        }
+        let per_page = u32::try_from(PAGE / entry).unwrap_or(1);
+        let new = (old + per_page).min(limit);
+        self.back(table + u64::from(old) * entry, u64::from(new - old) * entry)?;
+        // SYNC(frontier): Release after the page is backed; readers of the frontier Acquire it before they touch the page.
+        let _ = top.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire);
+        Ok(Some(old))
+    }
+
+    /// Makes more entries of the unit table usable.
+    pub(crate) fn grow_units(&self) -> Result<Option<u32>, NotBacked> {
+        self.grow(&self.header().unit_top, self.geometry.unit_table, 8, self.geometry.units)
+    }
+
+    /// Makes more magazines usable, with the hints for them.
+    pub(crate) fn grow_magazines(&self) -> Result<Option<u32>, NotBacked> {
+        let top = self.header().magazine_top.load(Ordering::Acquire);
+        if top.is_multiple_of(HINT_BLOCK) && top < self.geometry.magazines {
+            let block = u64::from(top / HINT_BLOCK);
+            self.back(self.geometry.hints + block * HINT_BLOCK_BYTES, HINT_BLOCK_BYTES)?;
+        }
+        self.grow(&self.header().magazine_top, self.geometry.magazine_table, 256, self.geometry.magazines)
+    }
+
+    /// Makes more directory entries usable.
+    pub(crate) fn grow_directory(&self) -> Result<Option<u32>, NotBacked> {
+        self.grow(&self.header().directory_top, self.geometry.directory, 256, CHANNELS)
+    }
+}

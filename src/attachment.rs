@@ -1,0 +1,371 @@
+//! This process's side of a segment: one attachment per segment, however often it is opened.
+//!
+//! Promises: the mapping stays as long as anything of this process points into it: a [`Hold`] (every `Buffer` and context
+//! has one) or a record. Records carry no count, so that they cost nothing: when the last hold goes, the headers are
+//! scanned for blocks this process still owns, and their drops, which then all come through [`free_homeless`], are counted
+//! down.
+//!
+//! # Ownership
+//! The registry's lock owns the list of attachments, the count of homeless records, and the moment of detaching.
+//!
+//! # After fork
+//! The child gets a fresh registry; every inherited attachment is marked and replaced by a private copy of its pages
+//! ([`Segment::abandon`]): drops do nothing, reads see what was there, writes reach nobody. The parent notices nothing.
+//!
+//! # Invariants
+//! 1. An attachment is freed only under the registry's lock, when `holds` is 0 and no record of this process is left.
+//! 2. In a forked child no inherited attachment is ever freed.
+
+#![allow(unsafe_code)]
+
+use crate::directory;
+use crate::error::{BufferError, OpenError};
+use crate::heap::cache::Cache;
+use crate::heap::{self, block, class};
+use crate::layout::{CONTEXTS, Owner, UNIT, Word, flag};
+use crate::local;
+use crate::participant;
+use crate::recovery;
+use crate::segment::{self, Segment, Wish};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use crate::sys::{barrier, fork};
+use parking_lot::{Mutex, MutexGuard};
+use std::cell::Cell;
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
+use std::ptr::NonNull;
+use std::time::Duration;
+
+/// How long a thread waits for another process to leave the control lock.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// See the module.
+pub(crate) struct Attachment {
+    segment: Segment,
+    me: Owner,
+    /// Excludes this process's threads from each other on the control plane; the byte lock excludes processes.
+    control: Mutex<()>,
+    /// A cache that belongs to no thread: for reaping, and for records dropped where no context is.
+    service: Mutex<Option<(Owner, Cache)>>,
+    forked: AtomicBool,
+    /// Holds alive; only raised from 0 under the registry's lock.
+    holds: AtomicUsize,
+    /// Records left when the last hold went; under the registry's lock.
+    homeless: AtomicU64,
+    /// This process can't be reached by others' membarrier: its channels are fenced.
+    fenced: bool,
+}
+
+impl std::fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Attachment").field("segment", &self.segment).field("me", &self.me).finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct Registry {
+    attachments: Mutex<Vec<Entry>>,
+}
+
+/// An attachment of this process.
+struct Entry(NonNull<Attachment>);
+
+// SAFETY: an `Attachment` is Send and Sync; the pointer is only followed under the registry's lock or through a hold.
+unsafe impl Send for Entry {}
+
+static REGISTRY: AtomicPtr<Registry> = AtomicPtr::new(std::ptr::null_mut());
+
+fn registry() -> &'static Registry {
+    let made = REGISTRY.load(Ordering::Acquire);
+    if made.is_null() {
+        let new = Box::into_raw(Box::<Registry>::default());
+        match REGISTRY.compare_exchange(std::ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
+            // SAFETY: just leaked; a registry is never freed.
+            Ok(_) => return unsafe { &*new },
+            Err(first) => {
+                // SAFETY: `new` came from a box above and was never shared.
+                drop(unsafe { Box::from_raw(new) });
+                // SAFETY: published by another thread, never freed.
+                return unsafe { &*first };
+            }
+        }
+    }
+    // SAFETY: published above, never freed.
+    unsafe { &*made }
+}
+
+/// Keeps the attachment.
+#[derive(Debug)]
+pub(crate) struct Hold(NonNull<Attachment>);
+
+// SAFETY: a hold is a counted shared reference to an `Attachment`, which is Send and Sync.
+unsafe impl Send for Hold {}
+// SAFETY: as above.
+unsafe impl Sync for Hold {}
+
+impl Deref for Hold {
+    type Target = Attachment;
+    fn deref(&self) -> &Attachment {
+        // SAFETY: invariant 1: not freed while this hold is counted.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Clone for Hold {
+    fn clone(&self) -> Self {
+        self.holds.fetch_add(1, Ordering::Relaxed);
+        Self(self.0)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if self.forked.load(Ordering::Relaxed) {
+            return;
+        }
+        // SYNC(hold): Release of this holder's accesses, Acquire of everyone's by the one who detaches.
+        if self.holds.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let mut attachments = registry().attachments.lock();
+            // Somebody may have opened it again, or detached it, while we waited for the lock.
+            let known = attachments.iter().any(|entry| entry.0 == self.0);
+            // SAFETY: still listed, so not freed (invariant 1), and the lock keeps it so.
+            if known && unsafe { self.0.as_ref() }.holds.load(Ordering::Acquire) == 0 {
+                // SAFETY: as above.
+                let left = unsafe { self.0.as_ref() }.records_left();
+                // SAFETY: as above.
+                unsafe { self.0.as_ref() }.homeless.store(left, Ordering::Relaxed);
+                if left == 0 {
+                    detach(&mut attachments, self.0);
+                }
+            }
+        }
+    }
+}
+
+/// Takes the attachment out of the process for good. The lock is held, there are no holds and no records.
+fn detach(attachments: &mut Vec<Entry>, attachment: NonNull<Attachment>) {
+    attachments.retain(|entry| entry.0 != attachment);
+    // SAFETY: invariant 1 holds by the caller's checks; it was boxed in `open` and is in no list any more.
+    let mut attachment = unsafe { Box::from_raw(attachment.as_ptr()) };
+    attachment.leave();
+    attachment.segment.close();
+}
+
+/// Attaches to the segment `name`, or counts one more hold on the attachment this process has.
+pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
+    segment::check_name(name)?;
+    fork::install(before_fork, after_fork_in_parent, after_fork_in_child);
+    let mut attachments = registry().attachments.lock();
+    for entry in attachments.iter() {
+        // SAFETY: listed, and the lock is held (invariant 1).
+        let attachment = unsafe { entry.0.as_ref() };
+        if attachment.segment.name() == name && attachment.segment.is_named() {
+            if wish.create_new {
+                return Err(OpenError::AlreadyExists { name: name.into() });
+            }
+            let units = attachment.segment.arena().geometry().units;
+            if let Some(capacity) = wish.capacity
+                && segment::units_for(capacity)? != units
+            {
+                let actual = u64::from(units) * UNIT;
+                return Err(OpenError::CapacityMismatch { name: name.into(), asked: capacity, actual });
+            }
+            if wish.persist {
+                attachment.segment.arena().header().flags.fetch_or(flag::PERSIST, Ordering::AcqRel);
+            }
+            attachment.holds.fetch_add(1, Ordering::Relaxed);
+            return Ok(Hold(entry.0));
+        }
+    }
+    let mut segment = segment::enter(name, wish)?;
+    let Some(me) = participant::join(&segment) else {
+        segment.unlock();
+        segment.close();
+        return Err(OpenError::TooManyProcesses { name: name.into(), limit: crate::layout::PROCESSES });
+    };
+    segment.unlock();
+    let attachment = Box::new(Attachment {
+        segment,
+        me,
+        control: Mutex::new(()),
+        service: Mutex::new(None),
+        forked: AtomicBool::new(false),
+        holds: AtomicUsize::new(1),
+        homeless: AtomicU64::new(0),
+        fenced: !barrier::register(),
+    });
+    let pointer = NonNull::from(Box::leak(attachment));
+    attachments.push(Entry(pointer));
+    drop(attachments);
+    let hold = Hold(pointer);
+    recovery::reap(&hold);
+    Ok(hold)
+}
+
+/// The control lock, held.
+pub(crate) struct Control<'a> {
+    attachment: &'a Attachment,
+    _threads: MutexGuard<'a, ()>,
+}
+
+impl Drop for Control<'_> {
+    fn drop(&mut self) {
+        self.attachment.arena().header().control_owner.store(0, Ordering::Release);
+        self.attachment.segment.unlock();
+    }
+}
+
+impl Control<'_> {
+    pub(crate) fn arena(&self) -> &crate::arena::Arena {
+        self.attachment.arena()
+    }
+
+    /// Whether this process's channels must be fenced.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.attachment.fenced
+    }
+}
+
+impl Attachment {
+    pub(crate) fn segment(&self) -> &Segment {
+        &self.segment
+    }
+
+    pub(crate) fn arena(&self) -> &crate::arena::Arena {
+        self.segment.arena()
+    }
+
+    /// This process, in the segment.
+    pub(crate) fn me(&self) -> Owner {
+        self.me
+    }
+
+    pub(crate) fn is_forked(&self) -> bool {
+        self.forked.load(Ordering::Relaxed)
+    }
+
+    /// Takes the control lock; repairs the directory if its last holder died inside.
+    pub(crate) fn control(&self) -> Result<Control<'_>, BufferError> {
+        if self.is_forked() {
+            return Err(BufferError::Forked);
+        }
+        let header = self.arena().header();
+        let busy = || BufferError::Busy { pid: u32::try_from(header.control_pid.load(Ordering::Relaxed)).unwrap_or(0) };
+        let threads = self.control.try_lock_for(PATIENCE).ok_or_else(busy)?;
+        self.segment.lock(PATIENCE).map_err(|_| busy())?;
+        let dirty = header.control_owner.swap(Word::of(1, self.me).0, Ordering::AcqRel) != 0;
+        header.control_pid.store(std::process::id().into(), Ordering::Relaxed);
+        let control = Control { attachment: self, _threads: threads };
+        if dirty {
+            directory::rebuild_index(self.arena());
+        }
+        Ok(control)
+    }
+
+    /// Runs `work` with the cache that belongs to no thread.
+    pub(crate) fn with_service<R>(&self, work: impl FnOnce(&Cache) -> R) -> Result<R, BufferError> {
+        if self.is_forked() {
+            return Err(BufferError::Forked);
+        }
+        let mut service = self.service.lock();
+        if service.is_none() {
+            let context = participant::open_context(self.arena(), self.me)
+                .ok_or(BufferError::TooManyContexts { limit: CONTEXTS })?;
+            *service = Some((context, Cache::new(*self.arena(), self.me, context)));
+        }
+        let (_, cache) = service.as_ref().ok_or(BufferError::Forked)?;
+        let result = work(cache);
+        // Nothing stays cached here: what nobody uses must not be what others lack.
+        cache.flush();
+        Ok(result)
+    }
+
+    /// Blocks this process owns: records in its hands, when no thread is at work on any.
+    fn records_left(&self) -> u64 {
+        let owned = block::owned(self.me);
+        let mut left = 0;
+        recovery::for_each_block(self.arena(), |at| {
+            left += u64::from(at.header.state.load(Ordering::Acquire) == owned.0);
+        });
+        left
+    }
+
+    /// The process's last act in the segment.
+    fn leave(&self) {
+        if let Some((context, cache)) = self.service.lock().take() {
+            cache.flush();
+            participant::close_context(self.arena(), context);
+        }
+        let control = self.control();
+        let persists = self.arena().header().flags.load(Ordering::Acquire) & flag::PERSIST != 0;
+        if control.is_ok() && !persists && !participant::has_company(&self.segment, self.me) {
+            self.segment.unlink();
+        }
+        participant::leave(&self.segment, self.me);
+        drop(control);
+    }
+}
+
+/// Frees a block that was dropped in a thread without a context of its buffer.
+///
+/// # Safety
+/// `attachment` is the one the record was made with, and the record existed until now: so it is not freed (invariants 1, 2).
+#[cold]
+pub(crate) unsafe fn free_homeless(attachment: NonNull<Attachment>, granule: u32, class: u8) {
+    // SAFETY: by the caller.
+    let this = unsafe { attachment.as_ref() };
+    if this.is_forked() {
+        return;
+    }
+    let mut attachments = registry().attachments.lock();
+    let freed = this.with_service(|cache| heap::free(cache, granule, class));
+    if freed.is_err()
+        && usize::from(class) < class::COUNT
+        && let Some(block) = this.arena().block(granule)
+    {
+        // No context slot left to free through: leave it where the next scan finds it.
+        block.state.store(Word::number(block::state::LOOSE, 0).0, Ordering::Release);
+    }
+    if this.holds.load(Ordering::Acquire) == 0 {
+        let left = this.homeless.load(Ordering::Relaxed).saturating_sub(1);
+        this.homeless.store(left, Ordering::Relaxed);
+        if left == 0 {
+            detach(&mut attachments, attachment);
+        }
+    }
+}
+
+thread_local! {
+    /// Held across a fork, so that the child finds a list that nobody was changing.
+    static ACROSS_FORK: Cell<Option<MutexGuard<'static, Vec<Entry>>>> = const { Cell::new(None) };
+}
+
+extern "C" fn before_fork() {
+    let _ = ACROSS_FORK.try_with(|held| held.set(Some(registry().attachments.lock())));
+}
+
+extern "C" fn after_fork_in_parent() {
+    let _ = ACROSS_FORK.try_with(Cell::take);
+}
+
+extern "C" fn after_fork_in_child() {
+    barrier::forget();
+    local::abandon_all();
+    let Some(attachments) = ACROSS_FORK.try_with(Cell::take).ok().flatten() else { return };
+    // The old registry stays locked for ever (unlocking could want to wake threads that are not here), and nobody looks at it
+    // again.
+    REGISTRY.store(std::ptr::null_mut(), Ordering::Release);
+    let attachments = ManuallyDrop::new(attachments);
+    for entry in attachments.iter() {
+        // SAFETY: listed, so not freed (invariant 1).
+        let attachment = unsafe { entry.0.as_ref() };
+        attachment.forked.store(true, Ordering::Relaxed);
+        attachment.segment.abandon();
+    }
+}
+
+impl Hold {
+    pub(crate) fn as_pointer(&self) -> NonNull<Attachment> {
+        self.0
+    }
+}

@@ -1,0 +1,375 @@
+//! The buffer: a named segment as a user holds it.
+
+use crate::attachment::{self, Hold};
+use crate::audit::{self, Audit};
+use crate::context::ThreadContext;
+use crate::directory;
+use crate::error::{BufferError, OpenError};
+use crate::heap::{reclaim, unit};
+use crate::layout::{UNIT, flag};
+use crate::participant;
+use crate::queue::spsc;
+use crate::recovery::{self, Reaped};
+use crate::segment::{self, Wish};
+use crate::sync::Ordering;
+use crate::wait;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// A heap and its channels in one named segment of shared memory, opened by this process.
+///
+/// Opened by name, from any process, any number of times; within a process all of them share one mapping. Clones, and opening
+/// again, are cheap. When the last `Buffer`, [`ThreadContext`] and [`Record`](crate::Record) of a process are gone, the process
+/// is detached; the last process out removes the segment, unless it is [`persist`](BufferOptions::persist)ent.
+///
+/// A process that is killed is detached by the kernel; what it held is given back by whoever opens, waits, runs short of
+/// memory, or calls [`reap`](Self::reap). No signal handler is installed, and none is needed.
+///
+/// In a child made by `fork`, a buffer opened before answers `Forked`; open it anew there.
+///
+/// ```
+/// # let name = format!("doc-buffer-{}", std::process::id());
+/// use ipc_buffer::Buffer;
+/// let buffer = Buffer::open(&name)?;
+/// let same = Buffer::open(&name)?;
+/// assert_eq!(buffer.capacity(), same.capacity());
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Buffer {
+    hold: Hold,
+}
+
+/// How to open a [`Buffer`].
+///
+/// ```
+/// # let name = format!("doc-options-{}", std::process::id());
+/// use ipc_buffer::Buffer;
+/// let buffer = Buffer::options().capacity(64 << 20).create_new(true).mode(0o660).open(&name)?;
+/// assert_eq!(buffer.capacity(), 64 << 20);
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct BufferOptions {
+    wish: Wish,
+}
+
+impl Default for BufferOptions {
+    fn default() -> Self {
+        Self { wish: Wish { capacity: None, create_new: false, must_exist: false, persist: false, mode: 0o600 } }
+    }
+}
+
+impl BufferOptions {
+    /// Create or attach; 1 GiB of address space if it must be created, for this user alone.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Bytes for records, from 256 KiB to 224 GiB, rounded up to whole units of 64 KiB. Address space, not memory: pages are
+    /// reserved as they are first used. Opening a buffer of another capacity is an error; leave this out to take it as it is.
+    #[must_use]
+    pub fn capacity(mut self, bytes: u64) -> Self {
+        self.wish.capacity = Some(bytes);
+        self
+    }
+
+    /// Fails with `AlreadyExists` if the name is taken.
+    #[must_use]
+    pub fn create_new(mut self, yes: bool) -> Self {
+        self.wish.create_new = yes;
+        self
+    }
+
+    /// Fails with `NotFound` if there is no such buffer.
+    #[must_use]
+    pub fn must_exist(mut self, yes: bool) -> Self {
+        self.wish.must_exist = yes;
+        self
+    }
+
+    /// Keeps the segment when the last process leaves, until [`Buffer::unlink`]. Sticky: one opener who wants it is enough.
+    #[must_use]
+    pub fn persist(mut self, yes: bool) -> Self {
+        self.wish.persist = yes;
+        self
+    }
+
+    /// Permission bits of the segment if this call creates it, whatever the umask; 0o600 unless said. A buffer of another user
+    /// is refused unless its mode gives somebody else access: 0o660 or 0o666 says that it is meant for sharing.
+    #[must_use]
+    pub fn mode(mut self, bits: u32) -> Self {
+        self.wish.mode = bits & 0o777;
+        self
+    }
+
+    /// Opens the buffer `name`: 1 to 200 bytes without slash and NUL.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; nothing is created or changed when one is returned, except that a segment left unfinished by a creator
+    /// that died may be completed or removed.
+    pub fn open(&self, name: &str) -> Result<Buffer, OpenError> {
+        Ok(Buffer { hold: attachment::open(name, &self.wish)? })
+    }
+}
+
+/// A channel, as [`Buffer::channels`] found it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ChannelInfo {
+    /// Its id.
+    pub id: i64,
+    /// Its kind; `"spsc"`.
+    pub kind: &'static str,
+    /// What it carries, with size and alignment.
+    pub carries: String,
+    /// Slots.
+    pub capacity: usize,
+    /// Records queued.
+    pub queued: usize,
+    /// Process id of the producer's process, if there is one.
+    pub producer: Option<u32>,
+    /// Process id of the consumer's process, if there is one.
+    pub consumer: Option<u32>,
+    /// Whether it stays without endpoints.
+    pub persistent: bool,
+}
+
+impl Buffer {
+    /// Opens the buffer `name`, creating it if there is none, with default [`BufferOptions`].
+    ///
+    /// # Errors
+    /// See [`BufferOptions::open`].
+    pub fn open(name: &str) -> Result<Self, OpenError> {
+        BufferOptions::new().open(name)
+    }
+
+    /// Options to open a buffer with.
+    #[must_use]
+    pub fn options() -> BufferOptions {
+        BufferOptions::new()
+    }
+
+    /// Removes the name at once. Who has the buffer open goes on; whoever opens the name next makes a new buffer.
+    ///
+    /// ```
+    /// # let name = format!("doc-unlink-{}", std::process::id());
+    /// use ipc_buffer::Buffer;
+    /// drop(Buffer::options().persist(true).open(&name)?);
+    /// Buffer::unlink(&name)?;
+    /// assert!(Buffer::options().must_exist(true).open(&name).is_err());
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `InvalidName`, `NotFound`, `NotASegment` (it is left alone), `PermissionDenied`, `Busy`, `Os`.
+    pub fn unlink(name: &str) -> Result<(), OpenError> {
+        segment::remove(name)
+    }
+
+    /// This thread's context: made by the first call, the same one for every later call as long as it is open.
+    ///
+    /// # Errors
+    /// `TooManyContexts`, `Forked`.
+    pub fn context(&self) -> Result<ThreadContext, BufferError> {
+        ThreadContext::new(&self.hold)
+    }
+
+    /// The name it was opened by.
+    pub fn name(&self) -> &str {
+        self.hold.segment().name()
+    }
+
+    /// Bytes for records.
+    pub fn capacity(&self) -> u64 {
+        u64::from(self.hold.arena().geometry().units) * UNIT
+    }
+
+    /// Whether the segment stays when the last process leaves.
+    pub fn is_persistent(&self) -> bool {
+        self.hold.arena().header().flags.load(Ordering::Acquire) & flag::PERSIST != 0
+    }
+
+    /// Whether channel `id` exists now.
+    ///
+    /// ```
+    /// # let name = format!("doc-has-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let _tx = ctx.producer::<u8>(-5)?;
+    /// assert!(buffer.has_channel(-5)? && !buffer.has_channel(5)?);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Busy`, `Forked`.
+    pub fn has_channel(&self, id: i64) -> Result<bool, BufferError> {
+        let control = self.hold.control()?;
+        Ok(directory::find(&control, id).is_some())
+    }
+
+    /// Waits until channel `id` exists; false if it did not in time.
+    ///
+    /// # Errors
+    /// `Busy`, `Forked`.
+    pub fn wait_for_channel(&self, id: i64, timeout: Duration) -> Result<bool, BufferError> {
+        let deadline = Instant::now().checked_add(timeout);
+        let look = || match self.has_channel(id) {
+            Ok(false) => None,
+            other => Some(other),
+        };
+        wait::for_change(&self.hold.arena().header().directory_version, deadline, look).unwrap_or(Ok(false))
+    }
+
+    /// Whether any channel has an endpoint attached.
+    ///
+    /// # Errors
+    /// `Busy`, `Forked`.
+    pub fn has_active_channels(&self) -> Result<bool, BufferError> {
+        let control = self.hold.control()?;
+        let active = directory::list(&control).any(|facts| facts.producer.is_some() || facts.consumer.is_some());
+        Ok(active)
+    }
+
+    /// Every channel that its id leads to, ordered by id.
+    ///
+    /// ```
+    /// # let name = format!("doc-list-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let mut tx = ctx.producer::<u64>(3)?;
+    /// tx.send(ctx.record(1)?)?;
+    /// let list = buffer.channels()?;
+    /// assert_eq!((list[0].id, list[0].queued, list[0].consumer), (3, 1, None));
+    /// assert_eq!(list[0].carries, "u64 (8 bytes, align 8)");
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Busy`, `Forked`.
+    pub fn channels(&self) -> Result<Vec<ChannelInfo>, BufferError> {
+        let control = self.hold.control()?;
+        let pid = |who| participant::pid(self.hold.arena(), who);
+        let mut list: Vec<ChannelInfo> = directory::list(&control)
+            .filter(|facts| facts.live)
+            .map(|facts| ChannelInfo {
+                id: facts.id,
+                kind: "spsc",
+                carries: facts.kind.to_string(),
+                capacity: facts.ring.map_or(0, |ring| ring.slots.len()),
+                queued: facts.ring.map_or(0, |ring| spsc::window(ring).count()),
+                producer: facts.producer.map(pid),
+                consumer: facts.consumer.map(pid),
+                persistent: facts.persistent,
+            })
+            .collect();
+        list.sort_by_key(|info| info.id);
+        Ok(list)
+    }
+
+    /// Takes the id away from channel `id` at once: the next attach creates a new channel. Its storage, and what is queued, is
+    /// freed when its last endpoint leaves. False if there was none.
+    ///
+    /// ```
+    /// # let name = format!("doc-remove-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let mut old = ctx.producer::<u64>(3)?;
+    /// assert!(buffer.remove_channel(3)?);
+    /// let new = ctx.consumer::<f32>(3)?;
+    /// old.send(ctx.record(1)?)?;
+    /// assert!(new.is_empty());
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Busy`, `Forked`, `TooManyContexts`.
+    pub fn remove_channel(&self, id: i64) -> Result<bool, BufferError> {
+        self.hold.with_service(|cache| {
+            let control = self.hold.control()?;
+            Ok(directory::remove(&control, cache, id))
+        })?
+    }
+
+    /// Gives back what dead processes held, and says what that was. Opening, waiting and running short of memory do it anyway.
+    ///
+    /// ```
+    /// # let name = format!("doc-reap-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// assert_eq!(buffer.reap()?.processes, 0);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Forked`.
+    pub fn reap(&self) -> Result<Reaped, BufferError> {
+        if self.hold.is_forked() {
+            return Err(BufferError::Forked);
+        }
+        Ok(recovery::reap(&self.hold))
+    }
+
+    /// Returns the memory of free units to the system, after turning empty slabs into free units; says how many bytes that were.
+    /// Slower next time: what was returned must be reserved again.
+    ///
+    /// ```
+    /// # let name = format!("doc-trim-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// drop(ctx.slice_zeroed::<u8>(10 << 20)?);
+    /// assert!(buffer.trim()? >= 10 << 20);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Busy`, `Forked`, `TooManyContexts`.
+    pub fn trim(&self) -> Result<u64, BufferError> {
+        self.hold.with_service(|cache| {
+            let _control = self.hold.control()?;
+            recovery::collect_loose(&self.hold, cache);
+            // What the walk has just freed sits in this cache; what others cache keeps its slabs.
+            cache.flush();
+            reclaim::empty_slabs(cache);
+            Ok(unit::trim(cache.arena(), cache.me()) * UNIT)
+        })?
+    }
+
+    /// Accounts for every byte. Walks the whole heap: for tests, tools and doubts, not for hot loops.
+    ///
+    /// ```
+    /// # let name = format!("doc-audit-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// let audit = buffer.audit()?;
+    /// assert!(audit.is_sound() && audit.is_all_free());
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Busy`, `Forked`.
+    pub fn audit(&self) -> Result<Audit, BufferError> {
+        audit::audit(&self.hold)
+    }
+}
+
+/// A valid buffer name for a path and a project number: the same for everyone who means the same existing file or directory by
+/// it, whatever way they write the path. A file made anew under the path gives the same name.
+///
+/// ```
+/// # let name = format!("doc-open-from-path-{}", std::process::id());
+/// let name = ipc_buffer::name_from_path("/tmp", 7)?;
+/// assert_eq!(name, ipc_buffer::name_from_path("/tmp/../tmp", 7)?);
+/// assert_ne!(name, ipc_buffer::name_from_path("/tmp", 8)?);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// # Errors
+/// What the system says if the path can't be resolved.
+pub fn name_from_path(path: impl AsRef<Path>, project: u32) -> std::io::Result<String> {
+    let full = path.as_ref().canonicalize()?;
+    // FNV-1a: fixed for ever, unlike the standard library's hashers.
+    let hash = full.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    Ok(format!("ipc-buffer-{hash:016x}-{project}"))
+}

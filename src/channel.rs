@@ -1,0 +1,704 @@
+//! Channels: typed ends of queues, one thread each.
+//!
+//! # Ownership
+//! An endpoint is its context's and its thread's. A queued record belongs to the channel; sending gives a record up, receiving
+//! gives one out.
+//!
+//! # If a process dies
+//! See `queue::spsc` for what happens to records, and `directory` for roles. Whoever waits looks, every 100 ms at the latest,
+//! whether the peer's lease still stands, and reaps it if not.
+
+#![allow(unsafe_code)]
+
+use crate::attachment::Hold;
+use crate::directory::{self, ChannelRef, Kind, Refused, Side, Spec};
+use crate::error::{
+    AllocError, AttachError, BufferError, RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError,
+    TrySendError,
+};
+use crate::heap;
+use crate::layout::CHANNELS;
+use crate::local::{Attached, Inert, Local};
+use crate::participant;
+use crate::queue::spsc::{self, End, NotPushed, Ring};
+use crate::record::{Payload, Record};
+use crate::recovery;
+use crate::sync::Ordering;
+use crate::wait::{self, Patience};
+use std::cell::Cell;
+use std::fmt;
+use std::marker::PhantomData;
+use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
+
+/// The sending end of a [`Channel`].
+#[derive(Debug, Clone, Copy)]
+pub enum Producer {}
+
+/// The receiving end of a [`Channel`].
+#[derive(Debug, Clone, Copy)]
+pub enum Consumer {}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::Producer {}
+    impl Sealed for super::Consumer {}
+}
+
+/// [`Producer`] or [`Consumer`].
+pub trait Role: sealed::Sealed {
+    #[doc(hidden)]
+    const SENDS: bool;
+}
+
+impl Role for Producer {
+    const SENDS: bool = true;
+}
+
+impl Role for Consumer {
+    const SENDS: bool = false;
+}
+
+/// How to attach to a channel; see [`ThreadContext::producer_with`](crate::ThreadContext::producer_with).
+///
+/// ```
+/// let options = ipc_buffer::ChannelOptions::new().capacity(64).persistent(true).type_tag("reading/2");
+/// # let _ = options;
+/// ```
+#[derive(Debug, Clone)]
+pub struct ChannelOptions {
+    capacity: usize,
+    persistent: bool,
+    tag: Option<String>,
+}
+
+impl Default for ChannelOptions {
+    fn default() -> Self {
+        Self { capacity: 1024, persistent: false, tag: None }
+    }
+}
+
+impl ChannelOptions {
+    /// 1024 slots, not persistent, the type's own name as its tag.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Records the channel can queue: a power of two from 2 to 2^24. Counts for who creates the channel; who attaches later gets
+    /// what is there.
+    #[must_use]
+    pub fn capacity(mut self, slots: usize) -> Self {
+        self.capacity = slots;
+        self
+    }
+
+    /// Keeps the channel, with what is queued in it, when its last endpoint leaves. It goes with
+    /// [`Buffer::remove_channel`](crate::Buffer::remove_channel), or with the buffer. Counts for who creates the channel.
+    #[must_use]
+    pub fn persistent(mut self, yes: bool) -> Self {
+        self.persistent = yes;
+        self
+    }
+
+    /// What both ends must agree on besides size and alignment, up to 128 bytes. The default is the type's name without its
+    /// path (`Sample`, `f64`), so that two programs may define the same type in different places. Choose a tag to tell
+    /// revisions of a layout apart, or to rename a type.
+    #[must_use]
+    pub fn type_tag(mut self, tag: impl Into<String>) -> Self {
+        self.tag = Some(tag.into());
+        self
+    }
+
+    fn spec<T: ?Sized + Payload>(&self) -> Result<Spec, AttachError> {
+        let align = align_of::<T::Element>();
+        if align > 4096 {
+            return Err(AttachError::Alignment { align });
+        }
+        if !self.capacity.is_power_of_two() || !(2..=directory::MAX_CAPACITY).contains(&self.capacity) {
+            return Err(AttachError::Capacity { capacity: self.capacity, max: directory::MAX_CAPACITY });
+        }
+        let mut tag = self.tag.clone().unwrap_or_else(|| short_name(std::any::type_name::<T::Element>()));
+        while tag.len() > directory::TAG_BYTES {
+            tag.pop();
+        }
+        let size = size_of::<T::Element>() as u64;
+        let kind = Kind { size, align: u32::try_from(align).unwrap_or(0), slice: T::SLICE, tag };
+        Ok(Spec { kind, capacity_log2: self.capacity.trailing_zeros(), persistent: self.persistent })
+    }
+}
+
+/// A type's name without the paths: `my_crate::geo::Grid<other::Cell>` is `Grid<Cell>`.
+fn short_name(full: &str) -> String {
+    let mut short = String::new();
+    let mut word_start = 0;
+    for c in full.chars() {
+        short.push(c);
+        if c == ':' {
+            short.truncate(word_start);
+        } else if !(c.is_alphanumeric() || c == '_') {
+            word_start = short.len();
+        }
+    }
+    short
+}
+
+/// The untyped part of a channel's end; its context detaches it when it closes.
+struct Endpoint {
+    end: End,
+    local: Rc<Local>,
+    id: i64,
+    side: Side,
+    channel: ChannelRef,
+    attached: Cell<bool>,
+    patience: Patience,
+    /// Polls in a row that found nothing.
+    idle: Cell<u32>,
+}
+
+impl Attached for Endpoint {
+    fn abandon(&self) {
+        self.attached.set(false);
+        self.end.abandon();
+    }
+
+    fn detach(&self) {
+        if !self.attached.replace(false) {
+            return;
+        }
+        self.end.abandon();
+        let Some(hold) = self.local.hold() else { return };
+        if let Ok(control) = hold.control() {
+            directory::detach(&control, self.local.cache(), self.channel, self.side);
+        }
+        // Else somebody sits on the lock: the role stays ours until the process goes.
+    }
+}
+
+impl Endpoint {
+    /// Why nothing works any more, if nothing does.
+    fn check(&self) -> Result<(), Inert> {
+        self.local.check()?;
+        if self.attached.get() { Ok(()) } else { Err(Inert::Closed) }
+    }
+
+    fn has_peer(&self) -> bool {
+        let entry = self.local.cache().arena().directory_entry(self.channel.index);
+        entry.is_some_and(|entry| directory::holder(entry, self.side.other()).is_some())
+    }
+
+    /// Whether the other end has left for good: it was here, or it can't come any more because the id is gone.
+    fn has_lost_peer(&self) -> bool {
+        let entry = self.local.cache().arena().directory_entry(self.channel.index);
+        entry.is_none_or(|entry| {
+            let was_here = entry.seen.load(Ordering::Acquire) & self.side.other().seen() != 0;
+            (was_here || directory::is_removed(entry)) && directory::holder(entry, self.side.other()).is_none()
+        })
+    }
+
+    /// Whether the other end's process lives; reaps it if not.
+    fn check_peer(&self) {
+        let Some(hold) = self.local.hold() else { return };
+        let peer = hold
+            .arena()
+            .directory_entry(self.channel.index)
+            .and_then(|entry| directory::holder(entry, self.side.other()));
+        if peer.is_some_and(|peer| !participant::is_alive(hold.segment(), hold.me(), peer)) {
+            recovery::reap(&hold);
+        }
+    }
+
+    /// For those who poll and never wait: every so many polls in vain, see if the peer lives.
+    fn polled_in_vain(&self) {
+        let idle = self.idle.get().wrapping_add(1);
+        self.idle.set(idle);
+        if idle.is_multiple_of(1 << 14) {
+            self.check_peer();
+        }
+    }
+}
+
+/// One end of a named, typed queue with one producer and one consumer: [`Channel<T, Producer>`](Producer) or
+/// [`Channel<T, Consumer>`](Consumer).
+///
+/// Made by [`ThreadContext::producer`](crate::ThreadContext::producer) and
+/// [`consumer`](crate::ThreadContext::consumer); stays in that thread, and works as long as that context is open. Dropping it
+/// releases the role: the peer then gets `Disconnected` (a consumer after it has received everything queued), and another
+/// endpoint may take the role and go on. When both ends have left, the channel and what is queued in it are freed, unless it is
+/// [`persistent`](ChannelOptions::persistent).
+///
+/// If the process of one end is killed, the other end sees a peer that has left, within 250 ms if it waits; records that were
+/// sent are still received, in order and once.
+///
+/// ```
+/// # let name = format!("doc-channel-{}", std::process::id());
+/// let buffer = ipc_buffer::Buffer::open(&name)?;
+/// let ctx = buffer.context()?;
+/// let mut tx = ctx.producer::<u64>(7)?;
+/// let mut rx = ctx.consumer::<u64>(7)?;
+/// tx.send(ctx.record(1)?)?;
+/// tx.send(ctx.record(2)?)?;
+/// drop(tx);
+/// let all: Vec<u64> = rx.iter().map(|record| *record).collect();
+/// assert_eq!(all, [1, 2]);
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
+pub struct Channel<T: ?Sized + Payload, R: Role> {
+    endpoint: Rc<Endpoint>,
+    carries: PhantomData<(fn(Record<T>) -> Record<T>, R)>,
+}
+
+impl<T: ?Sized + Payload, R: Role> fmt::Debug for Channel<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Endpoint { id, side, attached, .. } = &*self.endpoint;
+        f.debug_struct("Channel").field("id", id).field("side", side).field("attached", &attached.get()).finish()
+    }
+}
+
+impl<T: ?Sized + Payload, R: Role> Drop for Channel<T, R> {
+    fn drop(&mut self) {
+        self.endpoint.detach();
+    }
+}
+
+impl<T: ?Sized + Payload, R: Role> Channel<T, R> {
+    pub(crate) fn attach(local: &Rc<Local>, id: i64, options: &ChannelOptions) -> Result<Self, AttachError> {
+        let spec = options.spec::<T>()?;
+        local.check().map_err(|inert| match inert {
+            Inert::Forked => AttachError::Forked,
+            Inert::Closed => AttachError::ContextClosed,
+        })?;
+        let hold = local.hold().ok_or(AttachError::ContextClosed)?;
+        let side = if R::SENDS { Side::Producer } else { Side::Consumer };
+        let (channel, ring) = attach(&hold, local, id, side, &spec)?;
+        let endpoint = Rc::new(Endpoint {
+            end: if R::SENDS { End::producer(ring) } else { End::consumer(ring) },
+            local: Rc::clone(local),
+            id,
+            side,
+            channel,
+            attached: Cell::new(true),
+            patience: Patience::new(),
+            idle: Cell::new(0),
+        });
+        let weak: Weak<Endpoint> = Rc::downgrade(&endpoint);
+        local.register(weak);
+        Ok(Self { endpoint, carries: PhantomData })
+    }
+
+    /// The channel's id.
+    pub fn id(&self) -> i64 {
+        self.endpoint.id
+    }
+
+    /// Records it can queue; fixed when the channel was created. 0 once the endpoint is detached.
+    pub fn capacity(&self) -> usize {
+        self.endpoint.end.ring().slots.len()
+    }
+
+    /// Records queued. The other end may change it at any time: what the producer sees can only shrink meanwhile, what the
+    /// consumer sees only grow. Looks at every queued slot.
+    pub fn len(&self) -> usize {
+        spsc::window(self.endpoint.end.ring()).count()
+    }
+
+    /// Whether nothing is queued; see [`len`](Self::len).
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn has_peer(&self) -> bool {
+        if self.endpoint.check().is_err() {
+            return false;
+        }
+        self.endpoint.check_peer();
+        self.endpoint.has_peer()
+    }
+
+    fn wait_for_peer(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now().checked_add(timeout);
+        let Some(hold) = self.endpoint.local.hold() else { return false };
+        let version = &hold.arena().header().directory_version;
+        let ready = || (self.endpoint.check().is_err() || self.has_peer()).then_some(());
+        wait::for_change(version, deadline, ready);
+        self.has_peer()
+    }
+}
+
+/// Attaches `side`; brings storage if the channel must be made; reaps if a dead process has the role.
+fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Result<(ChannelRef, Ring), AttachError> {
+    let mut storage = None;
+    let result = loop {
+        // Allocated before the control lock is taken: making room may need it.
+        let attached = match hold.control() {
+            Ok(control) => directory::attach(&control, hold.me(), id, side, spec, &mut storage),
+            Err(BufferError::Busy { pid }) => break Err(AttachError::Busy { pid }),
+            Err(_) => break Err(AttachError::Forked),
+        };
+        match attached {
+            Ok(attached) => break Ok(attached),
+            Err(Refused::Missing) => match local.alloc(spec.storage_bytes()) {
+                Ok(block) => {
+                    if let Some(header) = hold.arena().block(block.granule) {
+                        let meta = heap::block::Meta { class: block.class, offset: 64, count: 0 };
+                        header.meta.store(meta.pack(), Ordering::Relaxed);
+                    }
+                    storage = Some(block);
+                }
+                Err(AllocError::OutOfMemory { asked, free }) => break Err(AttachError::OutOfMemory { asked, free }),
+                Err(AllocError::ContextClosed) => break Err(AttachError::ContextClosed),
+                Err(_) => break Err(AttachError::Forked),
+            },
+            Err(Refused::Taken { holder, thread }) => {
+                if !participant::is_alive(hold.segment(), hold.me(), holder) && recovery::reap(hold).processes > 0 {
+                    continue;
+                }
+                let pid = participant::pid(hold.arena(), holder);
+                break Err(AttachError::RoleTaken { id, role: side.name(), pid, thread });
+            }
+            Err(Refused::Kind(theirs)) => {
+                let (ours, theirs) = (spec.kind.to_string(), theirs.to_string());
+                break Err(AttachError::TypeMismatch { id, ours, theirs });
+            }
+            Err(Refused::Full) => break Err(AttachError::TooManyChannels { limit: CHANNELS }),
+            Err(Refused::Corrupted) => break Err(AttachError::Corrupted { id }),
+        }
+    };
+    if let Some(block) = storage {
+        heap::free(local.cache(), block.granule, block.class);
+    }
+    result
+}
+
+fn deadline(timeout: Duration) -> Option<Instant> {
+    // Later than the clock can say is never.
+    Instant::now().checked_add(timeout)
+}
+
+impl<T: ?Sized + Payload> Channel<T, Producer> {
+    /// Queues the record if a slot is free, and never waits.
+    ///
+    /// ```
+    /// # let name = format!("doc-try-send-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use ipc_buffer::{ChannelOptions, TrySendError};
+    /// let mut tx = ctx.producer_with::<u8>(1, &ChannelOptions::new().capacity(2))?;
+    /// tx.try_send(ctx.record(1)?)?;
+    /// tx.try_send(ctx.record(2)?)?;
+    /// let Err(TrySendError::Full(record)) = tx.try_send(ctx.record(3)?) else { panic!("it has two slots") };
+    /// assert_eq!(*record, 3);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Each gives the record back: `Full`, `Disconnected` if the consumer has left (not before the first has come),
+    /// `ForeignRecord` if it is another buffer's, `Forked`, `ContextClosed`.
+    #[inline(always)]
+    pub fn try_send(&mut self, record: Record<T>) -> Result<(), TrySendError<T>> {
+        let endpoint = &*self.endpoint;
+        if record.attachment() != endpoint.local.attachment() {
+            return Err(TrySendError::ForeignRecord(record));
+        }
+        match endpoint.end.push(record.granule()) {
+            Ok(wake) => {
+                record.into_granule();
+                if wake {
+                    let header = endpoint.end.ring().header;
+                    wait::wake(&header.to_producer, &header.consumer_futex);
+                }
+                Ok(())
+            }
+            Err(why) => Err(self.not_pushed(record, why)),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn not_pushed(&self, record: Record<T>, why: NotPushed) -> TrySendError<T> {
+        match (self.endpoint.check(), why) {
+            (Err(Inert::Forked), _) => TrySendError::Forked(record),
+            (Err(Inert::Closed), _) => TrySendError::ContextClosed(record),
+            (Ok(()), NotPushed::Gone) => TrySendError::Disconnected(record),
+            (Ok(()), NotPushed::Full) if self.endpoint.has_lost_peer() => TrySendError::Disconnected(record),
+            (Ok(()), NotPushed::Full) => {
+                self.endpoint.polled_in_vain();
+                TrySendError::Full(record)
+            }
+        }
+    }
+
+    /// Queues the record, waiting for a free slot.
+    ///
+    /// # Errors
+    /// As [`try_send`](Self::try_send) without `Full`. A consumer whose process is killed counts as one that has left, within 250
+    /// ms.
+    #[inline(always)]
+    pub fn send(&mut self, record: Record<T>) -> Result<(), SendError<T>> {
+        match self.try_send(record) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(record)) => self.send_slow(record, None).map_err(|error| match error {
+                SendTimeoutError::Timeout(record) | SendTimeoutError::Disconnected(record) => {
+                    SendError::Disconnected(record)
+                }
+                SendTimeoutError::ForeignRecord(record) => SendError::ForeignRecord(record),
+                SendTimeoutError::Forked(record) => SendError::Forked(record),
+                SendTimeoutError::ContextClosed(record) => SendError::ContextClosed(record),
+            }),
+            Err(TrySendError::Disconnected(record)) => Err(SendError::Disconnected(record)),
+            Err(TrySendError::ForeignRecord(record)) => Err(SendError::ForeignRecord(record)),
+            Err(TrySendError::Forked(record)) => Err(SendError::Forked(record)),
+            Err(TrySendError::ContextClosed(record)) => Err(SendError::ContextClosed(record)),
+        }
+    }
+
+    /// Queues the record, waiting for a free slot up to `timeout`.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), and `Timeout`.
+    pub fn send_timeout(&mut self, record: Record<T>, timeout: Duration) -> Result<(), SendTimeoutError<T>> {
+        self.send_slow(record, deadline(timeout))
+    }
+
+    /// Queues the record, waiting for a free slot until `deadline`.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), and `Timeout`.
+    pub fn send_deadline(&mut self, record: Record<T>, deadline: Instant) -> Result<(), SendTimeoutError<T>> {
+        self.send_slow(record, Some(deadline))
+    }
+
+    #[cold]
+    fn send_slow(&mut self, record: Record<T>, deadline: Option<Instant>) -> Result<(), SendTimeoutError<T>> {
+        let endpoint = Rc::clone(&self.endpoint);
+        let header = endpoint.end.ring().header;
+        let mut record = Some(record);
+        let ready = || match self.try_send(record.take()?) {
+            Ok(()) => Some(Ok(())),
+            Err(TrySendError::Full(back)) => {
+                record = Some(back);
+                None
+            }
+            Err(TrySendError::Disconnected(back)) => Some(Err(SendTimeoutError::Disconnected(back))),
+            Err(TrySendError::ForeignRecord(back)) => Some(Err(SendTimeoutError::ForeignRecord(back))),
+            Err(TrySendError::Forked(back)) => Some(Err(SendTimeoutError::Forked(back))),
+            Err(TrySendError::ContextClosed(back)) => Some(Err(SendTimeoutError::ContextClosed(back))),
+        };
+        let tick = || endpoint.check_peer();
+        let (asleep_in, futex) = (&header.to_consumer, &header.producer_futex);
+        match wait::until(&endpoint.patience, asleep_in, futex, deadline, ready, tick) {
+            Some(result) => result,
+            None => record.map_or(Ok(()), |record| Err(SendTimeoutError::Timeout(record))),
+        }
+    }
+
+    /// Whether a consumer is attached and alive now.
+    pub fn has_consumer(&self) -> bool {
+        self.has_peer()
+    }
+
+    /// Waits until a consumer is attached; false if none came in time.
+    pub fn wait_for_consumer(&self, timeout: Duration) -> bool {
+        self.wait_for_peer(timeout)
+    }
+}
+
+impl<T: ?Sized + Payload> Channel<T, Consumer> {
+    /// Receives the next record if one is queued, and never waits.
+    ///
+    /// ```
+    /// # let name = format!("doc-try-recv-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use ipc_buffer::{RecvError, TryRecvError};
+    /// let mut rx = ctx.consumer::<u8>(1)?;
+    /// assert_eq!(rx.try_recv().unwrap_err(), TryRecvError::Empty);
+    /// drop(ctx.producer::<u8>(1)?);
+    /// assert_eq!(rx.try_recv().unwrap_err(), TryRecvError::Recv(RecvError::Disconnected));
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Empty`; `Disconnected` if everything queued was received and the producer has left (not before the first has come);
+    /// `Corrupted` if a slot held what no sender writes; `Forked`, `ContextClosed`.
+    #[inline(always)]
+    pub fn try_recv(&mut self) -> Result<Record<T>, TryRecvError> {
+        let endpoint = &*self.endpoint;
+        match endpoint.end.peek() {
+            Some(granule) => self.take(granule).map_err(TryRecvError::Recv),
+            None => self.nothing_queued(),
+        }
+    }
+
+    #[inline(always)]
+    fn take(&self, granule: u32) -> Result<Record<T>, RecvError> {
+        let endpoint = &*self.endpoint;
+        let cache = endpoint.local.cache();
+        let arena = cache.arena();
+        let wake = endpoint.end.take(arena, cache.me(), granule);
+        if wake {
+            let header = endpoint.end.ring().header;
+            wait::wake(&header.to_consumer, &header.producer_futex);
+        }
+        // SAFETY: taken just now: ours, and in no other record; the attachment is this context's, which is open.
+        unsafe { Record::from_block(endpoint.local.attachment(), arena, granule) }.ok_or(RecvError::Corrupted)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn nothing_queued(&self) -> Result<Record<T>, TryRecvError> {
+        let endpoint = &*self.endpoint;
+        endpoint.check().map_err(|inert| match inert {
+            Inert::Forked => RecvError::Forked,
+            Inert::Closed => RecvError::ContextClosed,
+        })?;
+        if endpoint.has_lost_peer() {
+            // It may have sent and left since we looked.
+            return match endpoint.end.peek() {
+                Some(granule) => self.take(granule).map_err(TryRecvError::Recv),
+                None => Err(RecvError::Disconnected.into()),
+            };
+        }
+        endpoint.polled_in_vain();
+        Err(TryRecvError::Empty)
+    }
+
+    /// Receives the next record, waiting for it.
+    ///
+    /// # Errors
+    /// As [`try_recv`](Self::try_recv) without `Empty`. A producer whose process is killed counts as one that has left, within
+    /// 250 ms.
+    #[inline(always)]
+    pub fn recv(&mut self) -> Result<Record<T>, RecvError> {
+        match self.try_recv() {
+            Ok(record) => Ok(record),
+            Err(TryRecvError::Recv(error)) => Err(error),
+            Err(TryRecvError::Empty) => self.recv_slow(None).unwrap_or(Err(RecvError::Disconnected)),
+        }
+    }
+
+    /// Receives the next record, waiting for it up to `timeout`.
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv), and `Timeout`.
+    pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Record<T>, RecvTimeoutError> {
+        let result = self.recv_slow(deadline(timeout)).ok_or(RecvTimeoutError::Timeout(timeout))?;
+        Ok(result?)
+    }
+
+    /// Receives the next record, waiting for it until `deadline`.
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv), and `Timeout`.
+    pub fn recv_deadline(&mut self, deadline: Instant) -> Result<Record<T>, RecvTimeoutError> {
+        let waited = deadline.saturating_duration_since(Instant::now());
+        let result = self.recv_slow(Some(deadline)).ok_or(RecvTimeoutError::Timeout(waited))?;
+        Ok(result?)
+    }
+
+    #[cold]
+    fn recv_slow(&mut self, deadline: Option<Instant>) -> Option<Result<Record<T>, RecvError>> {
+        let endpoint = Rc::clone(&self.endpoint);
+        let header = endpoint.end.ring().header;
+        let ready = || match self.try_recv() {
+            Ok(record) => Some(Ok(record)),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Recv(error)) => Some(Err(error)),
+        };
+        let tick = || endpoint.check_peer();
+        wait::until(&endpoint.patience, &header.to_producer, &header.consumer_futex, deadline, ready, tick)
+    }
+
+    /// Receives until the producer has left and everything is drained, waiting for each record.
+    pub fn iter(&mut self) -> Iter<'_, T> {
+        Iter(self)
+    }
+
+    /// Receives what is queued now, without waiting.
+    pub fn try_iter(&mut self) -> TryIter<'_, T> {
+        TryIter(self)
+    }
+
+    /// Whether a producer is attached and alive now.
+    pub fn has_producer(&self) -> bool {
+        self.has_peer()
+    }
+
+    /// Waits until a producer is attached; false if none came in time.
+    pub fn wait_for_producer(&self, timeout: Duration) -> bool {
+        self.wait_for_peer(timeout)
+    }
+}
+
+/// Records until the producer has left; see [`Channel::iter`].
+#[derive(Debug)]
+pub struct Iter<'a, T: ?Sized + Payload>(&'a mut Channel<T, Consumer>);
+
+/// Records queued now; see [`Channel::try_iter`].
+#[derive(Debug)]
+pub struct TryIter<'a, T: ?Sized + Payload>(&'a mut Channel<T, Consumer>);
+
+/// Records until the producer has left; owns the endpoint.
+#[derive(Debug)]
+pub struct IntoIter<T: ?Sized + Payload>(Channel<T, Consumer>);
+
+impl<T: ?Sized + Payload> Iterator for Iter<'_, T> {
+    type Item = Record<T>;
+    fn next(&mut self) -> Option<Record<T>> {
+        next(self.0)
+    }
+}
+
+impl<T: ?Sized + Payload> Iterator for TryIter<'_, T> {
+    type Item = Record<T>;
+    fn next(&mut self) -> Option<Record<T>> {
+        self.0.try_recv().ok()
+    }
+}
+
+impl<T: ?Sized + Payload> Iterator for IntoIter<T> {
+    type Item = Record<T>;
+    fn next(&mut self) -> Option<Record<T>> {
+        next(&mut self.0)
+    }
+}
+
+/// The next record; what is corrupted is skipped.
+fn next<T: ?Sized + Payload>(channel: &mut Channel<T, Consumer>) -> Option<Record<T>> {
+    loop {
+        match channel.recv() {
+            Ok(record) => return Some(record),
+            Err(RecvError::Corrupted) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+impl<T: ?Sized + Payload> IntoIterator for Channel<T, Consumer> {
+    type Item = Record<T>;
+    type IntoIter = IntoIter<T>;
+    fn into_iter(self) -> IntoIter<T> {
+        IntoIter(self)
+    }
+}
+
+impl<'a, T: ?Sized + Payload> IntoIterator for &'a mut Channel<T, Consumer> {
+    type Item = Record<T>;
+    type IntoIter = Iter<'a, T>;
+    fn into_iter(self) -> Iter<'a, T> {
+        self.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short_name;
+
+    #[test]
+    fn names_lose_their_paths() {
+        assert_eq!(short_name("f64"), "f64");
+        assert_eq!(short_name("a::b::Sample"), "Sample");
+        assert_eq!(short_name("a::Grid<b::c::Cell, [d::E; 4]>"), "Grid<Cell, [E; 4]>");
+        assert_eq!(short_name("(a::B, &'static c::D)"), "(B, &'static D)");
+    }
+}

@@ -1,0 +1,547 @@
+//! The directory: channel ids to queues, and who holds which end.
+//!
+//! Promises: an id leads to at most one live channel; a role is one cell with its holder's name; every question and change is
+//! made under the control lock, which each function takes as proof. Refuses: to keep counts: who is attached is what the
+//! cells say.
+//!
+//! # Layout
+//! An open-addressed index (hash of the id -> entry number + 1; a hint that [`rebuild_index`] makes anew) over an array of
+//! entries. Entries with the same id may stand side by side while a removed channel still has endpoints.
+//! ```text
+//! state   0 free | BUSY process | LIVE generation | REMOVED generation
+//! ```
+//!
+//! # If a process dies
+//! | create: after | what is left | repaired by |
+//! |---|---|---|
+//! | the block is allocated | owned by the dead | the header scan |
+//! | `BUSY(me)`, storage noted | the block owned by the dead, or `STORAGE(entry)` | [`vacate`] dismantles the entry |
+//! | `LIVE`, before the index | a live channel nobody finds, role held by the dead | the next control lock rebuilds the index |
+//!
+//! | dismantle: after | what is left | repaired by |
+//! |---|---|---|
+//! | `BUSY(me)` | queue partly drained | [`vacate`] dismantles it again: each record is taken as a consumer would |
+//! | the storage is `OWNED(me)` | owned by the dead | the header scan; the entry no longer finds its `STORAGE` |
+//!
+//! A role cell of a dead process is vacated by [`vacate`] after the window pass; killed in between, it is found again.
+
+use crate::arena::Arena;
+use crate::attachment::Control;
+use crate::heap::block::{self, Meta, state};
+use crate::heap::cache::Cache;
+use crate::heap::{self, Block};
+use crate::participant;
+use crate::layout::{CHANNELS, DirectoryEntry, HELD_BY, INDEX_CELLS, Owner, Word, entry};
+use crate::queue::spsc::{self, Ring};
+use crate::sync::{AtomicU64, Ordering};
+use crate::wait::{self, flags};
+
+/// Most slots of a channel.
+pub(crate) const MAX_CAPACITY: usize = 1 << 24;
+/// Bytes of a type tag that are kept.
+pub(crate) const TAG_BYTES: usize = 128;
+const TOMBSTONE: u32 = u32::MAX;
+
+/// One end of a channel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Side {
+    Producer,
+    Consumer,
+}
+
+impl Side {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Producer => "producer",
+            Self::Consumer => "consumer",
+        }
+    }
+
+    /// The bit of `DirectoryEntry::seen`.
+    pub(crate) const fn seen(self) -> u32 {
+        match self {
+            Self::Producer => 1,
+            Self::Consumer => 2,
+        }
+    }
+
+    pub(crate) const fn other(self) -> Self {
+        match self {
+            Self::Producer => Self::Consumer,
+            Self::Consumer => Self::Producer,
+        }
+    }
+}
+
+/// What a channel carries.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Kind {
+    pub(crate) size: u64,
+    pub(crate) align: u32,
+    pub(crate) slice: bool,
+    /// At most [`TAG_BYTES`].
+    pub(crate) tag: String,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { size, align, tag, .. } = self;
+        let (open, close) = if self.slice { ("[", "]") } else { ("", "") };
+        write!(f, "{open}{tag}{close} ({size} bytes, align {align})")
+    }
+}
+
+/// What a channel is made with, if it has to be made.
+#[derive(Clone, Debug)]
+pub(crate) struct Spec {
+    pub(crate) kind: Kind,
+    pub(crate) capacity_log2: u32,
+    pub(crate) persistent: bool,
+}
+
+impl Spec {
+    /// Bytes of the block that holds the queue, behind its header.
+    pub(crate) fn storage_bytes(&self) -> u64 {
+        // One granule holds the block's header alone; see `Arena::queue`.
+        48 + size_of::<crate::layout::SpscHeader>() as u64 + (8 << self.capacity_log2)
+    }
+}
+
+/// A channel and its generation, as found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ChannelRef {
+    pub(crate) index: u32,
+    pub(crate) generation: u64,
+}
+
+impl ChannelRef {
+    fn owner(self) -> Owner {
+        Owner::new(self.index, self.generation)
+    }
+}
+
+/// Why an end was not attached.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// There is no such channel: bring storage.
+    Missing,
+    /// The storage was brought for nothing.
+    Kind(Kind),
+    /// The role is held.
+    Taken { holder: Owner, thread: u32 },
+    Full,
+    Corrupted,
+}
+
+pub(crate) fn cell(entry: &DirectoryEntry, side: Side) -> &AtomicU64 {
+    match side {
+        Side::Producer => &entry.producer,
+        Side::Consumer => &entry.consumer,
+    }
+}
+
+/// Who holds this end.
+pub(crate) fn holder(entry: &DirectoryEntry, side: Side) -> Option<Owner> {
+    let word = Word(cell(entry, side).load(Ordering::Acquire));
+    (word.kind() == HELD_BY).then_some(word.owner())
+}
+
+/// Whether the id no longer leads here.
+pub(crate) fn is_removed(entry: &DirectoryEntry) -> bool {
+    state_of(entry).kind() == entry::REMOVED
+}
+
+fn state_of(entry: &DirectoryEntry) -> Word {
+    Word(entry.state.load(Ordering::Acquire))
+}
+
+fn hash(id: i64) -> u32 {
+    let mixed = id.cast_unsigned().wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    ((mixed >> 32) ^ (mixed >> 47)) as u32 % INDEX_CELLS
+}
+
+fn probes(id: i64) -> impl Iterator<Item = u32> {
+    let start = hash(id);
+    (0..INDEX_CELLS).map(move |i| (start + i) % INDEX_CELLS)
+}
+
+/// The live channel `id`.
+pub(crate) fn find(control: &Control<'_>, id: i64) -> Option<ChannelRef> {
+    let arena = control.arena();
+    for probe in probes(id) {
+        match arena.index_cell(probe)?.load(Ordering::Relaxed) {
+            0 => return None,
+            TOMBSTONE => {}
+            number => {
+                let Some(entry) = arena.directory_entry(number - 1) else { continue };
+                let state = state_of(entry);
+                if state.kind() == entry::LIVE && entry.id.load(Ordering::Relaxed).cast_signed() == id {
+                    return Some(ChannelRef { index: number - 1, generation: state.value() });
+                }
+            }
+        }
+    }
+    None
+}
+
+fn insert(arena: &Arena, id: i64, index: u32) {
+    for (distance, probe) in probes(id).enumerate() {
+        let Some(cell) = arena.index_cell(probe) else { return };
+        if matches!(cell.load(Ordering::Relaxed), 0 | TOMBSTONE) {
+            cell.store(index + 1, Ordering::Release);
+            if distance > 64 {
+                rebuild_index(arena);
+            }
+            return;
+        }
+    }
+}
+
+fn remove_from_index(arena: &Arena, id: i64, index: u32) {
+    for probe in probes(id) {
+        let Some(cell) = arena.index_cell(probe) else { return };
+        match cell.load(Ordering::Relaxed) {
+            0 => return,
+            number if number == index + 1 => {
+                // The end of a chain needs no tombstone.
+                let next = arena.index_cell((probe + 1) % INDEX_CELLS).map_or(0, |c| c.load(Ordering::Relaxed));
+                cell.store(if next == 0 { 0 } else { TOMBSTONE }, Ordering::Release);
+                return;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Every entry in use.
+pub(crate) fn entries(arena: &Arena) -> impl Iterator<Item = (u32, &DirectoryEntry)> {
+    (0..arena.header().directory_top.load(Ordering::Acquire).min(CHANNELS))
+        .filter_map(|index| Some((index, arena.directory_entry(index)?)))
+        .filter(|(_, entry)| state_of(entry) != Word::ZERO)
+}
+
+/// Makes the index anew from the entries. The caller is inside the control lock.
+pub(crate) fn rebuild_index(arena: &Arena) {
+    arena.header().directory_cursor.store(0, Ordering::Relaxed);
+    for cell in (0..INDEX_CELLS).filter_map(|i| arena.index_cell(i)) {
+        cell.store(0, Ordering::Relaxed);
+    }
+    for (index, entry) in entries(arena).filter(|(_, entry)| state_of(entry).kind() == entry::LIVE) {
+        let id = entry.id.load(Ordering::Relaxed).cast_signed();
+        for probe in probes(id) {
+            let Some(cell) = arena.index_cell(probe) else { break };
+            if cell.load(Ordering::Relaxed) == 0 {
+                cell.store(index + 1, Ordering::Release);
+                break;
+            }
+        }
+    }
+}
+
+/// What the channel carries.
+pub(crate) fn kind(entry: &DirectoryEntry) -> Kind {
+    let bytes: Vec<u8> = entry.tag.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect();
+    let len = (entry.tag_len.load(Ordering::Relaxed) as usize).min(bytes.len());
+    Kind {
+        size: entry.element_size.load(Ordering::Relaxed),
+        align: entry.element_align.load(Ordering::Relaxed),
+        slice: entry.options.load(Ordering::Relaxed) & entry::SLICE != 0,
+        tag: String::from_utf8_lossy(&bytes[..len]).into_owned(),
+    }
+}
+
+fn set_kind(entry: &DirectoryEntry, kind: &Kind) {
+    entry.element_size.store(kind.size, Ordering::Relaxed);
+    entry.element_align.store(kind.align, Ordering::Relaxed);
+    let mut bytes = [0_u8; TAG_BYTES];
+    let len = kind.tag.len().min(TAG_BYTES);
+    bytes[..len].copy_from_slice(&kind.tag.as_bytes()[..len]);
+    entry.tag_len.store(u32::try_from(len).unwrap_or(0), Ordering::Relaxed);
+    for (word, chunk) in entry.tag.iter().zip(bytes.chunks_exact(8)) {
+        word.store(u64::from_le_bytes(chunk.try_into().unwrap_or([0; 8])), Ordering::Relaxed);
+    }
+}
+
+/// The ring of the channel in `entry`; `None` if the entry leads outside the data.
+pub(crate) fn ring(arena: &Arena, entry: &DirectoryEntry) -> Option<Ring> {
+    let log2 = entry.capacity_log2.load(Ordering::Relaxed);
+    let slots = 1_u64.checked_shl(log2).filter(|slots| *slots <= MAX_CAPACITY as u64)?;
+    let (header, slots) = arena.queue(entry.storage.load(Ordering::Relaxed), slots)?;
+    Some(Ring { header, slots })
+}
+
+/// Takes the `side` of the channel `id` for this process.
+pub(crate) fn attach(
+    control: &Control<'_>,
+    me: Owner,
+    id: i64,
+    side: Side,
+    spec: &Spec,
+    storage: &mut Option<Block>,
+) -> Result<(ChannelRef, Ring), Refused> {
+    let arena = control.arena();
+    let channel = match find(control, id) {
+        Some(channel) => channel,
+        None => create(arena, me, id, spec, storage)?,
+    };
+    let entry = arena.directory_entry(channel.index).ok_or(Refused::Corrupted)?;
+    let theirs = kind(entry);
+    if theirs != spec.kind {
+        return Err(Refused::Kind(theirs));
+    }
+    if let Some(holder) = holder(entry, side) {
+        let thread = match side {
+            Side::Producer => entry.producer_thread.load(Ordering::Relaxed),
+            Side::Consumer => entry.consumer_thread.load(Ordering::Relaxed),
+        };
+        return Err(Refused::Taken { holder, thread });
+    }
+    let ring = ring(arena, entry).ok_or(Refused::Corrupted)?;
+    if side == Side::Consumer {
+        ring.header.to_producer.fetch_and(!flags::GONE, Ordering::AcqRel);
+    }
+    let thread = participant::thread_id();
+    match side {
+        Side::Producer => entry.producer_thread.store(thread, Ordering::Relaxed),
+        Side::Consumer => entry.consumer_thread.store(thread, Ordering::Relaxed),
+    }
+    cell(entry, side).store(Word::of(HELD_BY, me).0, Ordering::Release);
+    entry.seen.fetch_or(side.seen(), Ordering::AcqRel);
+    if control.is_fenced() {
+        ring.header.to_producer.fetch_or(flags::FENCED, Ordering::AcqRel);
+        ring.header.to_consumer.fetch_or(flags::FENCED, Ordering::AcqRel);
+    }
+    wake_both(ring);
+    wait::announce(&arena.header().directory_version);
+    Ok((channel, ring))
+}
+
+fn wake_both(ring: Ring) {
+    wait::announce(&ring.header.consumer_futex);
+    wait::announce(&ring.header.producer_futex);
+}
+
+/// Makes the channel `id` in the storage brought along.
+fn create(
+    arena: &Arena,
+    me: Owner,
+    id: i64,
+    spec: &Spec,
+    storage: &mut Option<Block>,
+) -> Result<ChannelRef, Refused> {
+    let Some(Block { granule, .. }) = *storage else { return Err(Refused::Missing) };
+    let (index, entry) = free_entry(arena)?;
+    let channel = ChannelRef { index, generation: entry.generation.load(Ordering::Relaxed) + 1 };
+    entry.state.store(Word::of(entry::BUSY, me).0, Ordering::Release);
+    entry.generation.store(channel.generation, Ordering::Relaxed);
+    entry.id.store(id.cast_unsigned(), Ordering::Relaxed);
+    entry.capacity_log2.store(spec.capacity_log2, Ordering::Relaxed);
+    let options = u32::from(spec.kind.slice) * entry::SLICE + u32::from(spec.persistent) * entry::PERSISTENT;
+    entry.options.store(options, Ordering::Relaxed);
+    entry.seen.store(0, Ordering::Relaxed);
+    entry.producer.store(0, Ordering::Relaxed);
+    entry.consumer.store(0, Ordering::Relaxed);
+    set_kind(entry, &spec.kind);
+    entry.storage.store(granule, Ordering::Release);
+    let ring = ring(arena, entry).ok_or(Refused::Corrupted)?;
+    clear(ring);
+    let block = arena.block(granule).ok_or(Refused::Corrupted)?;
+    block.state.store(Word::of(state::STORAGE, channel.owner()).0, Ordering::Release);
+    *storage = None;
+    entry.state.store(Word::number(entry::LIVE, channel.generation).0, Ordering::Release);
+    insert(arena, id, index);
+    Ok(channel)
+}
+
+/// Empties a ring nobody uses yet.
+fn clear(ring: Ring) {
+    let header = ring.header;
+    header.head.store(0, Ordering::Relaxed);
+    for word in [&header.to_producer, &header.to_consumer, &header.consumer_futex, &header.producer_futex] {
+        word.store(0, Ordering::Relaxed);
+    }
+    for slot in ring.slots {
+        slot.store(0, Ordering::Relaxed);
+    }
+}
+
+fn free_entry(arena: &Arena) -> Result<(u32, &DirectoryEntry), Refused> {
+    let cursor = &arena.header().directory_cursor;
+    loop {
+        let top = arena.header().directory_top.load(Ordering::Acquire);
+        let free = (cursor.load(Ordering::Relaxed)..top)
+            .filter_map(|index| Some((index, arena.directory_entry(index)?)))
+            .find(|(_, entry)| state_of(entry) == Word::ZERO);
+        if let Some((index, entry)) = free {
+            cursor.store(index + 1, Ordering::Relaxed);
+            return Ok((index, entry));
+        }
+        cursor.store(top, Ordering::Relaxed);
+        if !matches!(arena.grow_directory(), Ok(Some(_))) {
+            return Err(Refused::Full);
+        }
+    }
+}
+
+/// Leaves the `side` of a channel that this process holds; dismantles the channel if that was the last end and it does not
+/// persist.
+pub(crate) fn detach(control: &Control<'_>, cache: &Cache, channel: ChannelRef, side: Side) {
+    let arena = control.arena();
+    let Some(entry) = arena.directory_entry(channel.index) else { return };
+    if entry.generation.load(Ordering::Relaxed) != channel.generation || holder(entry, side) != Some(cache.me()) {
+        return;
+    }
+    // Not while this process still receives here: a record its consumer is just taking carries the same name. The consumer
+    // makes up for it when it leaves.
+    let still_receives = side == Side::Producer && holder(entry, Side::Consumer) == Some(cache.me());
+    let gone = [cache.me()];
+    vacate_role(arena, entry, channel, side, if still_receives { &[] } else { &gone });
+    dismantle_if_deserted(control, cache, channel.index, entry);
+    wait::announce(&arena.header().directory_version);
+}
+
+/// Empties a role cell whose holder is leaving or dead, after making the channel's what `gone` own in the window.
+fn vacate_role(arena: &Arena, entry: &DirectoryEntry, channel: ChannelRef, side: Side, gone: &[Owner]) {
+    let ring = ring(arena, entry);
+    if let Some(ring) = ring {
+        for block in spsc::window(ring).filter_map(|(_, granule)| arena.block(granule)) {
+            let state = Word(block.state.load(Ordering::Acquire));
+            if state.kind() == state::OWNED && gone.contains(&state.owner()) {
+                // Fails if the consumer takes it at this moment: then it is the consumer's.
+                block::change(block, state, Word::of(state::QUEUED, channel.owner()));
+            }
+        }
+        if side == Side::Consumer {
+            ring.header.to_producer.fetch_or(flags::GONE, Ordering::AcqRel);
+        }
+    }
+    cell(entry, side).store(0, Ordering::Release);
+    if let Some(ring) = ring {
+        wake_both(ring);
+    }
+}
+
+/// Removes a channel that nobody is attached to, unless it is to stay.
+fn dismantle_if_deserted(control: &Control<'_>, cache: &Cache, index: u32, entry: &DirectoryEntry) {
+    let stays = match state_of(entry).kind() {
+        entry::LIVE => entry.options.load(Ordering::Relaxed) & entry::PERSISTENT != 0,
+        entry::REMOVED => false,
+        _ => true,
+    };
+    if !stays && holder(entry, Side::Producer).is_none() && holder(entry, Side::Consumer).is_none() {
+        dismantle(control, cache, index, entry);
+    }
+}
+
+/// Frees what is queued, the storage, and the entry.
+fn dismantle(control: &Control<'_>, cache: &Cache, index: u32, entry: &DirectoryEntry) {
+    let arena = control.arena();
+    let channel = ChannelRef { index, generation: entry.generation.load(Ordering::Relaxed) };
+    entry.state.store(Word::of(entry::BUSY, cache.me()).0, Ordering::Release);
+    remove_from_index(arena, entry.id.load(Ordering::Relaxed).cast_signed(), index);
+    let granule = entry.storage.load(Ordering::Acquire);
+    let owned = Word::of(state::STORAGE, channel.owner());
+    if let Some(block) = arena.block(granule)
+        && block.state.load(Ordering::Acquire) == owned.0
+    {
+        if let Some(ring) = ring(arena, entry) {
+            drain(arena, cache, ring);
+        }
+        if block::change(block, owned, block::owned(cache.me())) {
+            free_block(arena, cache, granule);
+        }
+    }
+    entry.storage.store(0, Ordering::Release);
+    entry.state.store(0, Ordering::Release);
+    arena.header().directory_cursor.fetch_min(index, Ordering::Relaxed);
+}
+
+/// Frees every queued record, as a consumer that drops what it receives.
+fn drain(arena: &Arena, cache: &Cache, ring: Ring) {
+    for (position, granule) in spsc::window(ring) {
+        let block = arena.block(granule);
+        if let Some(block) = block {
+            block.state.store(block::owned(cache.me()).0, Ordering::Release);
+        }
+        ring.header.head.store(position + 1, Ordering::Release);
+        if block.is_some() {
+            free_block(arena, cache, granule);
+        }
+    }
+}
+
+/// Frees a block that this process has taken, if its header and its unit agree on what it is.
+fn free_block(arena: &Arena, cache: &Cache, granule: u32) {
+    let Some(block) = arena.block(granule) else { return };
+    let class = Meta::unpack(block.meta.load(Ordering::Relaxed)).class;
+    if block::is_at(arena, granule, class) {
+        heap::free(cache, granule, class);
+    }
+}
+
+/// Takes the id away from its channel at once; the channel goes when its last endpoint does. False if there is none.
+pub(crate) fn remove(control: &Control<'_>, cache: &Cache, id: i64) -> bool {
+    let arena = control.arena();
+    let Some(channel) = find(control, id) else { return false };
+    let Some(entry) = arena.directory_entry(channel.index) else { return false };
+    entry.state.store(Word::number(entry::REMOVED, channel.generation).0, Ordering::Release);
+    remove_from_index(arena, id, channel.index);
+    // Who waits for a peer that can't come any more wakes up.
+    if let Some(ring) = ring(arena, entry) {
+        wake_both(ring);
+    }
+    dismantle_if_deserted(control, cache, channel.index, entry);
+    wait::announce(&arena.header().directory_version);
+    true
+}
+
+/// Pass 2 of reaping; says how many roles were vacated.
+pub(crate) fn vacate(control: &Control<'_>, cache: &Cache, arena: &Arena, victims: &[Owner]) -> usize {
+    let mut roles = 0;
+    for (index, entry) in entries(arena) {
+        let state = state_of(entry);
+        if state.kind() == entry::BUSY {
+            if victims.contains(&state.owner()) {
+                dismantle(control, cache, index, entry);
+            }
+            continue;
+        }
+        let channel = ChannelRef { index, generation: entry.generation.load(Ordering::Relaxed) };
+        for side in [Side::Producer, Side::Consumer] {
+            if holder(entry, side).is_some_and(|who| victims.contains(&who)) {
+                vacate_role(arena, entry, channel, side, victims);
+                roles += 1;
+            }
+        }
+        dismantle_if_deserted(control, cache, index, entry);
+    }
+    wait::announce(&arena.header().directory_version);
+    roles
+}
+
+/// What a channel is, and who is in it.
+pub(crate) struct Facts {
+    pub(crate) id: i64,
+    pub(crate) live: bool,
+    pub(crate) kind: Kind,
+    pub(crate) persistent: bool,
+    pub(crate) producer: Option<Owner>,
+    pub(crate) consumer: Option<Owner>,
+    pub(crate) ring: Option<Ring>,
+    pub(crate) storage: u32,
+}
+
+/// Every channel that is live, or removed and still in use.
+pub(crate) fn list<'a>(control: &'a Control<'_>) -> impl Iterator<Item = Facts> + 'a {
+    let arena = control.arena();
+    entries(arena).filter(|(_, e)| matches!(state_of(e).kind(), entry::LIVE | entry::REMOVED)).map(|(_, entry)| Facts {
+        id: entry.id.load(Ordering::Relaxed).cast_signed(),
+        live: state_of(entry).kind() == entry::LIVE,
+        kind: kind(entry),
+        persistent: entry.options.load(Ordering::Relaxed) & entry::PERSISTENT != 0,
+        producer: holder(entry, Side::Producer),
+        consumer: holder(entry, Side::Consumer),
+        ring: ring(arena, entry),
+        storage: entry.storage.load(Ordering::Relaxed),
+    })
+}

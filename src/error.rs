@@ -1,0 +1,500 @@
+//! Errors: one narrow enum per operation, the facts in the variants, the remedy in the message.
+//!
+//! [`Error`] joins them for programs that pass everything up with `?`.
+
+use crate::record::{Payload, Record};
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+/// Why a buffer could not be opened, created or removed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The name can't be a buffer's.
+    #[error("{name:?} can't name a buffer: {why}; see ipc_buffer::name_from_path for a valid one")]
+    InvalidName {
+        /// The name, shortened.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The capacity is outside what a buffer can have.
+    #[error("a buffer can't have {capacity} bytes, only {min} to {max}")]
+    CapacityOutOfRange {
+        /// Bytes asked for.
+        capacity: u64,
+        /// Least bytes.
+        min: u64,
+        /// Most bytes.
+        max: u64,
+    },
+    /// The buffer exists with another capacity.
+    #[error("buffer {name:?} has {actual} bytes, not the {asked} asked for; leave the capacity out to take it as it is")]
+    CapacityMismatch {
+        /// The buffer.
+        name: String,
+        /// Bytes asked for, rounded up to whole units of 64 KiB.
+        asked: u64,
+        /// Bytes it has.
+        actual: u64,
+    },
+    /// `create_new` was asked for, and the name is taken.
+    #[error("buffer {name:?} exists already; open it without create_new, or Buffer::unlink it")]
+    AlreadyExists {
+        /// The buffer.
+        name: String,
+    },
+    /// `must_exist` was asked for, or a removal, and there is no such buffer.
+    #[error("there is no buffer {name:?}; leave must_exist out to create it")]
+    NotFound {
+        /// The name.
+        name: String,
+    },
+    /// Something else has this name.
+    #[error("/dev/shm/{name} is not a buffer: {why}; choose another name or remove it")]
+    NotASegment {
+        /// The name.
+        name: String,
+        /// What was seen.
+        why: &'static str,
+    },
+    /// The buffer was made by a release with another segment format.
+    #[error("buffer {name:?} has segment format {found}, this library has {ours}; use one release on both sides")]
+    VersionMismatch {
+        /// The buffer.
+        name: String,
+        /// Format in its header.
+        found: u64,
+        /// Format of this library.
+        ours: u64,
+    },
+    /// The file is shorter or longer than its header says.
+    #[error("buffer {name:?} has {size} bytes in its file where its header promises {expected}; Buffer::unlink it")]
+    Truncated {
+        /// The buffer.
+        name: String,
+        /// Bytes of the file.
+        size: u64,
+        /// Bytes by its header.
+        expected: u64,
+    },
+    /// The system denies access.
+    #[error("no permission for buffer {name:?}; its owner can share it with BufferOptions::mode")]
+    PermissionDenied {
+        /// The buffer.
+        name: String,
+    },
+    /// The buffer belongs to another user, and its mode shares it with nobody.
+    #[error("buffer {name:?} belongs to user {user} and its mode {mode:o} shares it with nobody")]
+    ForeignOwner {
+        /// The buffer.
+        name: String,
+        /// The user it belongs to.
+        user: u32,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The system has no memory left for the buffer's tables.
+    #[error("no space left in /dev/shm for buffer {name:?}; free some, or mount it larger")]
+    NoSpace {
+        /// The buffer.
+        name: String,
+    },
+    /// Another process keeps the buffer's control lock.
+    #[error("buffer {name:?} is being changed by process {pid}, which did not finish in time; is it stopped?")]
+    Busy {
+        /// The buffer.
+        name: String,
+        /// The process, in its own pid namespace; 0 if unknown.
+        pid: u32,
+    },
+    /// Every process slot is taken.
+    #[error("buffer {name:?} has {limit} processes attached, the most it can have")]
+    TooManyProcesses {
+        /// The buffer.
+        name: String,
+        /// The limit.
+        limit: u32,
+    },
+    /// A system call failed in a way that has no variant of its own.
+    #[error("can't {what} buffer {name:?}")]
+    Os {
+        /// The buffer.
+        name: String,
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Why a question to a [`Buffer`](crate::Buffer) has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BufferError {
+    /// The buffer was opened before this process was forked off.
+    #[error("the buffer was opened before fork; open it anew in the child")]
+    Forked,
+    /// Another process keeps the buffer's control lock.
+    #[error("the buffer is being changed by process {pid}, which did not finish in time; is it stopped?")]
+    Busy {
+        /// The process, in its own pid namespace; 0 if unknown.
+        pid: u32,
+    },
+    /// Every context slot is taken.
+    #[error("the buffer has {limit} contexts, the most it can have; drop those of idle threads")]
+    TooManyContexts {
+        /// The limit.
+        limit: u32,
+    },
+}
+
+/// Why a record could not be allocated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AllocError {
+    /// No block of this size is free, caches of other processes and leftovers of dead ones included.
+    #[error("out of memory: asked for {asked} bytes, {free} are free but not in one piece; free records or take a larger capacity")]
+    OutOfMemory {
+        /// Bytes asked for, with the header.
+        asked: u64,
+        /// Bytes free in the whole buffer at that moment.
+        free: u64,
+    },
+    /// The length does not fit a record.
+    #[error("{count} elements of {element} bytes are more than a record can have")]
+    LengthOverflow {
+        /// Elements asked for.
+        count: usize,
+        /// Bytes of one.
+        element: usize,
+    },
+    /// The type is aligned to more than a page.
+    #[error("records can be aligned to 4096 bytes at most, not {align}")]
+    Alignment {
+        /// The type's alignment.
+        align: usize,
+    },
+    /// The context was made before this process was forked off.
+    #[error("the context was made before fork; open the buffer anew in the child")]
+    Forked,
+    /// The context's last `ThreadContext` was dropped.
+    #[error("the context is closed; keep its ThreadContext alive")]
+    ContextClosed,
+}
+
+/// Why an endpoint could not be attached to a channel.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// The channel carries another type.
+    #[error("channel {id} carries {theirs}, not {ours}; agree on one type, or give both the same ChannelOptions::type_tag")]
+    TypeMismatch {
+        /// The channel.
+        id: i64,
+        /// The type asked for.
+        ours: String,
+        /// The type it carries.
+        theirs: String,
+    },
+    /// Another endpoint has the role.
+    #[error("channel {id} has a {role} already: process {pid}, thread {thread}")]
+    RoleTaken {
+        /// The channel.
+        id: i64,
+        /// "producer" or "consumer".
+        role: &'static str,
+        /// The process that has it, in its own pid namespace.
+        pid: u32,
+        /// The thread that attached.
+        thread: u32,
+    },
+    /// The number of slots asked for is no power of two in range.
+    #[error("a channel can't have {capacity} slots, only a power of two from 2 to {max}")]
+    Capacity {
+        /// Slots asked for.
+        capacity: usize,
+        /// Most slots.
+        max: usize,
+    },
+    /// The type is aligned to more than a page.
+    #[error("records can be aligned to 4096 bytes at most, not {align}")]
+    Alignment {
+        /// The type's alignment.
+        align: usize,
+    },
+    /// The directory is full.
+    #[error("the buffer has {limit} channels, the most it can have")]
+    TooManyChannels {
+        /// The limit.
+        limit: u32,
+    },
+    /// There is no room for the channel's slots.
+    #[error("out of memory for a new channel: asked for {asked} bytes, {free} are free but not in one piece")]
+    OutOfMemory {
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes free in the whole buffer.
+        free: u64,
+    },
+    /// Another process keeps the buffer's control lock.
+    #[error("the buffer is being changed by process {pid}, which did not finish in time; is it stopped?")]
+    Busy {
+        /// The process, in its own pid namespace; 0 if unknown.
+        pid: u32,
+    },
+    /// The channel's entry contradicts itself: a foreign hand wrote into the segment.
+    #[error("the entry of channel {id} is corrupted")]
+    Corrupted {
+        /// The channel.
+        id: i64,
+    },
+    /// The context was made before this process was forked off.
+    #[error("the context was made before fork; open the buffer anew in the child")]
+    Forked,
+    /// The context's last `ThreadContext` was dropped.
+    #[error("the context is closed; keep its ThreadContext alive")]
+    ContextClosed,
+}
+
+macro_rules! send_error {
+    ($(#[$doc:meta])* $name:ident { $($(#[$extra_doc:meta])* $extra:ident = $text:literal,)? }) => {
+        $(#[$doc])*
+        #[non_exhaustive]
+        pub enum $name<T: ?Sized + Payload> {
+            $($(#[$extra_doc])* $extra(Record<T>),)?
+            /// The consumer has left; a new one may attach, and sending works again.
+            Disconnected(Record<T>),
+            /// The record belongs to another buffer.
+            ForeignRecord(Record<T>),
+            /// The endpoint was made before this process was forked off.
+            Forked(Record<T>),
+            /// The endpoint's context was dropped.
+            ContextClosed(Record<T>),
+        }
+
+        impl<T: ?Sized + Payload> $name<T> {
+            /// The record that was not sent.
+            pub fn into_record(self) -> Record<T> {
+                match self {
+                    $(Self::$extra(record) => record,)?
+                    Self::Disconnected(record)
+                    | Self::ForeignRecord(record)
+                    | Self::Forked(record)
+                    | Self::ContextClosed(record) => record,
+                }
+            }
+
+            fn text(&self) -> (&'static str, &'static str) {
+                match self {
+                    $(Self::$extra(_) => (stringify!($extra), $text),)?
+                    Self::Disconnected(_) => ("Disconnected", DISCONNECTED),
+                    Self::ForeignRecord(_) => ("ForeignRecord", FOREIGN),
+                    Self::Forked(_) => ("Forked", FORKED),
+                    Self::ContextClosed(_) => ("ContextClosed", CLOSED),
+                }
+            }
+        }
+
+        impl<T: ?Sized + Payload> fmt::Debug for $name<T> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_tuple(self.text().0).finish_non_exhaustive()
+            }
+        }
+
+        impl<T: ?Sized + Payload> fmt::Display for $name<T> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.text().1)
+            }
+        }
+
+        impl<T: ?Sized + Payload> std::error::Error for $name<T> {}
+    };
+}
+
+const DISCONNECTED: &str = "the channel's consumer has left; the record is handed back";
+const FOREIGN: &str = "the record belongs to another buffer; copy its contents into one of this buffer";
+const FORKED: &str = "the endpoint was made before fork; open the buffer anew in the child";
+const CLOSED: &str = "the endpoint's context is closed; keep its ThreadContext alive";
+
+send_error! {
+    /// Why a record was not sent; each variant gives it back.
+    SendError {}
+}
+send_error! {
+    /// Why a record was not sent at once; each variant gives it back.
+    TrySendError {
+        /// Every slot is taken.
+        Full = "the channel is full; the record is handed back",
+    }
+}
+send_error! {
+    /// Why a record was not sent in time; each variant gives it back.
+    SendTimeoutError {
+        /// Every slot was taken until the time was up.
+        Timeout = "the channel stayed full until the time was up; the record is handed back",
+    }
+}
+
+/// Why a wait for a record ended without one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecvError {
+    /// Everything queued was received and the producer has left; a new one may attach, and receiving works again.
+    #[error("the channel is drained and its producer has left")]
+    Disconnected,
+    /// A slot held what no sender of this library writes; it was skipped.
+    #[error("the channel handed over something that is no record of its type; it was skipped")]
+    Corrupted,
+    /// The endpoint was made before this process was forked off.
+    #[error("the endpoint was made before fork; open the buffer anew in the child")]
+    Forked,
+    /// The endpoint's context was dropped.
+    #[error("the endpoint's context is closed; keep its ThreadContext alive")]
+    ContextClosed,
+}
+
+/// Why there is no record now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TryRecvError {
+    /// Nothing is queued.
+    #[error("the channel is empty")]
+    Empty,
+    /// See [`RecvError`].
+    #[error(transparent)]
+    Recv(#[from] RecvError),
+}
+
+/// Why a wait with an end gave no record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecvTimeoutError {
+    /// Nothing came before the time was up.
+    #[error("nothing was received within {0:?}")]
+    Timeout(Duration),
+    /// See [`RecvError`].
+    #[error(transparent)]
+    Recv(#[from] RecvError),
+}
+
+/// Any error of this crate, for `?`. What a failed send gave back is dropped, which frees it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A handle made before this process was forked off.
+    #[error("the handle was made before fork; open the buffer anew in the child")]
+    Forked,
+    /// No memory for a record or a channel.
+    #[error("out of memory: asked for {asked} bytes, {free} are free but not in one piece")]
+    OutOfMemory {
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes free in the whole buffer at that moment.
+        free: u64,
+    },
+    /// The peer has left.
+    #[error("the channel's other end has left")]
+    Disconnected,
+    /// See [`OpenError`].
+    #[error(transparent)]
+    Open(OpenError),
+    /// See [`BufferError`].
+    #[error(transparent)]
+    Buffer(BufferError),
+    /// See [`AllocError`].
+    #[error(transparent)]
+    Alloc(AllocError),
+    /// See [`AttachError`].
+    #[error(transparent)]
+    Attach(AttachError),
+    /// See [`SendError`], [`TrySendError`] and [`SendTimeoutError`].
+    #[error("{0}")]
+    Send(&'static str),
+    /// See [`RecvTimeoutError`].
+    #[error(transparent)]
+    Recv(RecvTimeoutError),
+    /// Nothing is queued.
+    #[error("the channel is empty")]
+    Empty,
+}
+
+impl From<OpenError> for Error {
+    fn from(error: OpenError) -> Self {
+        Self::Open(error)
+    }
+}
+
+impl From<BufferError> for Error {
+    fn from(error: BufferError) -> Self {
+        match error {
+            BufferError::Forked => Self::Forked,
+            other => Self::Buffer(other),
+        }
+    }
+}
+
+impl From<AllocError> for Error {
+    fn from(error: AllocError) -> Self {
+        match error {
+            AllocError::Forked => Self::Forked,
+            AllocError::OutOfMemory { asked, free } => Self::OutOfMemory { asked, free },
+            other => Self::Alloc(other),
+        }
+    }
+}
+
+impl From<AttachError> for Error {
+    fn from(error: AttachError) -> Self {
+        match error {
+            AttachError::Forked => Self::Forked,
+            AttachError::OutOfMemory { asked, free } => Self::OutOfMemory { asked, free },
+            other => Self::Attach(other),
+        }
+    }
+}
+
+macro_rules! from_send {
+    ($($name:ident),*) => { $(
+        impl<T: ?Sized + Payload> From<$name<T>> for Error {
+            fn from(error: $name<T>) -> Self {
+                match error {
+                    $name::Disconnected(_) => Self::Disconnected,
+                    $name::Forked(_) => Self::Forked,
+                    other => Self::Send(other.text().1),
+                }
+            }
+        }
+    )* };
+}
+from_send!(SendError, TrySendError, SendTimeoutError);
+
+impl From<RecvError> for Error {
+    fn from(error: RecvError) -> Self {
+        match error {
+            RecvError::Disconnected => Self::Disconnected,
+            RecvError::Forked => Self::Forked,
+            other => Self::Recv(RecvTimeoutError::Recv(other)),
+        }
+    }
+}
+
+impl From<TryRecvError> for Error {
+    fn from(error: TryRecvError) -> Self {
+        match error {
+            TryRecvError::Empty => Self::Empty,
+            TryRecvError::Recv(error) => error.into(),
+        }
+    }
+}
+
+impl From<RecvTimeoutError> for Error {
+    fn from(error: RecvTimeoutError) -> Self {
+        match error {
+            RecvTimeoutError::Recv(error) => error.into(),
+            timeout @ RecvTimeoutError::Timeout(_) => Self::Recv(timeout),
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The depot: full magazines that any context may take, empty ones that any may fill.
+//!
+//! The truth is each magazine's holder word; taking one is a CAS on it. Which magazines are worth a look is kept in a
+//! tree of bits per size class (and one for the empty ones), and those bits are hints: a lost one costs time until the
+//! next [`rebuild`], a stale one costs a failed CAS.
+//!
+//! # Layout
+//! ```text
+//! holder   POOL (0)           empty, anybody's
+//!          DEPOT  class       has free blocks of the class, anybody's
+//!          HELD   context     the context's; its `n` and entries are the context's to write
+//! ```
+//!
+//! # Orderings
+//! - `SYNC(magazine)`: [`put`] stores the holder with Release after the entries, [`take`] CASes it with Acquire. It carries
+//!   the entries, and with them every access a former owner made to the blocks listed there.
+//! - Hints: a bit is set after the holder was stored, and cleared before the holder is looked at again; all on SeqCst
+//!   read-modify-writes, so of a setter and a clearer at least one sees the other (`set`, `clear`).
+//!
+//! # If a process dies
+//! Between the holder's store and the hint: the magazine is in the depot and found by [`rebuild`], which reaping ends with.
+//! Between the holder's CAS and anything else: it is `HELD` by a dead process's context, and reaping puts it back.
+
+use crate::arena::{Arena, NotBacked};
+use crate::layout::{HINT_BLOCK, Magazine, POOL, Word};
+use crate::sync::{AtomicU64, Ordering};
+
+pub(crate) const IN_POOL: u64 = 0;
+pub(crate) const IN_DEPOT: u64 = 1;
+pub(crate) const HELD: u64 = 2;
+
+fn holder_in(list: usize) -> Word {
+    if list == POOL { Word::ZERO } else { Word::number(IN_DEPOT, list as u64) }
+}
+
+/// Where a magazine's bit is: block, word, bit.
+const fn place(index: u32) -> (u32, u32, u32) {
+    (index / HINT_BLOCK, index % HINT_BLOCK / 64, index % 64)
+}
+
+fn set_bit(word: Option<&AtomicU64>, bit: u32) {
+    if let Some(word) = word
+        && word.load(Ordering::SeqCst) & (1 << bit) == 0
+    {
+        word.fetch_or(1 << bit, Ordering::SeqCst);
+    }
+}
+
+/// Clears a bit; true if that emptied the word.
+fn clear_bit(word: Option<&AtomicU64>, bit: u32) -> bool {
+    word.is_some_and(|word| word.fetch_and(!(1 << bit), Ordering::SeqCst) & !(1 << bit) == 0)
+}
+
+fn set(arena: &Arena, list: usize, index: u32) {
+    let (block, word, bit) = place(index);
+    if let Some(leaf) = arena.hint(list, block, word) {
+        leaf.fetch_or(1 << bit, Ordering::SeqCst);
+    }
+    set_bit(arena.hint(list, block, 64), word);
+    set_bit(arena.hint_root(list, block / 64), block % 64);
+}
+
+fn clear(arena: &Arena, list: usize, index: u32) {
+    let (block, word, bit) = place(index);
+    let is_set = |w: Option<&AtomicU64>| w.is_some_and(|w| w.load(Ordering::SeqCst) != 0);
+    if clear_bit(arena.hint(list, block, word), bit) && clear_bit(arena.hint(list, block, 64), word) {
+        clear_bit(arena.hint_root(list, block / 64), block % 64);
+        // Somebody may have set a bit below between our reads: restore what sums it up.
+        if is_set(arena.hint(list, block, 64)) {
+            set_bit(arena.hint_root(list, block / 64), block % 64);
+        }
+    }
+    if is_set(arena.hint(list, block, word)) {
+        set_bit(arena.hint(list, block, 64), word);
+        set_bit(arena.hint_root(list, block / 64), block % 64);
+    }
+}
+
+fn bits(mut word: u64) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        (word != 0).then(|| {
+            let bit = word.trailing_zeros();
+            word &= word - 1;
+            bit
+        })
+    })
+}
+
+/// Takes a magazine of `list` for the context `held` names.
+pub(crate) fn take(arena: &Arena, list: usize, held: Word) -> Option<u32> {
+    let load = |w: Option<&AtomicU64>| w.map_or(0, |w| w.load(Ordering::SeqCst));
+    for root in 0..arena.geometry().root_words {
+        for block in bits(load(arena.hint_root(list, root))).map(|bit| root * 64 + bit) {
+            for word in bits(load(arena.hint(list, block, 64))) {
+                for bit in bits(load(arena.hint(list, block, word))) {
+                    let index = block * HINT_BLOCK + word * 64 + bit;
+                    if claim(arena, index, holder_in(list), held) {
+                        clear(arena, list, index);
+                        return Some(index);
+                    }
+                    // Stale, unless it came back while we were clearing.
+                    clear(arena, list, index);
+                    if arena.magazine(index).is_some_and(|m| m.holder.load(Ordering::Acquire) == holder_in(list).0) {
+                        set(arena, list, index);
+                    }
+                }
+            }
+        }
+    }
+    None
+}
+
+/// Takes the magazine `index` out of the hands of `from`.
+pub(crate) fn claim(arena: &Arena, index: u32, from: Word, to: Word) -> bool {
+    arena
+        .magazine(index)
+        .is_some_and(|m| m.holder.compare_exchange(from.0, to.0, Ordering::Acquire, Ordering::Relaxed).is_ok())
+}
+
+/// Puts a held magazine where its contents belong: the depot of `class`, or the pool if it is empty.
+pub(crate) fn put(arena: &Arena, index: u32, magazine: &Magazine, class: usize) {
+    let list = if magazine.n.load(Ordering::Relaxed) == 0 { POOL } else { class };
+    magazine.holder.store(holder_in(list).0, Ordering::Release);
+    set(arena, list, index);
+}
+
+/// Whether the pool looks empty.
+pub(crate) fn pool_is_empty(arena: &Arena) -> bool {
+    (0..arena.geometry().root_words)
+        .all(|root| arena.hint_root(POOL, root).is_none_or(|word| word.load(Ordering::Relaxed) == 0))
+}
+
+/// Adds a page of empty magazines to the pool; false if there is no room for more.
+pub(crate) fn grow_pool(arena: &Arena) -> Result<bool, NotBacked> {
+    let Some(first) = arena.grow_magazines()? else { return Ok(false) };
+    for index in first..arena.header().magazine_top.load(Ordering::Acquire).min(first + 16) {
+        if arena.magazine(index).is_some_and(|m| m.holder.load(Ordering::Relaxed) == Word::ZERO.0) {
+            set(arena, POOL, index);
+        }
+    }
+    Ok(true)
+}
+
+/// Sets the hint of every magazine that nobody holds: repairs what deaths have lost.
+pub(crate) fn rebuild(arena: &Arena) {
+    for index in 0..arena.header().magazine_top.load(Ordering::Acquire) {
+        let Some(magazine) = arena.magazine(index) else { break };
+        let holder = Word(magazine.holder.load(Ordering::Acquire));
+        match holder.kind() {
+            IN_POOL => set(arena, POOL, index),
+            IN_DEPOT => set(arena, usize::try_from(holder.value()).unwrap_or(POOL).min(POOL), index),
+            _ => {}
+        }
+    }
+}

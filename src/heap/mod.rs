@@ -1,0 +1,159 @@
+//! The heap: blocks of any size out of one segment, owned by processes, cached by contexts.
+//!
+//! ```text
+//! cache    a context's magazines: pop, push          (fast path)
+//! depot    magazines that nobody holds               (one CAS per up to 60 blocks)
+//! unit     64 KiB pieces: slabs and large records    (a CAS per unit)
+//! class    sizes        block    header words        reclaim    empty slabs back to units
+//! ```
+//!
+//! Knows nothing of types, channels or of who is alive: what may be freed on behalf of the dead is `recovery`'s business.
+
+pub(crate) mod block;
+pub(crate) mod cache;
+pub(crate) mod class;
+pub(crate) mod depot;
+pub(crate) mod reclaim;
+pub(crate) mod unit;
+
+use crate::arena::Arena;
+use crate::layout::{BLOCK_HEADER, UNIT, Word};
+use crate::sync::Ordering;
+use block::Meta;
+use cache::Cache;
+use unit::NoUnits;
+
+/// A block just allocated: `OWNED` by this process, its meta not yet written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Block {
+    pub(crate) granule: u32,
+    pub(crate) class: u8,
+}
+
+/// A block with `bytes` behind its header, if the cache or the depot has one.
+#[inline(always)]
+pub(crate) fn alloc_cached(cache: &Cache, bytes: u64) -> Option<Block> {
+    let class = class::for_bytes(bytes)?;
+    Some(Block { granule: cache.pop(class)?, class: index(class) })
+}
+
+/// Allocates a block with `bytes` behind its header, from units if need be. The error says what is in the way; the caller
+/// may make room and ask again.
+pub(crate) fn alloc(cache: &Cache, bytes: u64) -> Result<Block, NoUnits> {
+    match class::for_bytes(bytes) {
+        Some(class) => match cache.pop(class) {
+            Some(granule) => Ok(Block { granule, class: index(class) }),
+            None => carve(cache, class),
+        },
+        None => run(cache, bytes),
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation)] // fewer than 256 classes
+fn index(class: usize) -> u8 {
+    const { assert!(class::COUNT < 256) };
+    class as u8
+}
+
+/// Makes a slab of `class` and takes a block of it.
+#[cold]
+#[inline(never)]
+fn carve(cache: &Cache, class: usize) -> Result<Block, NoUnits> {
+    let (arena, me) = (cache.arena(), cache.me());
+    let span = class::span(class);
+    let head = unit::claim(arena, me, span)?;
+    let first = arena.granule_of(head);
+    let granule = |i: u32| first + i * class::granules(class);
+    // Every block starts as ours; then the slab is announced; then we free them like any others. Killed before the
+    // announcement, a claimed run is left; after it, blocks that the header scan frees.
+    for i in 0..class::blocks(class) {
+        if let Some(block) = arena.block(granule(i)) {
+            block.meta.store(Meta { class: index(class), offset: 16, count: 0 }.pack(), Ordering::Relaxed);
+            block.state.store(block::owned(me).0, Ordering::Relaxed);
+        }
+    }
+    unit::publish(arena, head, unit::slab_word(class, span));
+    for i in (1..class::blocks(class)).rev() {
+        while depot::pool_is_empty(arena) {
+            // Here, not in a free: frees must not ask the system for anything.
+            if !depot::grow_pool(arena).unwrap_or(false) {
+                break;
+            }
+        }
+        cache.push(class, granule(i));
+    }
+    if depot::pool_is_empty(arena) {
+        let _ = depot::grow_pool(arena);
+    }
+    Ok(Block { granule: granule(0), class: index(class) })
+}
+
+/// Units of a run with `bytes` behind its header.
+const fn run_span(bytes: u64) -> u64 {
+    bytes.saturating_add(BLOCK_HEADER).div_ceil(UNIT)
+}
+
+/// Allocates whole units.
+#[cold]
+#[inline(never)]
+pub(crate) fn run(cache: &Cache, bytes: u64) -> Result<Block, NoUnits> {
+    let (arena, me) = (cache.arena(), cache.me());
+    let span = u32::try_from(run_span(bytes)).map_err(|_| NoUnits::Full)?;
+    let head = unit::claim(arena, me, span)?;
+    let granule = arena.granule_of(head);
+    if let Some(block) = arena.block(granule) {
+        block.meta.store(Meta { class: class::RUN, offset: 16, count: 0 }.pack(), Ordering::Relaxed);
+        block.state.store(block::owned(me).0, Ordering::Relaxed);
+    }
+    unit::publish(arena, head, unit::run_word(span));
+    Ok(Block { granule, class: class::RUN })
+}
+
+/// A free block of the next larger classes, when the right one has none and no slab can be made.
+pub(crate) fn alloc_larger(cache: &Cache, bytes: u64) -> Option<Block> {
+    let class = class::for_bytes(bytes)?;
+    let larger = (class + 1..class::COUNT).find_map(|c| Some(Block { granule: cache.pop(c)?, class: index(c) }));
+    larger.or_else(|| run(cache, bytes).ok())
+}
+
+/// Frees a block that this process owns.
+#[inline(always)]
+pub(crate) fn free(cache: &Cache, granule: u32, class: u8) {
+    if usize::from(class) < class::COUNT {
+        cache.push(class.into(), granule);
+    } else {
+        free_run(cache, granule);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn free_run(cache: &Cache, granule: u32) {
+    let (arena, me) = (cache.arena(), cache.me());
+    let head = arena.unit_of(granule);
+    let Some(word) = arena.unit(head).map(|u| u.load(Ordering::Acquire)) else { return };
+    let what = unit::run_word(u32::try_from(unit::span_of(Word(word))).unwrap_or(0));
+    // Taking the head decides. Killed before it, the block is owned by the dead and freed by the scan; after it, the
+    // claimed run is released by the units pass.
+    if unit::take(arena, me, head, what) {
+        unit::release(arena, head);
+    }
+}
+
+/// Bytes of data that are free or could be made free without anybody giving anything back: an upper bound for one record is
+/// less, as it must be contiguous.
+pub(crate) fn free_bytes(arena: &Arena) -> u64 {
+    let mut total = unit::count(arena).0 * UNIT;
+    for index in 0..arena.header().magazine_top.load(Ordering::Acquire) {
+        let Some(magazine) = arena.magazine(index) else { break };
+        let holder = Word(magazine.holder.load(Ordering::Relaxed));
+        if holder.kind() == depot::IN_DEPOT
+            && let Ok(class) = usize::try_from(holder.value())
+            && class < class::COUNT
+        {
+            total += u64::from(magazine.n.load(Ordering::Relaxed)) * u64::from(class::granules(class)) * 64;
+        }
+    }
+    total
+}

@@ -1,0 +1,114 @@
+//! Empty slabs back to units, when memory is short or the caller wants it returned to the system.
+//!
+//! Takes every magazine of a class out of the depot, counts its blocks by slab, and gives back those slabs whose blocks are
+//! all there. What other contexts cache or hold keeps its slab. The caller holds the control lock, so that two don't split
+//! a class between them and find nothing.
+//!
+//! # If a process dies
+//! - With magazines in hand: they are `HELD` by its context, and reaping puts them back.
+//! - A slab's head is claimed (`SLAB -> CLAIMED(me)`) before its entries leave the magazines, and released after: a reaper
+//!   that finds entries of a unit that is no slab drops them, then releases the unit.
+//! - An entry is dropped by overwriting it with the last one, which is popped first and pushed again there: at no point is a
+//!   block in two entries (see the table in `cache`).
+
+use crate::arena::Arena;
+use crate::heap::cache::Cache;
+use crate::heap::{block, class, depot, unit};
+use crate::layout::{Magazine, Owner, UNIT_GRANULES, Word};
+use crate::sync::Ordering;
+use std::collections::{HashMap, HashSet};
+
+/// The head of the slab of `class` that the block at `granule` belongs to; `None` if there is no such block.
+pub(crate) fn slab_of(arena: &Arena, granule: u32, class: usize) -> Option<u32> {
+    arena.block(granule)?;
+    let (head, what) = unit::head_of(arena, arena.unit_of(granule))?;
+    let inside = granule - arena.granule_of(head);
+    let size = class::granules(class);
+    let is_block = what == unit::slab_word(class, class::span(class))
+        && inside.is_multiple_of(size)
+        && inside / size < class::blocks(class);
+    is_block.then_some(head)
+}
+
+/// The entries of a magazine that is in this process's hands.
+pub(crate) fn entries(magazine: &Magazine) -> impl Iterator<Item = u32> + '_ {
+    let n = magazine.n.load(Ordering::Relaxed) as usize;
+    magazine.entries.iter().take(n).map(|entry| entry.load(Ordering::Relaxed))
+}
+
+/// Removes those entries of a magazine in this process's hands that `is_stale` names.
+pub(crate) fn drop_entries(arena: &Arena, me: Owner, magazine: &Magazine, is_stale: impl Fn(u32) -> bool) {
+    let mut i = 0;
+    loop {
+        let n = magazine.n.load(Ordering::Relaxed);
+        let (Some(entry), Some(last)) =
+            (magazine.entries.get(i as usize), magazine.entries.get((n as usize).wrapping_sub(1)))
+        else {
+            return;
+        };
+        if i >= n {
+            return;
+        }
+        if !is_stale(entry.load(Ordering::Relaxed)) {
+            i += 1;
+            continue;
+        }
+        let moved = last.load(Ordering::Relaxed);
+        if i + 1 == n || is_stale(moved) {
+            // SYNC(kill), as each of the stores below.
+            magazine.n.store(n - 1, Ordering::Release);
+        } else if let Some(block) = arena.block(moved) {
+            block.state.store(block::owned(me).0, Ordering::Release);
+            magazine.n.store(n - 1, Ordering::Release);
+            entry.store(moved, Ordering::Release);
+            block.state.store(Word::ZERO.0, Ordering::Release);
+        } else {
+            magazine.n.store(n - 1, Ordering::Release);
+        }
+    }
+}
+
+/// Gives back the empty slabs of every class; says how many units that were.
+pub(crate) fn empty_slabs(cache: &Cache) -> u64 {
+    (0..class::COUNT).map(|class| empty_slabs_of(cache, class)).sum()
+}
+
+fn empty_slabs_of(cache: &Cache, class: usize) -> u64 {
+    let arena = cache.arena();
+    let taken: Vec<u32> = std::iter::from_fn(|| depot::take(arena, class, cache.holder())).collect();
+    let magazines = || taken.iter().filter_map(|index| Some((*index, arena.magazine(*index)?)));
+    let mut counts: HashMap<u32, u32> = HashMap::new();
+    for granule in magazines().flat_map(|(_, magazine)| entries(magazine)) {
+        if let Some(head) = slab_of(arena, granule, class) {
+            *counts.entry(head).or_default() += 1;
+        }
+    }
+    let what = unit::slab_word(class, class::span(class));
+    let empty: HashSet<u32> = counts
+        .into_iter()
+        .filter(|(head, count)| *count == class::blocks(class) && unit::take(arena, cache.me(), *head, what))
+        .map(|(head, _)| head)
+        .collect();
+    if !empty.is_empty() {
+        let used = class::granules(class) * class::blocks(class);
+        let is_stale = |granule: u32| {
+            if arena.block(granule).is_none() {
+                return true;
+            }
+            // The heads are claimed, so `slab_of` no longer knows them: look for the one this block lies behind.
+            let unit = arena.unit_of(granule);
+            let reach = unit.min(used / UNIT_GRANULES);
+            (unit - reach..=unit).any(|head| empty.contains(&head) && granule - arena.granule_of(head) < used)
+        };
+        for (_, magazine) in magazines() {
+            drop_entries(arena, cache.me(), magazine, is_stale);
+        }
+    }
+    for (index, magazine) in magazines() {
+        depot::put(arena, index, magazine, class);
+    }
+    for head in &empty {
+        unit::release(arena, *head);
+    }
+    empty.len() as u64 * u64::from(class::span(class))
+}

@@ -1,0 +1,247 @@
+//! Units: 64 KiB pieces of the data, claimed in contiguous runs for slabs and for large records.
+//!
+//! # Layout
+//! One word a unit; bit 59 says that the unit's memory is backed.
+//! ```text
+//! FREE                         nobody's
+//! CLAIMED  process             head of a run that is being made or given back
+//! BODY     head's index        belongs to the run whose head it names
+//! SLAB     class << 32 | span  head of a slab of blocks
+//! RUN      span                head of one large block
+//! ```
+//!
+//! # Ownership
+//! `FREE -> CLAIMED` and `FREE -> BODY` by CAS; who claimed the head writes the bodies; `SLAB`, `RUN` -> `CLAIMED` by CAS:
+//! giving back starts with the head, so one process does it.
+//!
+//! # If a process dies
+//! The bodies of a run are always the units right behind its head, and the head is written last when the run is made
+//! and last when it is given back. So a `CLAIMED(dead)` head with the `BODY(head)` units behind it is all there is to
+//! repair, and [`release`] repairs it, again and again if need be.
+
+use crate::arena::{Arena, NotBacked};
+use crate::layout::{Owner, Word};
+use crate::sync::{AtomicU64, Ordering};
+
+pub(crate) const FREE: u64 = 0;
+pub(crate) const CLAIMED: u64 = 1;
+pub(crate) const BODY: u64 = 2;
+pub(crate) const SLAB: u64 = 3;
+pub(crate) const RUN: u64 = 4;
+
+/// The unit's memory is there.
+const BACKED: u64 = 1 << 59;
+
+/// What a head says.
+pub(crate) const fn slab_word(class: usize, span: u32) -> Word {
+    Word::number(SLAB, (class as u64) << 32 | span as u64)
+}
+
+/// What a head says.
+pub(crate) const fn run_word(span: u32) -> Word {
+    Word::number(RUN, span as u64)
+}
+
+/// Units of the slab or run whose head this is.
+pub(crate) const fn span_of(head: Word) -> u64 {
+    head.value() & 0xffff_ffff
+}
+
+/// The class of the slab whose head this is.
+pub(crate) const fn class_of(head: Word) -> usize {
+    (head.value() >> 32) as usize
+}
+
+const fn backed(word: u64) -> u64 {
+    word & BACKED
+}
+
+/// Why no run was claimed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoUnits {
+    /// No such run is free.
+    Full,
+    /// The system can't back it.
+    NotBacked,
+}
+
+impl From<NotBacked> for NoUnits {
+    fn from(_: NotBacked) -> Self {
+        Self::NotBacked
+    }
+}
+
+/// Claims `span` contiguous units and backs them. The head stays `CLAIMED` until [`publish`].
+pub(crate) fn claim(arena: &Arena, me: Owner, span: u32) -> Result<u32, NoUnits> {
+    let units = arena.geometry().units;
+    if span == 0 || span > units {
+        return Err(NoUnits::Full);
+    }
+    let header = arena.header();
+    let start = header.unit_cursor.load(Ordering::Relaxed) % units;
+    // Two passes from a hint: the second also sees what lies before it. The frontier grows while looking.
+    let mut at = start;
+    let mut left = u64::from(units) + u64::from(span);
+    while left > 0 {
+        if at.checked_add(span).is_none_or(|end| end > units) {
+            left = left.saturating_sub(u64::from(units - at));
+            at = 0;
+            continue;
+        }
+        while header.unit_top.load(Ordering::Acquire) < at + span {
+            if arena.grow_units()?.is_none() {
+                break;
+            }
+        }
+        let taken = claim_at(arena, me, at, span);
+        if taken == span {
+            // A single unit is likely to be followed by another request of its kind; a hint, so a plain store will do.
+            header.unit_cursor.store(at + span, Ordering::Relaxed);
+            if let Err(error) = back(arena, at, span) {
+                release(arena, at);
+                return Err(error.into());
+            }
+            return Ok(at);
+        }
+        at += taken + 1;
+        left = left.saturating_sub(u64::from(taken) + 1);
+    }
+    Err(NoUnits::Full)
+}
+
+/// Tries the run at `at`; returns how many of its units were free in a row, having claimed all or none.
+fn claim_at(arena: &Arena, me: Owner, at: u32, span: u32) -> u32 {
+    for i in 0..span {
+        let wanted = if i == 0 { Word::of(CLAIMED, me) } else { Word::number(BODY, u64::from(at)) };
+        let claimed = arena.unit(at + i).is_some_and(|unit| {
+            let old = unit.load(Ordering::Relaxed);
+            Word(old).kind() == FREE
+                && unit.compare_exchange(old, wanted.0 | backed(old), Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        });
+        if !claimed {
+            if i > 0 {
+                release(arena, at);
+            }
+            return i;
+        }
+    }
+    span
+}
+
+/// Backs those units of a claimed run that are not, in as few calls as their pattern allows.
+fn back(arena: &Arena, head: u32, span: u32) -> Result<(), NotBacked> {
+    let mut i = 0;
+    while i < span {
+        let missing = |i| arena.unit(head + i).is_some_and(|u| backed(u.load(Ordering::Relaxed)) == 0);
+        let first = i;
+        while i < span && missing(i) {
+            i += 1;
+        }
+        if i > first {
+            arena.back_units(head + first, i - first)?;
+            for unit in first..i {
+                if let Some(unit) = arena.unit(head + unit) {
+                    // Ours since the claim: nobody else writes it.
+                    unit.store(unit.load(Ordering::Relaxed) | BACKED, Ordering::Relaxed);
+                }
+            }
+        }
+        i += 1;
+    }
+    Ok(())
+}
+
+/// Says what the claimed run at `head` has become. `SYNC(unit)`: Release, after the headers inside were written.
+pub(crate) fn publish(arena: &Arena, head: u32, what: Word) {
+    if let Some(unit) = arena.unit(head) {
+        unit.store(what.0 | backed(unit.load(Ordering::Relaxed)), Ordering::Release);
+    }
+}
+
+/// Takes the published run at `head` back into `me`'s hands, if it still is `what`: the first step of giving it back.
+pub(crate) fn take(arena: &Arena, me: Owner, head: u32, what: Word) -> bool {
+    arena.unit(head).is_some_and(|unit| {
+        let old = unit.load(Ordering::Acquire);
+        old & !BACKED == what.0
+            && unit
+                .compare_exchange(old, Word::of(CLAIMED, me).0 | backed(old), Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+    })
+}
+
+/// Frees the claimed run at `head`: its bodies from the last to the first, then the head. The caller holds the head, or
+/// holds the reaper's lock and has seen that its holder is dead.
+pub(crate) fn release(arena: &Arena, head: u32) {
+    let body = Word::number(BODY, u64::from(head)).0;
+    let mut end = head + 1;
+    while arena.unit(end).is_some_and(|u| u.load(Ordering::Acquire) & !BACKED == body) {
+        end += 1;
+    }
+    for unit in (head..end).rev() {
+        if let Some(unit) = arena.unit(unit) {
+            unit.store(backed(unit.load(Ordering::Relaxed)), Ordering::Release);
+        }
+    }
+    let header = arena.header();
+    if head < header.unit_cursor.load(Ordering::Relaxed) {
+        header.unit_cursor.store(head, Ordering::Relaxed);
+    }
+}
+
+/// The head of the run that `unit` belongs to, and what the head says; `None` for a free unit or a broken link.
+pub(crate) fn head_of(arena: &Arena, unit: u32) -> Option<(u32, Word)> {
+    let load = |unit| Some(Word(arena.unit(unit)?.load(Ordering::Acquire) & !BACKED));
+    let word = load(unit)?;
+    match word.kind() {
+        FREE => None,
+        BODY => {
+            let head = u32::try_from(word.value()).ok().filter(|head| *head < unit)?;
+            let what = load(head)?;
+            let covers = matches!(what.kind(), SLAB | RUN) && u64::from(unit - head) < span_of(what);
+            covers.then_some((head, what))
+        }
+        _ => Some((unit, word)),
+    }
+}
+
+/// Every head below the frontier with what it says, in address order; free units are left out.
+pub(crate) fn heads(arena: &Arena) -> impl Iterator<Item = (u32, Word)> + '_ {
+    let top = arena.header().unit_top.load(Ordering::Acquire);
+    (0..top).filter_map(|unit| {
+        let word = Word(arena.unit(unit)?.load(Ordering::Acquire) & !BACKED);
+        (!matches!(word.kind(), FREE | BODY)).then_some((unit, word))
+    })
+}
+
+/// How many units are free and how many have memory behind them, right now.
+pub(crate) fn count(arena: &Arena) -> (u64, u64) {
+    let top = arena.header().unit_top.load(Ordering::Acquire);
+    let words = (0..top).filter_map(|unit| arena.unit(unit)).map(|u| u.load(Ordering::Relaxed));
+    let (free, backed) = words.fold((0, 0), |(free, mem), word| {
+        (free + u64::from(Word(word).kind() == FREE), mem + u64::from(backed(word) != 0))
+    });
+    (free + u64::from(arena.geometry().units - top), backed)
+}
+
+/// Returns the memory of free units to the system; says how many units that were.
+pub(crate) fn trim(arena: &Arena, me: Owner) -> u64 {
+    let top = arena.header().unit_top.load(Ordering::Acquire);
+    let mut returned = 0;
+    let is_idle = |u: &AtomicU64| u.load(Ordering::Relaxed) == BACKED;
+    for at in 0..top {
+        if !arena.unit(at).is_some_and(is_idle) || claim_at(arena, me, at, 1) != 1 {
+            continue;
+        }
+        if let Some(unit) = arena.unit(at) {
+            // "Not backed" first: killed between the two, the memory is there and will merely be asked for again.
+            unit.store(Word::of(CLAIMED, me).0, Ordering::Release);
+            if arena.punch_units(at, 1) {
+                returned += 1;
+            } else {
+                unit.store(Word::of(CLAIMED, me).0 | BACKED, Ordering::Release);
+            }
+        }
+        release(arena, at);
+    }
+    returned
+}

@@ -1,0 +1,272 @@
+//! A thread's side of a buffer: its cache, its endpoints, and how a record that is dropped finds the cache.
+//!
+//! Promises: allocation and drop on the thread of an open context touch no lock and no count. Refuses: to outlive the
+//! last `ThreadContext`: then the cache is given back, every endpoint is detached, and what is left answers
+//! [`Inert::Closed`].
+//!
+//! A closed or forked context is told from a working one at no cost: its cache has nothing to pop and no room to push,
+//! and its endpoints have no slots, so every operation ends on its slow path, which asks [`Local::check`].
+//!
+//! # Invariants
+//! 1. `CURRENT` is null or points to a `Local` of this thread whose status is `Open`: it is set by its owner thread and
+//!    cleared before the status changes or the `Local` is freed.
+//! 2. While the status is `Open`, `hold` is there, so the segment is mapped.
+
+#![allow(unsafe_code)]
+
+use crate::attachment::{self, Attachment, Hold};
+use crate::error::{AllocError, BufferError};
+use crate::heap::cache::Cache;
+use crate::heap::{self, Block, reclaim};
+use crate::layout::{BLOCK_HEADER, CONTEXTS, Owner};
+use crate::{participant, recovery};
+use std::cell::{Cell, RefCell};
+use std::ptr::NonNull;
+use std::rc::{Rc, Weak};
+
+thread_local! {
+    /// The context last used on this thread. No destructor, so it can be asked at any time.
+    static CURRENT: Cell<*const Local> = const { Cell::new(std::ptr::null()) };
+    /// Every open context of this thread.
+    static CONTEXTS_HERE: RefCell<Vec<Weak<Local>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Why a handle no longer acts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Inert {
+    Closed,
+    Forked,
+}
+
+/// An endpoint, as its context sees it.
+pub(crate) trait Attached {
+    /// Leaves the channel.
+    fn detach(&self);
+    /// Forgets the channel without touching it.
+    fn abandon(&self);
+}
+
+/// See the module.
+pub(crate) struct Local {
+    cache: Cache,
+    attachment: NonNull<Attachment>,
+    context: Owner,
+    status: Cell<Result<(), Inert>>,
+    /// `ThreadContext` handles.
+    handles: Cell<usize>,
+    endpoints: RefCell<Vec<Weak<dyn Attached>>>,
+    hold: RefCell<Option<Hold>>,
+}
+
+impl std::fmt::Debug for Local {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Local").field("context", &self.context).field("status", &self.status).finish_non_exhaustive()
+    }
+}
+
+fn find(attachment: NonNull<Attachment>) -> Option<Rc<Local>> {
+    CONTEXTS_HERE
+        .try_with(|here| here.borrow().iter().filter_map(Weak::upgrade).find(|local| local.attachment == attachment))
+        .ok()
+        .flatten()
+        .filter(|local| local.status.get().is_ok())
+}
+
+/// This thread's context of the buffer, made if need be, with one more handle.
+pub(crate) fn enter(hold: &Hold) -> Result<Rc<Local>, BufferError> {
+    if hold.is_forked() {
+        return Err(BufferError::Forked);
+    }
+    let local = match find(hold.as_pointer()) {
+        Some(local) => local,
+        None => {
+            let open = || participant::open_context(hold.arena(), hold.me());
+            // A full table may be full of the dead.
+            let context = open()
+                .or_else(|| {
+                    recovery::reap(hold);
+                    open()
+                })
+                .ok_or(BufferError::TooManyContexts { limit: CONTEXTS })?;
+            let local = Rc::new(Local {
+                cache: Cache::new(*hold.arena(), hold.me(), context),
+                attachment: hold.as_pointer(),
+                context,
+                status: Cell::new(Ok(())),
+                handles: Cell::new(0),
+                endpoints: RefCell::default(),
+                hold: RefCell::new(Some(hold.clone())),
+            });
+            let _ = CONTEXTS_HERE.try_with(|here| {
+                let mut here = here.borrow_mut();
+                here.retain(|other| other.strong_count() > 0);
+                here.push(Rc::downgrade(&local));
+            });
+            local
+        }
+    };
+    local.handles.set(local.handles.get() + 1);
+    CURRENT.set(Rc::as_ptr(&local));
+    Ok(local)
+}
+
+/// Frees a block that a record held.
+///
+/// # Safety
+/// `attachment` is the record's, and the record exists until this call.
+#[inline(always)]
+pub(crate) unsafe fn free(attachment: NonNull<Attachment>, granule: u32, class: u8) {
+    // SAFETY: invariant 1.
+    match unsafe { CURRENT.get().as_ref() } {
+        Some(local) if local.attachment == attachment => heap::free(&local.cache, granule, class),
+        // SAFETY: by the caller.
+        _ => unsafe { free_elsewhere(attachment, granule, class) },
+    }
+}
+
+/// # Safety
+/// As [`free`].
+#[cold]
+#[inline(never)]
+unsafe fn free_elsewhere(attachment: NonNull<Attachment>, granule: u32, class: u8) {
+    match find(attachment) {
+        Some(local) => {
+            CURRENT.set(Rc::as_ptr(&local));
+            heap::free(&local.cache, granule, class);
+        }
+        // SAFETY: by the caller.
+        None => unsafe { attachment::free_homeless(attachment, granule, class) },
+    }
+}
+
+/// In a forked child: this thread's contexts are the parent's.
+pub(crate) fn abandon_all() {
+    CURRENT.set(std::ptr::null());
+    let _ = CONTEXTS_HERE.try_with(|here| {
+        // The only thread here, but the fork may have come from inside a borrow.
+        let Ok(mut here) = here.try_borrow_mut() else { return };
+        for local in here.drain(..).filter_map(|local| local.upgrade()) {
+            local.status.set(Err(Inert::Forked));
+            local.cache.forget();
+            for endpoint in local.endpoints.take() {
+                if let Some(endpoint) = endpoint.upgrade() {
+                    endpoint.abandon();
+                }
+            }
+        }
+    });
+}
+
+impl Local {
+    /// Whether the context works.
+    pub(crate) fn check(&self) -> Result<(), Inert> {
+        self.status.get()
+    }
+
+    pub(crate) fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    #[inline(always)]
+    pub(crate) fn attachment(&self) -> NonNull<Attachment> {
+        self.attachment
+    }
+
+    /// The attachment, held; `None` once the context is closed.
+    pub(crate) fn hold(&self) -> Option<Hold> {
+        self.status.get().ok()?;
+        self.hold.borrow().clone()
+    }
+
+    /// Remembers an endpoint, to detach it when the context closes.
+    pub(crate) fn register(&self, endpoint: Weak<dyn Attached>) {
+        let mut endpoints = self.endpoints.borrow_mut();
+        if endpoints.len() >= 16 && endpoints.len().is_power_of_two() {
+            endpoints.retain(|other| other.strong_count() > 0);
+        }
+        endpoints.push(endpoint);
+    }
+
+    /// One more `ThreadContext`.
+    pub(crate) fn add_handle(&self) {
+        self.handles.set(self.handles.get() + 1);
+    }
+
+    /// One `ThreadContext` less; the last one closes the context.
+    pub(crate) fn drop_handle(&self) {
+        self.handles.set(self.handles.get() - 1);
+        if self.handles.get() == 0 && self.status.get().is_ok() {
+            self.close();
+        }
+    }
+
+    fn close(&self) {
+        for endpoint in self.endpoints.take() {
+            if let Some(endpoint) = endpoint.upgrade() {
+                endpoint.detach();
+            }
+        }
+        self.cache.flush();
+        self.status.set(Err(Inert::Closed));
+        if std::ptr::eq(CURRENT.get(), self) {
+            CURRENT.set(std::ptr::null());
+        }
+        let hold = self.hold.take();
+        if let Some(hold) = hold {
+            participant::close_context(hold.arena(), self.context);
+        }
+    }
+
+    /// Gives every cached block back.
+    pub(crate) fn flush(&self) {
+        self.cache.flush();
+    }
+
+    /// Allocates a block with `bytes` behind its header.
+    #[inline(always)]
+    pub(crate) fn alloc(&self, bytes: u64) -> Result<Block, AllocError> {
+        match heap::alloc_cached(&self.cache, bytes) {
+            Some(block) => Ok(block),
+            None => self.alloc_slow(bytes),
+        }
+    }
+
+    /// The ladder: each rung makes room for the next try.
+    #[cold]
+    #[inline(never)]
+    fn alloc_slow(&self, bytes: u64) -> Result<Block, AllocError> {
+        self.check().map_err(|inert| match inert {
+            Inert::Forked => AllocError::Forked,
+            Inert::Closed => AllocError::ContextClosed,
+        })?;
+        let hold = self.hold().ok_or(AllocError::ContextClosed)?;
+        let attempt = || heap::alloc(&self.cache, bytes).ok();
+        if let Some(block) = attempt() {
+            return Ok(block);
+        }
+        recovery::reap(&hold);
+        if let Some(block) = attempt() {
+            return Ok(block);
+        }
+        self.cache.flush();
+        // Under the control lock, one at a time: two who hold half of a class each would both find no empty slab.
+        if let Ok(_control) = hold.control() {
+            recovery::collect_loose(&hold, &self.cache);
+            reclaim::empty_slabs(&self.cache);
+            if let Some(block) = attempt() {
+                return Ok(block);
+            }
+        }
+        heap::alloc_larger(&self.cache, bytes).ok_or_else(|| AllocError::OutOfMemory {
+            asked: bytes.saturating_add(BLOCK_HEADER),
+            free: heap::free_bytes(hold.arena()),
+        })
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        // Every handle is gone, so it is closed or forked; a forked one keeps its hold, whose drop does nothing.
+        debug_assert!(self.status.get().is_err());
+    }
+}

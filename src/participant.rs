@@ -1,0 +1,122 @@
+//! Participants: which processes are attached, and which of them are alive.
+//!
+//! # Ownership
+//! A process slot is its process's from `word = ALIVE(me)` until the process sets it to 0, or a reaper does after
+//! everything else of a dead one is done. A context slot is its process's from the CAS of `owner` until it stores 0.
+//!
+//! # If a process dies
+//! The kernel drops its lease (an open-file-description lock on byte `LEASE_BYTES + slot`). A slot that says `ALIVE` while
+//! nobody holds its byte is a dead process's. Killed between taking the lease and `ALIVE`: a free slot. The epoch, counted
+//! up before `ALIVE`, keeps a slot's next user apart from what the last one left.
+
+use crate::arena::Arena;
+use crate::layout::{CONTEXTS, HELD_BY, Owner, PROCESSES, Word, process};
+use crate::segment::{LEASE_BYTES, Segment};
+use crate::sync::Ordering;
+use crate::sys::lease;
+
+/// Takes a process slot and its lease. The caller holds the control lock.
+pub(crate) fn join(segment: &Segment) -> Option<Owner> {
+    (0..PROCESSES).find_map(|index| {
+        let slot = segment.arena().process(index)?;
+        if slot.word.load(Ordering::Acquire) != 0 {
+            return None;
+        }
+        // A free slot whose byte is held: a child that somebody forked without our hooks still has its parent's lease.
+        if !lease::try_take(segment.file(), LEASE_BYTES + u64::from(index)).unwrap_or(false) {
+            return None;
+        }
+        let me = Owner::new(index, slot.epoch.load(Ordering::Relaxed) + 1);
+        slot.epoch.store(me.epoch(), Ordering::Relaxed);
+        slot.pid.store(std::process::id(), Ordering::Relaxed);
+        slot.word.store(Word::of(process::ALIVE, me).0, Ordering::Release);
+        Some(me)
+    })
+}
+
+/// Gives the slot back; everything else of the process is already given back.
+pub(crate) fn leave(segment: &Segment, me: Owner) {
+    if let Some(slot) = segment.arena().process(me.index()) {
+        slot.word.store(0, Ordering::Release);
+    }
+    lease::release(segment.file(), LEASE_BYTES + u64::from(me.index()));
+}
+
+/// Frees a dead process's slot, as the last step of reaping it.
+pub(crate) fn bury(arena: &Arena, dead: Owner) {
+    if let Some(slot) = arena.process(dead.index()) {
+        let word = Word::of(process::ALIVE, dead).0;
+        let _ = slot.word.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Relaxed);
+    }
+}
+
+/// Everyone whose slot says `ALIVE`.
+pub(crate) fn registered(arena: &Arena) -> impl Iterator<Item = Owner> + '_ {
+    (0..PROCESSES).filter_map(|index| {
+        let word = Word(arena.process(index)?.word.load(Ordering::Acquire));
+        (word.kind() == process::ALIVE && word.owner().index() == index).then_some(word.owner())
+    })
+}
+
+/// Whether the lease of `who`'s slot is held: true in doubt.
+fn holds_lease(segment: &Segment, me: Owner, who: Owner) -> bool {
+    who == me || lease::held_elsewhere(segment.file(), LEASE_BYTES + u64::from(who.index()))
+}
+
+/// Whether `who` may still act. False is final.
+pub(crate) fn is_alive(segment: &Segment, me: Owner, who: Owner) -> bool {
+    let slot = segment.arena().process(who.index());
+    let registered = slot.is_some_and(|s| s.word.load(Ordering::Acquire) == Word::of(process::ALIVE, who).0);
+    registered && holds_lease(segment, me, who)
+}
+
+/// Those who died attached.
+pub(crate) fn dead(segment: &Segment, me: Owner) -> Vec<Owner> {
+    let still = |who: Owner| registered(segment.arena()).any(|r| r == who);
+    // One that leaves clears its slot before its lease: still registered after its lease was seen free, it is dead.
+    registered(segment.arena()).filter(|who| !holds_lease(segment, me, *who) && still(*who)).collect()
+}
+
+/// Whether any process but `me` is attached and alive.
+pub(crate) fn has_company(segment: &Segment, me: Owner) -> bool {
+    registered(segment.arena()).any(|who| who != me && holds_lease(segment, me, who))
+}
+
+/// Process id of `who`, for people.
+pub(crate) fn pid(arena: &Arena, who: Owner) -> u32 {
+    arena.process(who.index()).map_or(0, |slot| slot.pid.load(Ordering::Relaxed))
+}
+
+/// Takes a context slot for a thread of `me`.
+pub(crate) fn open_context(arena: &Arena, me: Owner) -> Option<Owner> {
+    let taken = Word::of(HELD_BY, me).0;
+    (0..CONTEXTS).find_map(|index| {
+        let slot = arena.context(index)?;
+        let free = slot.owner.load(Ordering::Relaxed) == 0;
+        if !free || slot.owner.compare_exchange(0, taken, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return None;
+        }
+        let epoch = slot.epoch.load(Ordering::Relaxed) + 1;
+        slot.epoch.store(epoch, Ordering::Relaxed);
+        slot.thread.store(thread_id(), Ordering::Relaxed);
+        Some(Owner::new(index, epoch))
+    })
+}
+
+/// Gives a context slot back; no magazine names it any more.
+pub(crate) fn close_context(arena: &Arena, context: Owner) {
+    if let Some(slot) = arena.context(context.index()) {
+        slot.owner.store(0, Ordering::Release);
+    }
+}
+
+/// The process that the context slot `index` belongs to.
+pub(crate) fn context_owner(arena: &Arena, index: u32) -> Option<Owner> {
+    let word = Word(arena.context(index)?.owner.load(Ordering::Acquire));
+    (word.kind() == HELD_BY).then_some(word.owner())
+}
+
+/// The kernel's id of this thread, for people.
+pub(crate) fn thread_id() -> u32 {
+    rustix::thread::gettid().as_raw_pid().unsigned_abs()
+}

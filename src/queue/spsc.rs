@@ -1,0 +1,214 @@
+//! One producer, one consumer, a ring of slots that say by themselves whether they are new.
+//!
+//! Promises: no read-modify-write, fence or system call in a push or pop that finds room or a record; what moves between the
+//! two cores is the slots' lines, and the head's once per ring. A side whose channel is gone has no slots, which looks
+//! full, or empty.
+//!
+//! # Layout
+//! Position `p` uses slot `p mod capacity`, in lap `p / capacity`.
+//! ```text
+//! slot: 63        32 31            0
+//!       [ lap + 1   ][ granule      ]     0: never used (no block starts at granule 0)
+//! ```
+//! `head` counts what was received. There is no shared tail: a record is queued if its slot carries the lap of its
+//! position. A new producer finds its position by walking from the head ([`window`]).
+//!
+//! # Ownership
+//! Slots: written by the producer only, one per record, when `position - head < capacity`. `head`: by the consumer only.
+//! A queued block is the sender's by its header, and the channel's by its place in the window; the consumer takes it by
+//! writing its name into the header and then moving the head.
+//!
+//! # Orderings
+//! - `SYNC(publish)`: slot store Release, slot load Acquire: the payload, and the header's meta word.
+//! - `SYNC(take)`: state store, then head store Release; the producer's head load Acquire: it may reuse the slot, and whoever
+//!   sees the head beyond a record sees the record's new owner.
+//! - `SYNC(wake)`: publish, then load the flags; the other side sets a flag, then looks at the slot (or head). The only
+//!   store-load pair: `sys::barrier` on the sleeper's side, a compiler fence on this one (a full one if the channel is
+//!   `FENCED`).
+//!
+//! # If a process dies
+//! | after | what is left | repaired by |
+//! |---|---|---|
+//! | push: before the slot store | the sender's, not in the window | the header scan: it was never sent |
+//! | push: the slot store | in the window | nothing: it is delivered; the wake is made up for by the bounded sleep |
+//! | pop: the state store | the receiver's, in the window | the window pass: queued again, the next consumer gets it |
+//! | pop: the head store | the receiver's, outside | the header scan: it counts as received |
+
+use crate::arena::Arena;
+use crate::heap::block;
+use crate::layout::{Owner, SpscHeader};
+use crate::sync::{AtomicU64, Ordering, compiler_fence, fence};
+use crate::wait::flags;
+use std::cell::Cell;
+
+/// A ring in a segment.
+#[derive(Clone, Copy)]
+pub(crate) struct Ring {
+    pub(crate) header: &'static SpscHeader,
+    pub(crate) slots: &'static [AtomicU64],
+}
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ring").field("slots", &self.slots.len()).finish_non_exhaustive()
+    }
+}
+
+struct Nowhere(SpscHeader);
+// SAFETY: atomics throughout.
+#[allow(unsafe_code)]
+unsafe impl Sync for Nowhere {}
+// SAFETY: all zeroes is a valid header (`Shared`).
+#[allow(unsafe_code)]
+static NOWHERE: Nowhere = Nowhere(unsafe { std::mem::zeroed() });
+
+impl Ring {
+    /// No channel: full and empty at once.
+    pub(crate) const NONE: Self = Self { header: &NOWHERE.0, slots: &[] };
+
+    #[inline(always)]
+    fn slot(&self, position: u64) -> Option<&'static AtomicU64> {
+        let len = self.slots.len() as u64;
+        // A power of two; with no slots the mask is all ones and the index is out of range.
+        self.slots.get((position & len.wrapping_sub(1)) as usize)
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation)] // laps are compared modulo 2^32
+    fn lap(&self, position: u64) -> u32 {
+        (position >> self.slots.len().trailing_zeros().min(63)) as u32
+    }
+
+    #[inline(always)]
+    fn word(&self, position: u64, granule: u32) -> u64 {
+        u64::from(self.lap(position).wrapping_add(1)) << 32 | u64::from(granule)
+    }
+
+    /// The granule queued at `position`, if one is.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation)] // the two halves of a word
+    fn queued(&self, position: u64) -> Option<u32> {
+        // SYNC(publish)
+        let word = self.slot(position)?.load(Ordering::Acquire);
+        ((word >> 32) as u32 == self.lap(position).wrapping_add(1) && word as u32 != 0).then_some(word as u32)
+    }
+
+    pub(crate) fn head(&self) -> u64 {
+        self.header.head.load(Ordering::Acquire)
+    }
+}
+
+/// The records queued now: position and granule, from the head on. For those who are not the consumer: it may take from the
+/// front meanwhile.
+pub(crate) fn window(ring: Ring) -> impl Iterator<Item = (u64, u32)> {
+    let head = ring.head();
+    (head..head.saturating_add(ring.slots.len() as u64)).map_while(move |p| Some((p, ring.queued(p)?)))
+}
+
+/// One end of the queue: where it stands, and (the producer's) how far it knows the consumer to be.
+#[derive(Debug)]
+pub(crate) struct End {
+    ring: Cell<Ring>,
+    position: Cell<u64>,
+    head_seen: Cell<u64>,
+}
+
+/// Why nothing was pushed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum NotPushed {
+    Full,
+    /// The consumer has left.
+    Gone,
+}
+
+impl End {
+    /// The end that pushes: behind the last record queued.
+    pub(crate) fn producer(ring: Ring) -> Self {
+        let position = window(ring).last().map_or_else(|| ring.head(), |(p, _)| p + 1);
+        Self { ring: Cell::new(ring), position: Cell::new(position), head_seen: Cell::new(ring.head()) }
+    }
+
+    /// The end that takes: at the head.
+    pub(crate) fn consumer(ring: Ring) -> Self {
+        Self { ring: Cell::new(ring), position: Cell::new(ring.head()), head_seen: Cell::new(0) }
+    }
+
+    pub(crate) fn ring(&self) -> Ring {
+        self.ring.get()
+    }
+
+    /// Forgets the ring: nothing can be pushed or taken any more.
+    pub(crate) fn abandon(&self) {
+        self.ring.set(Ring::NONE);
+    }
+
+    /// Queues the block at `granule`, which this process owns. True if the consumer sleeps and must be woken.
+    #[inline(always)]
+    pub(crate) fn push(&self, granule: u32) -> Result<bool, NotPushed> {
+        let ring = self.ring.get();
+        let position = self.position.get();
+        if position.wrapping_sub(self.head_seen.get()) >= ring.slots.len() as u64 {
+            self.look(ring)?;
+        }
+        let Some(slot) = ring.slot(position) else { return Err(NotPushed::Full) };
+        let before = ring.header.to_producer.load(Ordering::Relaxed);
+        if before & flags::GONE != 0 {
+            return Err(NotPushed::Gone);
+        }
+        // SYNC(publish)
+        slot.store(ring.word(position, granule), Ordering::Release);
+        self.position.set(position + 1);
+        // SYNC(wake)
+        if before & flags::FENCED != 0 {
+            fence(Ordering::SeqCst);
+        } else {
+            compiler_fence(Ordering::SeqCst);
+        }
+        Ok(ring.header.to_producer.load(Ordering::Relaxed) & flags::ASLEEP != 0)
+    }
+
+    /// Looks how far the consumer is.
+    #[cold]
+    #[inline(never)]
+    fn look(&self, ring: Ring) -> Result<(), NotPushed> {
+        // SYNC(take)
+        let head = ring.head();
+        let ahead = self.position.get().wrapping_sub(head);
+        if ahead < ring.slots.len() as u64 {
+            self.head_seen.set(head);
+            Ok(())
+        } else if ring.header.to_producer.load(Ordering::Relaxed) & flags::GONE != 0 {
+            Err(NotPushed::Gone)
+        } else {
+            Err(NotPushed::Full)
+        }
+    }
+
+    /// The granule at the head, if a record is queued.
+    #[inline(always)]
+    pub(crate) fn peek(&self) -> Option<u32> {
+        self.ring.get().queued(self.position.get())
+    }
+
+    /// Takes what [`peek`](Self::peek) showed for the process `me`; skips it if it is no block. True if the producer sleeps and
+    /// must be woken.
+    #[inline(always)]
+    pub(crate) fn take(&self, arena: &Arena, me: Owner, granule: u32) -> bool {
+        let header = self.ring.get().header;
+        let position = self.position.get() + 1;
+        if let Some(block) = arena.block(granule) {
+            // SYNC(take)
+            block.state.store(block::owned(me).0, Ordering::Relaxed);
+        }
+        header.head.store(position, Ordering::Release);
+        self.position.set(position);
+        // SYNC(wake)
+        let flags = header.to_consumer.load(Ordering::Relaxed);
+        if flags == 0 {
+            compiler_fence(Ordering::SeqCst);
+        } else {
+            fence(Ordering::SeqCst);
+        }
+        header.to_consumer.load(Ordering::Relaxed) & flags::ASLEEP != 0
+    }
+}

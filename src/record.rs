@@ -1,0 +1,318 @@
+//! Records: blocks of the heap in this process's hands, as Rust values.
+//!
+//! # Invariants
+//! 1. A record's block is `OWNED` by this process and named by no other record: made by an allocation, by receiving, or by
+//!    giving back a failed send. So its payload is this record's alone, as long as every participant keeps the protocol.
+//! 2. `payload` is aligned for `T`, lies inside the block, and the block inside the mapping; the attachment keeps the mapping
+//!    while the record exists (see `attachment`).
+//! 3. `T` is plain data (`Pod`): every byte pattern is a valid value, so whatever a peer wrote there is one.
+
+#![allow(unsafe_code)]
+
+use crate::arena::Arena;
+use crate::attachment::Attachment;
+use crate::error::AllocError;
+use crate::heap::block::{self, MAX_COUNT, Meta};
+use crate::heap::class;
+use crate::local::{self, Local};
+use crate::sync::Ordering;
+use bytemuck::Pod;
+use std::mem::ManuallyDrop;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::{fmt, mem};
+
+mod sealed {
+    pub trait Sealed {}
+    impl<T: bytemuck::Pod> Sealed for T {}
+    impl<T: bytemuck::Pod> Sealed for [T] {}
+}
+
+/// What a record can hold and a channel can carry: any plain-data type (`bytemuck::Pod`), or a slice of one.
+///
+/// Sealed: derive [`bytemuck::Pod`] for a type, and both forms work.
+pub trait Payload: sealed::Sealed {
+    /// The type itself, or what it is a slice of.
+    type Element: Pod;
+    #[doc(hidden)]
+    const SLICE: bool;
+    #[doc(hidden)]
+    fn from_raw(payload: NonNull<u8>, count: usize) -> NonNull<Self>;
+}
+
+impl<T: Pod> Payload for T {
+    type Element = T;
+    const SLICE: bool = false;
+
+    fn from_raw(payload: NonNull<u8>, _count: usize) -> NonNull<Self> {
+        payload.cast()
+    }
+}
+
+impl<T: Pod> Payload for [T] {
+    type Element = T;
+    const SLICE: bool = true;
+
+    fn from_raw(payload: NonNull<u8>, count: usize) -> NonNull<Self> {
+        NonNull::slice_from_raw_parts(payload.cast(), count)
+    }
+}
+
+const MAX_ALIGN: usize = 4096;
+
+/// One block of a buffer's heap, owned by this process: reads and writes like a `Box<T>`, goes to another process with
+/// [`Channel::send`](crate::Channel::send) without being copied, and is freed when dropped.
+///
+/// It may be dropped, and moved, in any thread of the process. Nobody else reads or writes it as long as it exists:
+/// sending gives it up, receiving takes it over. Its address may differ from process to process; its contents are plain data,
+/// so nothing in it can dangle.
+///
+/// If its process is killed, the record is freed by the next one that reaps. In a child made by `fork` after it was
+/// allocated, it is a private copy: reading works, writing reaches nobody, dropping does nothing.
+///
+/// ```
+/// # let name = format!("doc-record-{}", std::process::id());
+/// let buffer = ipc_buffer::Buffer::open(&name)?;
+/// let ctx = buffer.context()?;
+/// let mut record = ctx.record(41_u64)?;
+/// *record += 1;
+/// assert_eq!(*record, 42);
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
+pub struct Record<T: ?Sized + Payload> {
+    payload: NonNull<T>,
+    attachment: NonNull<Attachment>,
+    granule: u32,
+    class: u8,
+}
+
+// SAFETY: a record is the only access to its payload (invariant 1), like a box; its drop works in any thread.
+unsafe impl<T: ?Sized + Payload + Send> Send for Record<T> {}
+// SAFETY: sharing a record shares `&T` and nothing else.
+unsafe impl<T: ?Sized + Payload + Sync> Sync for Record<T> {}
+
+impl<T: ?Sized + Payload> Drop for Record<T> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: the attachment is this record's, which exists until this call and never again (invariant 2).
+        unsafe { local::free(self.attachment, self.granule, self.class) };
+    }
+}
+
+impl<T: ?Sized + Payload> Deref for Record<T> {
+    type Target = T;
+
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        // SAFETY: invariants 1 to 3.
+        unsafe { self.payload.as_ref() }
+    }
+}
+
+impl<T: ?Sized + Payload> DerefMut for Record<T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: invariants 1 to 3, and the record itself is borrowed mutably.
+        unsafe { self.payload.as_mut() }
+    }
+}
+
+impl<T: ?Sized + Payload + fmt::Debug> fmt::Debug for Record<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
+
+impl<T: ?Sized + Payload + PartialEq> PartialEq for Record<T> {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl<T: ?Sized + Payload> AsRef<T> for Record<T> {
+    fn as_ref(&self) -> &T {
+        self
+    }
+}
+
+impl<T: ?Sized + Payload> AsMut<T> for Record<T> {
+    fn as_mut(&mut self) -> &mut T {
+        self
+    }
+}
+
+impl<T: ?Sized + Payload> Record<T> {
+    /// Bytes the block has room for from the payload's start on: at least the payload's size, fixed at allocation.
+    pub fn capacity_bytes(&self) -> usize {
+        // SAFETY: invariant 2: the attachment is there as long as the record.
+        let arena = unsafe { self.attachment.as_ref() }.arena();
+        let bytes = block::bytes(arena, self.granule, self.class).unwrap_or(0);
+        let offset = arena.block(self.granule).map_or(0, |b| Meta::unpack(b.meta.load(Ordering::Relaxed)).offset);
+        usize::try_from(bytes.saturating_sub(u64::from(offset))).unwrap_or(usize::MAX)
+    }
+
+    pub(crate) fn attachment(&self) -> NonNull<Attachment> {
+        self.attachment
+    }
+
+    /// The block; the record is gone without being freed.
+    pub(crate) fn into_granule(self) -> u32 {
+        ManuallyDrop::new(self).granule
+    }
+
+    pub(crate) fn granule(&self) -> u32 {
+        self.granule
+    }
+
+    /// The record in the block at `granule`, if its header and its place say it is one of this type.
+    ///
+    /// # Safety
+    /// The block is `OWNED` by this process and no record names it; `attachment` is this process's and `arena` its arena.
+    #[inline(always)]
+    pub(crate) unsafe fn from_block(attachment: NonNull<Attachment>, arena: &Arena, granule: u32) -> Option<Self> {
+        let meta = Meta::unpack(arena.block(granule)?.meta.load(Ordering::Relaxed));
+        // Bounds, class and alignment: the header is shared memory, and a foreign hand may have written it.
+        let count = usize::try_from(meta.count).ok()?;
+        let size = (size_of::<T::Element>() as u64).checked_mul(meta.count)?;
+        let aligned = (u64::from(granule) * crate::layout::GRANULE + u64::from(meta.offset))
+            .is_multiple_of(align_of::<T::Element>() as u64);
+        let fits = u64::from(meta.offset) >= crate::layout::BLOCK_HEADER
+            && size.checked_add(u64::from(meta.offset))? <= block::bytes(arena, granule, meta.class)?
+            && block::is_at(arena, granule, meta.class);
+        if !(aligned && fits && (T::SLICE || count == 1)) {
+            return None;
+        }
+        let payload = arena.payload(granule, u64::from(meta.offset));
+        Some(Self { payload: T::from_raw(payload, count), attachment, granule, class: meta.class })
+    }
+}
+
+impl<T: Pod> Record<[T]> {
+    /// Shortens the slice to its first `len` elements; longer lengths change nothing. The block keeps its size.
+    ///
+    /// ```
+    /// # let name = format!("doc-truncate-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let mut bytes = ctx.slice_from(b"abcdef")?;
+    /// bytes.truncate(3);
+    /// assert_eq!(&*bytes, b"abc");
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    pub fn truncate(&mut self, len: usize) {
+        if len >= self.payload.len() {
+            return;
+        }
+        // SAFETY: invariant 2: the attachment is there as long as the record.
+        let arena = unsafe { self.attachment.as_ref() }.arena();
+        if let Some(block) = arena.block(self.granule) {
+            let meta = Meta::unpack(block.meta.load(Ordering::Relaxed));
+            block.meta.store(Meta { count: len as u64, ..meta }.pack(), Ordering::Relaxed);
+            self.payload = NonNull::slice_from_raw_parts(self.payload.cast(), len);
+        }
+    }
+}
+
+/// A record whose contents are not yet chosen: what it holds is whatever lay there before, possibly another record's bytes.
+///
+/// Dropping it early frees the block.
+pub struct RecordUninit<T: ?Sized + Payload>(Record<T>);
+
+impl<T: ?Sized + Payload> fmt::Debug for RecordUninit<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RecordUninit").finish_non_exhaustive()
+    }
+}
+
+impl<T: Pod> RecordUninit<T> {
+    /// Writes the value.
+    #[inline(always)]
+    pub fn write(mut self, value: T) -> Record<T> {
+        *self.0 = value;
+        self.0
+    }
+}
+
+impl<T: Pod> RecordUninit<[T]> {
+    /// Copies `from` into the slice, element by element.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn copy_from_slice(mut self, from: &[T]) -> Record<[T]> {
+        self.0.copy_from_slice(from);
+        self.0
+    }
+
+    /// Sets element `i` to `element(i)`, for each.
+    pub fn fill_with(mut self, mut element: impl FnMut(usize) -> T) -> Record<[T]> {
+        for (i, slot) in self.0.iter_mut().enumerate() {
+            *slot = element(i);
+        }
+        self.0
+    }
+}
+
+impl<T: ?Sized + Payload> RecordUninit<T> {
+    /// Takes the contents as they are. Safe, because every byte pattern is a value of plain data; which one is unspecified.
+    pub fn assume_init(self) -> Record<T> {
+        self.0
+    }
+
+    /// Where the contents go, for reading from a file or socket straight into the record.
+    pub fn as_mut(&mut self) -> &mut T {
+        &mut self.0
+    }
+}
+
+/// Allocates a record of `count` elements.
+#[inline(always)]
+pub(crate) fn alloc<T: ?Sized + Payload>(local: &Local, count: usize) -> Result<RecordUninit<T>, AllocError> {
+    let element = size_of::<T::Element>();
+    let align = const { mem::align_of::<T::Element>() };
+    if align > MAX_ALIGN {
+        return Err(AllocError::Alignment { align });
+    }
+    let need = (count as u64 <= MAX_COUNT)
+        .then(|| (count as u64).checked_mul(element as u64))
+        .flatten()
+        .and_then(|bytes| block::need(bytes, align as u64))
+        .filter(|bytes| *bytes <= crate::layout::MAX_CAPACITY);
+    let Some(bytes) = need else { return Err(AllocError::LengthOverflow { count, element }) };
+    let block = local.alloc(bytes)?;
+    let arena = local.cache().arena();
+    let offset = block::payload_offset(block.granule, align as u64);
+    if let Some(header) = arena.block(block.granule) {
+        let meta = Meta { class: block.class, offset, count: count as u64 };
+        header.meta.store(meta.pack(), Ordering::Relaxed);
+    }
+    let payload = arena.payload(block.granule, u64::from(offset));
+    Ok(RecordUninit(Record {
+        payload: T::from_raw(payload, count),
+        attachment: local.attachment(),
+        granule: block.granule,
+        class: block.class,
+    }))
+}
+
+const _: () = {
+    assert!(class::RUN == u8::MAX);
+    assert!(size_of::<Record<u64>>() == 24);
+};
+
+#[cfg(doctest)]
+/// Records go to other threads, contexts and endpoints don't.
+///
+/// ```
+/// fn is_send<T: Send + Sync>() {}
+/// is_send::<ipc_buffer::Record<u64>>();
+/// is_send::<ipc_buffer::Buffer>();
+/// ```
+/// ```compile_fail,E0277
+/// fn is_send<T: Send>() {}
+/// is_send::<ipc_buffer::ThreadContext>();
+/// ```
+/// ```compile_fail,E0277
+/// fn is_send<T: Send>() {}
+/// is_send::<ipc_buffer::Channel<u64, ipc_buffer::Producer>>();
+/// ```
+struct SendClaims;

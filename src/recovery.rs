@@ -1,0 +1,197 @@
+//! Reaping: giving back what dead processes held.
+//!
+//! Promises: what a dead process owned is free again, what it had sent stays queued, and its roles are vacant, whenever it
+//! died, and whenever any earlier reaper died. Live traffic goes on meanwhile: nothing here takes a lock that sending,
+//! receiving, allocating or freeing takes. Refuses: to judge by time, or by process ids.
+//!
+//! # The passes
+//! One reaper at a time among processes (a lease byte) and threads (the service cache). For all victims together:
+//! 1. **Magazines** of their contexts: every entry names a free block, whatever its state says; states are set FREE,
+//!    entries of units that are no slab are dropped, the magazine goes to its depot. Then the context slots.
+//! 2. **Channels**, under the control lock: entries half made or half removed are removed; where a victim has a role, what
+//!    it owns inside the window becomes `QUEUED`; then the role is vacated and the peer woken.
+//! 3. **Headers**: what still says `OWNED(victim)` is taken over by CAS and freed.
+//! 4. **Units** claimed by a victim are released.
+//! 5. **Hints** are rebuilt; last, the process slots are freed.
+//!
+//! The window pass comes before the header scan because a queued record's header still names its sender; it may come at
+//! all only because the victim is dead, so that nothing of its can enter a window behind our back. A consumer that takes
+//! a record meanwhile stores its own name over ours, or before it: both are right.
+//!
+//! # If a process dies
+//! The victim's slot is freed last, so the next reaper finds it again and repeats every pass; each step is a CAS from
+//! what the victim left, or a store that may be repeated. What the dead reaper had taken over names the reaper, which is a
+//! victim itself by then.
+
+use crate::arena::Arena;
+use crate::attachment::Attachment;
+use crate::directory;
+use crate::heap::cache::Cache;
+use crate::heap::{self, block, class, depot, reclaim, unit};
+use crate::layout::{BlockHeader, CONTEXTS, Owner, Word};
+use crate::participant;
+use crate::segment::REAP_BYTE;
+use crate::sync::Ordering;
+use crate::sys::lease;
+
+/// What reaping gave back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reaped {
+    /// Dead processes.
+    pub processes: usize,
+    /// Records (and half-made channels' storage) they held.
+    pub records: u64,
+    /// Blocks in their caches.
+    pub cached_blocks: u64,
+    /// Roles they had in channels.
+    pub endpoints: usize,
+}
+
+/// Reaps every dead process of this buffer. Does nothing if nobody is dead, or if another process is at it.
+pub(crate) fn reap(attachment: &Attachment) -> Reaped {
+    let segment = attachment.segment();
+    if attachment.is_forked() || participant::dead(segment, attachment.me()).is_empty() {
+        return Reaped::default();
+    }
+    // The victims' context slots may be all there are: return magazines before asking for a cache of our own.
+    let mut reaped = Reaped::default();
+    if !lease::try_take(segment.file(), REAP_BYTE).unwrap_or(false) {
+        return reaped;
+    }
+    // Judged again under the lock: the last reaper may just have finished.
+    let victims = participant::dead(segment, attachment.me());
+    if !victims.is_empty() {
+        reaped.cached_blocks = return_magazines(attachment.arena(), attachment.me(), &victims);
+        let finished = attachment.with_service(|cache| {
+            let Ok(control) = attachment.control() else { return false };
+            reaped.endpoints = directory::vacate(&control, cache, attachment.arena(), &victims);
+            drop(control);
+            reaped.records = free_owned(cache, &victims);
+            release_units(cache.arena(), &victims);
+            true
+        });
+        if finished == Ok(true) {
+            depot::rebuild(attachment.arena());
+            for victim in &victims {
+                participant::bury(attachment.arena(), *victim);
+            }
+            reaped.processes = victims.len();
+        }
+    }
+    lease::release(segment.file(), REAP_BYTE);
+    reaped
+}
+
+/// Pass 1.
+fn return_magazines(arena: &Arena, me: Owner, victims: &[Owner]) -> u64 {
+    let is_victims = |index: u32| participant::context_owner(arena, index).is_some_and(|who| victims.contains(&who));
+    let contexts: Vec<u32> = (0..CONTEXTS).filter(|index| is_victims(*index)).collect();
+    let mut blocks = 0;
+    for index in 0..arena.header().magazine_top.load(Ordering::Acquire) {
+        let Some(magazine) = arena.magazine(index) else { break };
+        let holder = Word(magazine.holder.load(Ordering::Acquire));
+        if holder.kind() != depot::HELD || contexts.binary_search(&holder.owner().index()).is_err() {
+            continue;
+        }
+        // Nobody writes it: its holder is dead, and we are the only reaper.
+        let n = magazine.n.load(Ordering::Relaxed);
+        if n as usize > magazine.entries.len() {
+            magazine.n.store(0, Ordering::Release);
+        }
+        let class = reclaim::entries(magazine).find_map(|granule| {
+            let (_, what) = arena.block(granule).and_then(|_| unit::head_of(arena, arena.unit_of(granule)))?;
+            (what.kind() == unit::SLAB).then(|| unit::class_of(what)).filter(|class| *class < class::COUNT)
+        });
+        let Some(class) = class else {
+            // Nothing in it that is a block.
+            magazine.n.store(0, Ordering::Release);
+            depot::put(arena, index, magazine, 0);
+            continue;
+        };
+        // Entries of a slab that died while it was being given back are dropped; the rest is free, whatever it says.
+        reclaim::drop_entries(arena, me, magazine, |granule| reclaim::slab_of(arena, granule, class).is_none());
+        for block in reclaim::entries(magazine).filter_map(|granule| arena.block(granule)) {
+            block.state.store(Word::ZERO.0, Ordering::Release);
+        }
+        blocks += u64::from(magazine.n.load(Ordering::Relaxed));
+        depot::put(arena, index, magazine, class);
+    }
+    for index in contexts {
+        if let Some(slot) = arena.context(index) {
+            slot.owner.store(0, Ordering::Release);
+        }
+    }
+    blocks
+}
+
+/// Pass 3, and what no magazine had room for.
+fn free_owned(cache: &Cache, victims: &[Owner]) -> u64 {
+    let mut records = 0;
+    for_each_block(cache.arena(), |at| {
+        let state = Word(at.header.state.load(Ordering::Acquire));
+        let is_victims = state.kind() == block::state::OWNED && victims.contains(&state.owner());
+        let is_loose = state.kind() == block::state::LOOSE;
+        // A slab or run that was given back since we read its head has somebody's payload where its headers were: look
+        // at the head again. A block that really is a victim's keeps its slab or run in place.
+        if (is_victims || is_loose)
+            && at.is_current(cache.arena())
+            && block::change(at.header, state, block::owned(cache.me()))
+        {
+            heap::free(cache, at.granule, at.class);
+            records += u64::from(is_victims);
+        }
+    });
+    records
+}
+
+/// Frees blocks that no magazine had room for.
+pub(crate) fn collect_loose(attachment: &Attachment, cache: &Cache) {
+    debug_assert_eq!(attachment.me(), cache.me());
+    free_owned(cache, &[]);
+}
+
+/// Pass 4.
+fn release_units(arena: &Arena, victims: &[Owner]) {
+    for (head, what) in unit::heads(arena) {
+        if what.kind() == unit::CLAIMED && victims.contains(&what.owner()) {
+            unit::release(arena, head);
+        }
+    }
+}
+
+/// A block met on a walk through the heap.
+pub(crate) struct At<'a> {
+    pub(crate) granule: u32,
+    pub(crate) class: u8,
+    pub(crate) header: &'a BlockHeader,
+    head: u32,
+    what: Word,
+}
+
+impl At<'_> {
+    /// Whether the slab or run is still what it was when the walk came to it.
+    fn is_current(&self, arena: &Arena) -> bool {
+        unit::head_of(arena, self.head) == Some((self.head, self.what))
+    }
+}
+
+/// Every block of every slab, and every large block. What is in use changes meanwhile.
+pub(crate) fn for_each_block(arena: &Arena, mut visit: impl FnMut(At<'_>)) {
+    for (head, what) in unit::heads(arena) {
+        let first = arena.granule_of(head);
+        let (class, size, blocks) = match what.kind() {
+            unit::RUN => (class::RUN, 0, 1),
+            unit::SLAB if unit::class_of(what) < class::COUNT => {
+                let class = unit::class_of(what);
+                (u8::try_from(class).unwrap_or(class::RUN), class::granules(class), class::blocks(class))
+            }
+            _ => continue,
+        };
+        for granule in (0..blocks).map(|i| first + i * size) {
+            if let Some(header) = arena.block(granule) {
+                visit(At { granule, class, header, head, what });
+            }
+        }
+    }
+}

@@ -1,0 +1,463 @@
+//! The segment: one named shared-memory file, created, checked and mapped, and the control lock on it.
+//!
+//! Promises: [`enter`] returns a complete segment that the name leads to, with its control lock held, or a typed error; no
+//! byte of it is touched before the system has backed it; a creator may die anywhere and the next one takes over.
+//!
+//! # Ownership
+//! The control lock (byte [`CONTROL_BYTE`] of the file, an open-file-description lock, behind a process-local mutex) owns
+//! creation, the name, the process table and the directory. Whoever first holds it over an all-zero file completes the
+//! file: creator or opener makes no difference, so there is nothing to time out and nobody to wait for but the holder.
+//! The name is removed only by a holder, after comparing device and inode, so a holder to whom the name still leads
+//! knows that it stays so.
+//!
+//! # If a process dies
+//! | creator dies | what is left | the next opener |
+//! |---|---|---|
+//! | after `shm_open`, before `ftruncate` | an empty file | removes it under its lock, starts again |
+//! | before the magic | zeroes of a proper size, lock free | completes it |
+//! | after the magic | a complete segment | uses it |
+//!
+//! A slow creator whose empty file was removed under it finds, with the lock in hand, that the name leads elsewhere, and
+//! starts again too.
+//!
+//! # Orderings
+//! `SYNC(ready)`: the header's fields, then the magic with Release; openers read the magic with Acquire. The latch
+//! (`raw_sync`'s busy event, Relaxed inside) only saves them from queueing for the lock meanwhile.
+
+#![allow(unsafe_code)]
+
+use crate::arena::Arena;
+use crate::error::OpenError;
+use crate::layout::{FORMAT_VERSION, Geometry, MAGIC, MAX_CAPACITY, MIN_CAPACITY, UNIT, flag};
+use crate::sync::Ordering;
+use crate::sys::shm::{self, Identity};
+use crate::sys::{barrier, lease};
+use raw_sync::Timeout;
+use raw_sync::events::{BusyEvent, EventInit, EventState};
+use rustix::io::Errno;
+use shared_memory::{Shmem, ShmemConf, ShmemError};
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::time::{Duration, Instant};
+
+/// Held while the name, the process table or the directory change.
+pub(crate) const CONTROL_BYTE: u64 = 0;
+/// Held while somebody reaps.
+pub(crate) const REAP_BYTE: u64 = 1;
+/// Process slot `i` holds byte `LEASE_BYTES + i` as long as it lives.
+pub(crate) const LEASE_BYTES: u64 = 4096;
+
+/// How long to wait for another process to leave the control lock before giving up with `Busy`.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long an empty file may be somebody's who is about to size it.
+const EMPTY_GRACE: Duration = Duration::from_millis(20);
+
+/// What the caller of `Buffer::open` asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Wish {
+    pub(crate) capacity: Option<u64>,
+    pub(crate) create_new: bool,
+    pub(crate) must_exist: bool,
+    pub(crate) persist: bool,
+    pub(crate) mode: u32,
+}
+
+/// One mapped segment.
+pub(crate) struct Segment {
+    name: String,
+    identity: Identity,
+    arena: Arena,
+    /// Carries the leases and nothing that could be closed by accident.
+    file: ManuallyDrop<OwnedFd>,
+    /// Keeps the mapping; its own unlink-on-drop is off.
+    mapping: ManuallyDrop<Shmem>,
+}
+
+// SAFETY: `Shmem` is an address, a descriptor and a name, used here only to unmap once; the arena is Send and Sync.
+unsafe impl Send for Segment {}
+// SAFETY: as above; no method of `Shmem` is called through a shared reference.
+unsafe impl Sync for Segment {}
+
+impl std::fmt::Debug for Segment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Segment").field("name", &self.name).field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+impl Segment {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Whether the name leads to this segment now.
+    pub(crate) fn is_named(&self) -> bool {
+        shm::stat_name(&self.name).is_ok_and(|facts| facts.identity == self.identity)
+    }
+
+    /// Removes the name if it still leads here. The caller holds the control lock.
+    pub(crate) fn unlink(&self) {
+        if self.is_named() {
+            let _ = shm::unlink(&self.name);
+        }
+    }
+
+    /// Takes the control lock among processes, waiting up to `patience`.
+    pub(crate) fn lock(&self, patience: Duration) -> Result<(), Busy> {
+        lock(self.file(), patience, || true)?;
+        Ok(())
+    }
+
+    pub(crate) fn unlock(&self) {
+        lease::release(self.file(), CONTROL_BYTE);
+    }
+
+    /// In a forked child: puts a private copy in place of the shared pages and closes the descriptor, so that nothing the
+    /// child does through old handles reaches the segment, and the parent's lease hangs on the parent alone.
+    pub(crate) fn abandon(&self) {
+        use rustix::mm::{MapFlags, ProtFlags, mmap};
+        let base: *mut u8 = self.mapping.as_ptr();
+        // SAFETY: the range is the mapping this segment owns; replacing it keeps every address valid. The child is single-
+        // threaded here. Failure leaves the shared mapping, which the handles no longer use either.
+        let _ = unsafe {
+            mmap(
+                base.cast(),
+                self.mapping.len(),
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::FIXED,
+                self.file(),
+                0,
+            )
+        };
+        // SAFETY: the descriptor is this segment's own; in the child nothing uses it after this call.
+        unsafe { rustix::io::close(self.file.as_raw_fd()) };
+    }
+
+    /// Unmaps and closes. No reference into the segment may be used afterwards.
+    pub(crate) fn close(&mut self) {
+        // SAFETY: called once, by the owner of the attachment on its way out; neither field is used again.
+        unsafe { ManuallyDrop::drop(&mut self.mapping) };
+        // SAFETY: as above.
+        unsafe { ManuallyDrop::drop(&mut self.file) };
+    }
+}
+
+/// Somebody else kept the control lock.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Busy;
+
+/// Polls for the control lock: Linux has no timed byte lock, and a stopped holder must not stop us for ever. Gives up early,
+/// with false, when `go_on` says so.
+fn lock(file: BorrowedFd<'_>, patience: Duration, mut go_on: impl FnMut() -> bool) -> Result<bool, Busy> {
+    let start = Instant::now();
+    let mut pause = Duration::from_micros(20);
+    loop {
+        match lease::try_take(file, CONTROL_BYTE) {
+            Ok(true) => return Ok(true),
+            Ok(false) if start.elapsed() < patience => {}
+            _ => return Err(Busy),
+        }
+        if !go_on() {
+            return Ok(false);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(1));
+    }
+}
+
+/// Checks a name: 1 to 200 bytes, no slash, no NUL, not a dot name.
+pub(crate) fn check_name(name: &str) -> Result<(), OpenError> {
+    let why = match name {
+        "" => "it is empty",
+        "." | ".." => "it is a directory",
+        _ if name.len() > 200 => "it is longer than 200 bytes",
+        _ if name.contains('/') => "it contains a slash",
+        _ if name.contains('\0') => "it contains a NUL",
+        _ => return Ok(()),
+    };
+    let name = name.chars().take(40).collect();
+    Err(OpenError::InvalidName { name, why })
+}
+
+/// The number of units for a capacity in bytes.
+pub(crate) fn units_for(capacity: u64) -> Result<u32, OpenError> {
+    if (MIN_CAPACITY..=MAX_CAPACITY).contains(&capacity) {
+        Ok(u32::try_from(capacity.div_ceil(UNIT)).unwrap_or(u32::MAX))
+    } else {
+        Err(OpenError::CapacityOutOfRange { capacity, min: MIN_CAPACITY, max: MAX_CAPACITY })
+    }
+}
+
+enum Step {
+    /// Another party changed the name under us: look again.
+    Again,
+    /// A complete segment, control lock held.
+    Ready(Segment),
+}
+
+/// Opens or creates the segment `name` and returns it with its control lock held.
+pub(crate) fn enter(name: &str, wish: &Wish) -> Result<Segment, OpenError> {
+    check_name(name)?;
+    let units = units_for(wish.capacity.unwrap_or(1 << 30))?;
+    let start = Instant::now();
+    let mut tries = 0_u32;
+    loop {
+        if let Step::Ready(segment) = attempt(name, wish, units, start)? {
+            return Ok(segment);
+        }
+        tries += 1;
+        if start.elapsed() > PATIENCE {
+            return Err(OpenError::Busy { name: name.into(), pid: 0 });
+        }
+        std::thread::sleep(Duration::from_micros(u64::from(20 * tries.min(50))));
+    }
+}
+
+fn os_error(name: &str, what: &'static str, source: io::Error) -> OpenError {
+    let name = name.to_owned();
+    match source.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::ACCESS | Errno::PERM) => OpenError::PermissionDenied { name },
+        Some(Errno::LOOP) => OpenError::NotASegment { name, why: "it is a symbolic link" },
+        Some(Errno::ISDIR) => OpenError::NotASegment { name, why: "it is a directory" },
+        Some(Errno::NXIO) => OpenError::NotASegment { name, why: "it is a socket or a pipe" },
+        Some(Errno::NOSPC | Errno::NOMEM) => OpenError::NoSpace { name },
+        _ => OpenError::Os { name, what, source },
+    }
+}
+
+fn map_error(name: &str, error: &ShmemError) -> OpenError {
+    let code = match error {
+        ShmemError::MapCreateFailed(code) | ShmemError::MapOpenFailed(code) | ShmemError::UnknownOsError(code) => *code,
+        _ => 0,
+    };
+    os_error(name, "map", io::Error::from_raw_os_error(i32::try_from(code).unwrap_or(0)))
+}
+
+fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Step, OpenError> {
+    let os_name = format!("/{name}");
+    let conf = || ShmemConf::new().os_id(&os_name);
+    let mut created = None;
+    let file = match shm::open(name) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            if wish.must_exist {
+                return Err(OpenError::NotFound { name: name.into() });
+            }
+            let size = usize::try_from(Geometry::for_units(units).total).unwrap_or(usize::MAX);
+            match conf().size(size).create() {
+                Ok(mut mapping) => {
+                    // Its unlink-on-drop goes by name and could hit another's segment; ours compares first.
+                    mapping.set_owner(false);
+                    created = Some(mapping);
+                }
+                Err(ShmemError::MappingIdExists) => return Ok(Step::Again),
+                Err(e) => return Err(map_error(name, &e)),
+            }
+            match shm::open(name) {
+                Ok(file) => file,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Step::Again),
+                Err(e) => return Err(os_error(name, "open", e)),
+            }
+        }
+        Err(e) => return Err(os_error(name, "open", e)),
+    };
+    let before = shm::stat(&file).map_err(|e| os_error(name, "stat", e))?;
+    if !before.is_file {
+        return Err(OpenError::NotASegment { name: name.into(), why: "it is not a regular file" });
+    }
+    if before.user != shm::user() && before.mode & 0o066 == 0 {
+        return Err(OpenError::ForeignOwner { name: name.into(), user: before.user, mode: before.mode });
+    }
+    if before.size == 0 && start.elapsed() < EMPTY_GRACE {
+        return Ok(Step::Again);
+    }
+    if wish.create_new && created.is_none() && before.size != 0 {
+        return Err(OpenError::AlreadyExists { name: name.into() });
+    }
+    let still_named = || shm::stat_name(name).is_ok_and(|facts| facts.identity == before.identity);
+    match lock(file.as_fd(), PATIENCE, still_named) {
+        Ok(true) => {}
+        Ok(false) => return Ok(Step::Again),
+        Err(Busy) => {
+            let words = shm::read_words::<32>(&file).unwrap_or([0; 32]);
+            let pid = words[std::mem::offset_of!(crate::layout::Header, control_pid) / 8];
+            return Err(OpenError::Busy { name: name.into(), pid: u32::try_from(pid).unwrap_or(0) });
+        }
+    }
+    // From here on the lock is dropped with `file` on every way out but the last.
+    if !still_named() {
+        return Ok(Step::Again);
+    }
+    let size = shm::stat(&file).map_err(|e| os_error(name, "stat", e))?.size;
+    if size == 0 {
+        // Left by a creator that died at once, or one that is slow: it will notice (see the module).
+        shm::unlink(name).map_err(|e| os_error(name, "unlink", e))?;
+        return Ok(Step::Again);
+    }
+    let geometry = check_header(name, &file, size)?;
+    let mapping = match created {
+        Some(mapping) => mapping,
+        None => match conf().open() {
+            Ok(mut mapping) => {
+                mapping.set_owner(false);
+                mapping
+            }
+            Err(_) if !still_named() => return Ok(Step::Again),
+            Err(e) => return Err(map_error(name, &e)),
+        },
+    };
+    let base = NonNull::new(mapping.as_ptr())
+        .filter(|base| mapping.len() as u64 == geometry.total && base.as_ptr().addr().is_multiple_of(4096));
+    let Some(base) = base else { return Ok(Step::Again) };
+    // SAFETY: mapped in full by `mapping`, which lives in the same `Segment` as the arena; `file` likewise.
+    let arena = unsafe { Arena::new(base, geometry, file.as_raw_fd()) };
+    let segment = Segment {
+        name: name.to_owned(),
+        identity: before.identity,
+        arena,
+        file: ManuallyDrop::new(file),
+        mapping: ManuallyDrop::new(mapping),
+    };
+    let mut segment = Guard(Some(segment));
+    let done = complete(segment.get(), wish)?;
+    if !done {
+        return Ok(Step::Again);
+    }
+    let capacity = u64::from(geometry.units) * UNIT;
+    if wish.capacity.is_some() && geometry.units != units {
+        return Err(OpenError::CapacityMismatch {
+            name: name.into(),
+            asked: u64::from(units) * UNIT,
+            actual: capacity,
+        });
+    }
+    segment.0.take().map_or(Ok(Step::Again), |segment| Ok(Step::Ready(segment)))
+}
+
+/// Closes a segment that is not handed out after all; the lock goes with the descriptor.
+struct Guard(Option<Segment>);
+
+impl Guard {
+    fn get(&self) -> &Segment {
+        self.0.as_ref().expect("taken only at the end of `attempt`")
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(segment) = &mut self.0 {
+            segment.close();
+        }
+    }
+}
+
+/// Judges the file by its size and first words, before anything is mapped.
+fn check_header(name: &str, file: &OwnedFd, size: u64) -> Result<Geometry, OpenError> {
+    let not = |why| OpenError::NotASegment { name: name.into(), why };
+    let [magic, version, hash, capacity, ..] =
+        shm::read_words::<8>(file).map_err(|e| os_error(name, "read", e))?;
+    if magic == 0 {
+        // Zeroes in a size that only we give a file: a segment nobody has completed.
+        return Geometry::for_total(size).ok_or(not("it is empty of content and of no size that we make"));
+    }
+    if magic != MAGIC {
+        return Err(not("it does not start with the magic number"));
+    }
+    if version != FORMAT_VERSION {
+        return Err(OpenError::VersionMismatch { name: name.into(), found: version, ours: FORMAT_VERSION });
+    }
+    if hash != Geometry::layout_hash() {
+        return Err(not("its layout was made by a build with other table sizes"));
+    }
+    let units = units_for(capacity).map_err(|_| not("its header gives an impossible capacity"))?;
+    let geometry = Geometry::for_units(units);
+    if geometry.total == size {
+        Ok(geometry)
+    } else {
+        Err(OpenError::Truncated { name: name.into(), size, expected: geometry.total })
+    }
+}
+
+/// Makes the segment complete if it is not. False if mapping and descriptor turn out to be two different files.
+fn complete(segment: &Segment, wish: &Wish) -> Result<bool, OpenError> {
+    let arena = &segment.arena;
+    let no_space = || OpenError::NoSpace { name: segment.name.clone() };
+    let [magic, ..] = shm::read_words::<1>(segment.file()).map_err(|e| os_error(&segment.name, "read", e))?;
+    let fresh = magic == 0;
+    if fresh && arena.back_fixed().is_err() {
+        // Nobody can have used it; better no file than one that can't be used.
+        segment.unlink();
+        return Err(no_space());
+    }
+    let header = arena.header();
+    if fresh {
+        header.nonce.store(shm::nonce(), Ordering::Relaxed);
+    }
+    // The mapping was made by name, the descriptor too: the same file only if both show the same nonce.
+    let nonce = std::mem::offset_of!(crate::layout::Header, nonce) / 8;
+    let words = shm::read_words::<8>(segment.file()).map_err(|e| os_error(&segment.name, "read", e))?;
+    if words[nonce] != header.nonce.load(Ordering::Relaxed) {
+        return Ok(false);
+    }
+    let latch = std::ptr::from_ref(&header.latch).cast_mut().cast::<u8>();
+    // SAFETY: two bytes inside the header, mapped as long as the segment; the event only touches them as bytes.
+    let latch = unsafe { if fresh { BusyEvent::new(latch, false) } else { BusyEvent::from_existing(latch) } };
+    if fresh {
+        shm::set_mode(segment.file(), wish.mode).map_err(|e| os_error(&segment.name, "set the mode of", e))?;
+        header.version.store(FORMAT_VERSION, Ordering::Relaxed);
+        header.layout_hash.store(Geometry::layout_hash(), Ordering::Relaxed);
+        header.capacity.store(u64::from(arena.geometry().units) * UNIT, Ordering::Relaxed);
+        // SYNC(ready)
+        header.magic.store(MAGIC, Ordering::Release);
+        if let Ok((latch, _)) = &latch {
+            let _ = latch.set(EventState::Signaled);
+        }
+    } else {
+        // Signalled long ago, unless its creator died right before; the lock is ours, so nobody will any more.
+        if let Ok((latch, _)) = &latch
+            && latch.wait(Timeout::Val(Duration::ZERO)).is_err()
+        {
+            let _ = latch.set(EventState::Signaled);
+        }
+        if header.magic.load(Ordering::Acquire) != MAGIC {
+            return Ok(false);
+        }
+    }
+    if wish.persist {
+        header.flags.fetch_or(flag::PERSIST, Ordering::AcqRel);
+    }
+    barrier::register();
+    Ok(true)
+}
+
+/// Removes the name of a segment, if it leads to one.
+pub(crate) fn remove(name: &str) -> Result<(), OpenError> {
+    check_name(name)?;
+    let file = shm::open(name).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => OpenError::NotFound { name: name.into() },
+        _ => os_error(name, "open", e),
+    })?;
+    let facts = shm::stat(&file).map_err(|e| os_error(name, "stat", e))?;
+    let [magic, ..] = shm::read_words::<1>(&file).map_err(|e| os_error(name, "read", e))?;
+    let ours = facts.is_file && (magic == MAGIC || magic == 0 && Geometry::for_total(facts.size).is_some())
+        || facts.size == 0 && facts.is_file;
+    if !ours {
+        return Err(OpenError::NotASegment { name: name.into(), why: "it does not start with the magic number" });
+    }
+    if !matches!(lock(file.as_fd(), PATIENCE, || true), Ok(true)) {
+        return Err(OpenError::Busy { name: name.into(), pid: 0 });
+    }
+    if shm::stat_name(name).is_ok_and(|now| now.identity == facts.identity) {
+        shm::unlink(name).map_err(|e| os_error(name, "unlink", e))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! What every test needs: segments that go away, processes that go away, and a watchdog.
+#![allow(dead_code)] // each test binary uses its part
+
+use ipc_buffer::{Audit, Buffer};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A buffer name of its own, removed with whatever has it when dropped, also by a panic.
+pub struct Name(pub String);
+
+impl Name {
+    pub fn new(tag: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self(format!("ipc-buffer-test-{tag}-{}-{number}", std::process::id()))
+    }
+
+    pub fn path(&self) -> String {
+        format!("/dev/shm/{}", self.0)
+    }
+
+    /// Whether a segment of this name is there.
+    pub fn exists(&self) -> bool {
+        std::fs::symlink_metadata(self.path()).is_ok()
+    }
+}
+
+impl std::ops::Deref for Name {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(self.path());
+        let _ = std::fs::remove_dir(self.path());
+    }
+}
+
+/// Aborts the process if it is not dropped in time: a hang becomes a failure.
+pub struct Watchdog(Arc<AtomicBool>);
+
+impl Watchdog {
+    pub fn new(limit: Duration) -> Self {
+        let done = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&done);
+        std::thread::spawn(move || {
+            let step = Duration::from_millis(50);
+            for _ in 0..(limit.as_millis() / step.as_millis()) {
+                std::thread::sleep(step);
+                if seen.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+            eprintln!("watchdog: nothing after {limit:?}, aborting");
+            std::process::abort();
+        });
+        Self(done)
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A minute: more than any one test takes on a busy machine.
+pub fn watchdog() -> Watchdog {
+    Watchdog::new(Duration::from_secs(60))
+}
+
+const ROLE: &str = "IPC_BUFFER_TEST_ROLE";
+const BUFFER: &str = "IPC_BUFFER_TEST_BUFFER";
+
+/// What this process was started for, and the buffer it is about, if a test started it with [`start`].
+pub fn role() -> Option<(String, String)> {
+    Some((std::env::var(ROLE).ok()?, std::env::var(BUFFER).ok()?))
+}
+
+/// A process that is killed (by its id) and waited for when dropped.
+pub struct Process(pub Child);
+
+impl Process {
+    pub fn wait(&mut self) -> ExitStatus {
+        self.0.wait().expect("wait for the child")
+    }
+
+    /// Waits, and panics unless it succeeded.
+    pub fn success(mut self) {
+        let status = self.wait();
+        assert!(status.success(), "the child ended with {status}");
+    }
+
+    /// SIGKILL, then waits.
+    pub fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Runs the test `test` of this same binary once more, in a process of its own, with [`role`] set. The test looks at `role()`
+/// first, and plays the part.
+pub fn start(test: &str, role: &str, buffer: &str) -> Process {
+    let child = Command::new(std::env::current_exe().expect("own path"))
+        .args([test, "--exact", "--nocapture", "--test-threads=1"])
+        .env(ROLE, role)
+        .env(BUFFER, buffer)
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("start the child");
+    Process(child)
+}
+
+/// The audit, which must be sound.
+pub fn sound(buffer: &Buffer) -> Audit {
+    let audit = buffer.audit().expect("audit");
+    assert!(audit.is_sound(), "{audit:#?}");
+    audit
+}
+
+/// Nothing is in use and nothing is lost.
+pub fn all_free(buffer: &Buffer) {
+    let audit = sound(buffer);
+    assert!(audit.is_all_free(), "{audit:#?}");
+}
