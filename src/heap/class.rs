@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn slabs_are_short_and_well_used() {
         for class in 0..COUNT {
-            assert!(span(class) <= 9, "class {class} needs {} units", span(class));
+            assert!(span(class) <= 16, "class {class} needs {} units", span(class));
             assert!(blocks(class) >= 1);
         }
     }
