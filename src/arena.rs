@@ -26,16 +26,21 @@ pub(crate) struct NotBacked;
 
 /// See the module.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)] // what the fast paths need comes first
 pub(crate) struct Arena {
     base: NonNull<u8>,
-    geometry: Geometry,
     /// Where blocks start, in granules.
     first: u32,
     /// One past the last granule.
     end: u32,
     /// The segment file; negative over private memory, which needs no backing.
     file: RawFd,
+    geometry: Geometry,
 }
+
+/// How far from the first granule of the data a block of some class may start. Made by [`Arena::reach`] only.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reach(u32);
 
 // SAFETY: an arena is an address and some integers; what it leads to are atomics (invariant 2).
 unsafe impl Send for Arena {}
@@ -48,7 +53,7 @@ impl Arena {
     /// descriptor of the file mapped there, for as long.
     pub(crate) unsafe fn new(base: NonNull<u8>, geometry: Geometry, file: RawFd) -> Self {
         let granule = |bytes: u64| u32::try_from(bytes / GRANULE).unwrap_or(u32::MAX);
-        Self { base, geometry, first: granule(geometry.data), end: granule(geometry.total), file }
+        Self { base, first: granule(geometry.data), end: granule(geometry.total), file, geometry }
     }
 
     pub(crate) const fn geometry(&self) -> &Geometry {
@@ -126,9 +131,10 @@ impl Arena {
         Some(unsafe { self.at(offset) })
     }
 
-    /// The header of the block at `granule`, if that lies in the data.
+    /// The header of the block at `granule`, if that lies in the data. The reference is as good as the arena's mapping: whoever
+    /// keeps it keeps what keeps the arena.
     #[inline(always)]
-    pub(crate) fn block(&self, granule: u32) -> Option<&BlockHeader> {
+    pub(crate) fn block<'a>(&self, granule: u32) -> Option<&'a BlockHeader> {
         // SAFETY: a granule of the data is inside the total, and granules are aligned to 64.
         (granule.wrapping_sub(self.first) < self.end - self.first)
             .then(|| unsafe { self.at(u64::from(granule) * GRANULE) })
@@ -170,10 +176,41 @@ impl Arena {
         self.first + unit * UNIT_GRANULES
     }
 
-    /// Whether a block of `class` at `granule` lies in the data.
+    /// Where blocks of `class` may start.
+    pub(crate) fn reach(&self, class: usize) -> Reach {
+        Reach((self.end - self.first).saturating_sub(class::granules(class)))
+    }
+
+    /// The header of the block at `granule`, if a block of the class that `reach` was made for (with this arena) may start
+    /// there: one comparison for both ends.
     #[inline(always)]
-    pub(crate) fn fits(&self, granule: u32, class: usize) -> bool {
-        granule >= self.first && granule <= self.end - class::granules(class)
+    pub(crate) fn block_within<'a>(&self, granule: u32, reach: Reach) -> Option<&'a BlockHeader> {
+        // SAFETY: within reach, the whole block lies in the data, and granules are aligned to 64.
+        (granule.wrapping_sub(self.first) <= reach.0).then(|| unsafe { self.at(u64::from(granule) * GRANULE) })
+    }
+
+    /// The header of a block that this process holds.
+    ///
+    /// # Safety
+    /// `granule` came from [`block`](Self::block) or [`block_within`](Self::block_within) of this arena.
+    #[inline(always)]
+    pub(crate) unsafe fn block_known<'a>(&self, granule: u32) -> &'a BlockHeader {
+        // SAFETY: checked when it was first met.
+        unsafe { self.at(u64::from(granule) * GRANULE) }
+    }
+
+    /// Asks the core for the first line of the block at `granule`, for writing. A hint: any number will do.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, granule: u32) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+            let line = self.base.as_ptr().wrapping_add((u64::from(granule) * GRANULE) as usize);
+            // SAFETY: a prefetch reads and writes nothing and can't fault, whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.cast::<i8>()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = granule;
     }
 
     /// Asks the system for the memory behind `offset .. offset + len`, so that touching it can't raise SIGBUS.

@@ -339,10 +339,8 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
             Ok(attached) => break Ok(attached),
             Err(Refused::Missing) => match local.alloc(spec.storage_bytes()) {
                 Ok(block) => {
-                    if let Some(header) = hold.arena().block(block.granule) {
-                        let meta = heap::block::Meta { class: block.class, offset: 64, count: 0 };
-                        header.meta.store(meta.pack(), Ordering::Relaxed);
-                    }
+                    let meta = heap::block::Meta { class: block.class, offset: 64, count: 0 };
+                    block.header.meta.store(meta.pack(), Ordering::Relaxed);
                     storage = Some(block);
                 }
                 Err(AllocError::OutOfMemory { asked, free }) => break Err(AttachError::OutOfMemory { asked, free }),

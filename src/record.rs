@@ -281,10 +281,8 @@ pub(crate) fn alloc<T: ?Sized + Payload>(local: &Local, count: usize) -> Result<
     let block = local.alloc(bytes)?;
     let arena = local.cache().arena();
     let offset = block::payload_offset(block.granule, align as u64);
-    if let Some(header) = arena.block(block.granule) {
-        let meta = Meta { class: block.class, offset, count: count as u64 };
-        header.meta.store(meta.pack(), Ordering::Relaxed);
-    }
+    let meta = Meta { class: block.class, offset, count: count as u64 };
+    block.header.meta.store(meta.pack(), Ordering::Relaxed);
     let payload = arena.payload(block.granule, u64::from(offset));
     Ok(RecordUninit(Record {
         payload: T::from_raw(payload, count),

@@ -26,10 +26,10 @@
 
 #![allow(unsafe_code)]
 
-use crate::arena::Arena;
+use crate::arena::{Arena, Reach};
 use crate::heap::block::{self, state};
 use crate::heap::{class, depot};
-use crate::layout::{Geometry, MAGAZINE_ENTRIES, Magazine, Owner, POOL, Word};
+use crate::layout::{BlockHeader, Geometry, MAGAZINE_ENTRIES, Magazine, Owner, POOL, Word};
 use crate::sync::Ordering;
 use std::cell::Cell;
 
@@ -59,14 +59,17 @@ impl Held {
 }
 
 /// What a context holds of one class.
+#[repr(align(64))]
 struct Line {
     current: Cell<Held>,
-    /// Entries the current magazine may have: the class's capacity, or 0 if there is no magazine.
+    /// Entries the current magazine may have: the class's capacity, at most [`MAGAZINE_ENTRIES`], or 0 if there is no magazine.
     room: Cell<u32>,
+    reach: Reach,
     spare: Cell<Held>,
 }
 
 /// See the module.
+#[repr(C)] // what the fast paths need comes first
 pub(crate) struct Cache {
     arena: Arena,
     me: Owner,
@@ -74,6 +77,17 @@ pub(crate) struct Cache {
     held: Word,
     lines: [Line; class::COUNT],
 }
+
+/// A block in hand: its place, and its header.
+#[derive(Clone, Copy)]
+pub(crate) struct Found {
+    pub(crate) granule: u32,
+    pub(crate) header: &'static BlockHeader,
+}
+
+/// While a block is taken, the one to be taken this many later is asked for: nearly every block was last touched by another
+/// core.
+const AHEAD: u32 = 6;
 
 /// Entries a magazine of `class` may hold: what is cached is worth at most a 4096th of the buffer, within reason.
 pub(crate) fn capacity(geometry: &Geometry, class: usize) -> u32 {
@@ -91,7 +105,8 @@ impl std::fmt::Debug for Cache {
 impl Cache {
     /// A cache for the context slot `context`, which belongs to the process `me`.
     pub(crate) fn new(arena: Arena, me: Owner, context: Owner) -> Self {
-        let line = |_| Line { current: Cell::new(Held::NONE), room: Cell::new(0), spare: Cell::new(Held::NONE) };
+        let none = || Cell::new(Held::NONE);
+        let line = |class| Line { current: none(), room: Cell::new(0), reach: arena.reach(class), spare: none() };
         Self { arena, me, held: Word::of(depot::HELD, context), lines: std::array::from_fn(line) }
     }
 
@@ -109,27 +124,31 @@ impl Cache {
     }
 
     /// A free block of `class`, now `OWNED(me)`; `None` if this context and the depot have none.
-    #[inline(always)]
-    pub(crate) fn pop(&self, class: usize) -> Option<u32> {
+    pub(crate) fn pop(&self, class: usize) -> Option<Found> {
         self.pop_fast(class).or_else(|| self.pop_slow(class))
     }
 
+    /// A free block of `class` from the magazine at hand.
     #[inline(always)]
-    fn pop_fast(&self, class: usize) -> Option<u32> {
-        let magazine = self.lines[class].current.get().magazine;
+    pub(crate) fn pop_fast(&self, class: usize) -> Option<Found> {
+        let line = self.lines.get(class)?;
+        let magazine = line.current.get().magazine;
         let n = magazine.n.load(Ordering::Relaxed).wrapping_sub(1);
         // Above 59 there is none (n was 0), or the word is broken.
         let granule = magazine.entries.get(n as usize)?.load(Ordering::Relaxed);
-        let block = self.arena.block(granule).filter(|_| self.arena.fits(granule, class))?;
-        block.state.store(block::owned(self.me).0, Ordering::Relaxed);
+        let header = self.arena.block_within(granule, line.reach)?;
+        header.state.store(block::owned(self.me).0, Ordering::Relaxed);
         // SYNC(kill)
         magazine.n.store(n, Ordering::Release);
-        Some(granule)
+        if let Some(later) = magazine.entries.get(n.wrapping_sub(AHEAD) as usize) {
+            self.arena.prefetch(later.load(Ordering::Relaxed));
+        }
+        Some(Found { granule, header })
     }
 
     #[cold]
     #[inline(never)]
-    fn pop_slow(&self, class: usize) -> Option<u32> {
+    fn pop_slow(&self, class: usize) -> Option<Found> {
         let line = &self.lines[class];
         loop {
             let (current, spare) = (line.current.get(), line.spare.get());
@@ -150,41 +169,54 @@ impl Cache {
                 }
                 self.set_current(class, full);
             }
-            if let Some(granule) = self.pop_fast(class) {
-                return Some(granule);
+            if let Some(found) = self.pop_fast(class) {
+                return Some(found);
             }
         }
     }
 
     /// Frees a block of `class` that this process owns.
+    ///
+    /// # Safety
+    /// As for [`Arena::block_known`].
     #[inline(always)]
+    pub(crate) unsafe fn push_known(&self, class: usize, granule: u32) {
+        // SAFETY: by the caller.
+        let header = unsafe { self.arena.block_known(granule) };
+        if !self.push_fast(class, granule, header) {
+            self.push_slow(class, granule, header);
+        }
+    }
+
+    /// Frees a block of `class` that this process owns. What names no block is left alone.
     pub(crate) fn push(&self, class: usize, granule: u32) {
-        if !self.push_fast(class, granule) {
-            self.push_slow(class, granule);
+        if let Some(header) = self.arena.block(granule)
+            && !self.push_fast(class, granule, header)
+        {
+            self.push_slow(class, granule, header);
         }
     }
 
     #[inline(always)]
-    fn push_fast(&self, class: usize, granule: u32) -> bool {
+    fn push_fast(&self, class: usize, granule: u32, header: &BlockHeader) -> bool {
         let line = &self.lines[class];
         let magazine = line.current.get().magazine;
         let n = magazine.n.load(Ordering::Relaxed);
         if n >= line.room.get() {
             return false;
         }
-        let (Some(entry), Some(block)) = (magazine.entries.get(n as usize), self.arena.block(granule)) else {
-            return false;
-        };
+        // SAFETY: `n` is below `room`, which is at most the number of entries.
+        let entry = unsafe { magazine.entries.get_unchecked(n as usize) };
         entry.store(granule, Ordering::Relaxed);
         // SYNC(kill), twice
         magazine.n.store(n + 1, Ordering::Release);
-        block.state.store(Word::number(state::FREE, 0).0, Ordering::Release);
+        header.state.store(Word::number(state::FREE, 0).0, Ordering::Release);
         true
     }
 
     #[cold]
     #[inline(never)]
-    fn push_slow(&self, class: usize, granule: u32) {
+    fn push_slow(&self, class: usize, granule: u32, header: &BlockHeader) {
         let line = &self.lines[class];
         let room = capacity(self.arena.geometry(), class);
         let (current, spare) = (line.current.get(), line.spare.get());
@@ -198,11 +230,9 @@ impl Cache {
             line.spare.set(current);
             self.set_current(class, empty);
         }
-        if !self.push_fast(class, granule)
-            && let Some(block) = self.arena.block(granule)
-        {
+        if !self.push_fast(class, granule, header) {
             // No magazine anywhere has room: still free, still found. One store, so a free can't fail.
-            block.state.store(Word::number(state::LOOSE, 0).0, Ordering::Release);
+            header.state.store(Word::number(state::LOOSE, 0).0, Ordering::Release);
         }
     }
 

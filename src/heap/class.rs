@@ -48,6 +48,17 @@ const SPANS: [u32; COUNT] = {
     table
 };
 
+/// 2^32 / granules, rounded up: exact for every distance inside a slab.
+const RECIPROCALS: [u64; COUNT] = {
+    let mut table = [0; COUNT];
+    let mut i = 0;
+    while i < COUNT {
+        table[i] = (1_u64 << 32).div_ceil(GRANULES[i] as u64);
+        i += 1;
+    }
+    table
+};
+
 const _: () = {
     assert!(GRANULES[4] == 5 && GRANULES[7] == 8 && GRANULES[8] == 9 && GRANULES[12] == 17 && GRANULES[13] == 21);
     assert!(MAX_GRANULES as u64 * GRANULE == (256 << 10) + 64);
@@ -66,6 +77,13 @@ pub(crate) const fn span(class: usize) -> u32 {
 /// Blocks in a slab of `class`.
 pub(crate) const fn blocks(class: usize) -> u32 {
     SPANS[class] * UNIT_GRANULES / GRANULES[class]
+}
+
+/// Whether a block of `class` starts so many granules behind the start of its slab.
+#[inline]
+pub(crate) const fn starts_at(class: usize, granules_in: u32) -> bool {
+    let number = (granules_in as u64 * RECIPROCALS[class]) >> 32;
+    number * GRANULES[class] as u64 == granules_in as u64 && number < blocks(class) as u64
 }
 
 /// The class whose blocks hold `bytes` behind their header, or `None` if that takes a run of units.
@@ -99,6 +117,16 @@ mod tests {
             assert!(4 * block <= 5 * bytes + 4 * 64 + 64, "{bytes} bytes waste too much in {block}");
         }
         assert_eq!(for_bytes(u64::from(MAX_GRANULES) * GRANULE - BLOCK_HEADER + 1), None);
+    }
+
+    #[test]
+    fn blocks_start_where_multiples_lie() {
+        for class in 0..COUNT {
+            for granules_in in 0..span(class) * UNIT_GRANULES {
+                let is = granules_in % granules(class) == 0 && granules_in / granules(class) < blocks(class);
+                assert_eq!(starts_at(class, granules_in), is, "class {class}, {granules_in} granules in");
+            }
+        }
     }
 
     #[test]

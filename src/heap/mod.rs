@@ -17,24 +17,32 @@ pub(crate) mod reclaim;
 pub(crate) mod unit;
 
 use crate::arena::Arena;
-use crate::layout::{BLOCK_HEADER, UNIT, Word};
+use crate::layout::{BLOCK_HEADER, BlockHeader, UNIT, Word};
 use crate::sync::Ordering;
 use block::Meta;
-use cache::Cache;
+use cache::{Cache, Found};
 use unit::NoUnits;
 
 /// A block just allocated: `OWNED` by this process, its meta not yet written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(crate) struct Block {
     pub(crate) granule: u32,
     pub(crate) class: u8,
+    pub(crate) header: &'static BlockHeader,
 }
 
-/// A block with `bytes` behind its header, if the cache or the depot has one.
+impl Block {
+    #[inline(always)]
+    fn of(class: usize, found: Found) -> Self {
+        Self { granule: found.granule, class: index(class), header: found.header }
+    }
+}
+
+/// A block with `bytes` behind its header, if the magazine at hand has one.
 #[inline(always)]
-pub(crate) fn alloc_cached(cache: &Cache, bytes: u64) -> Option<Block> {
+pub(crate) fn alloc_fast(cache: &Cache, bytes: u64) -> Option<Block> {
     let class = class::for_bytes(bytes)?;
-    Some(Block { granule: cache.pop(class)?, class: index(class) })
+    Some(Block::of(class, cache.pop_fast(class)?))
 }
 
 /// Allocates a block with `bytes` behind its header, from units if need be. The error says what is in the way; the caller
@@ -42,7 +50,7 @@ pub(crate) fn alloc_cached(cache: &Cache, bytes: u64) -> Option<Block> {
 pub(crate) fn alloc(cache: &Cache, bytes: u64) -> Result<Block, NoUnits> {
     match class::for_bytes(bytes) {
         Some(class) => match cache.pop(class) {
-            Some(granule) => Ok(Block { granule, class: index(class) }),
+            Some(found) => Ok(Block::of(class, found)),
             None => carve(cache, class),
         },
         None => run(cache, bytes),
@@ -74,7 +82,7 @@ fn carve(cache: &Cache, class: usize) -> Result<Block, NoUnits> {
         }
     }
     unit::publish(arena, head, unit::slab_word(class, span));
-    for i in (1..class::blocks(class)).rev() {
+    for i in (0..class::blocks(class)).rev() {
         while depot::pool_is_empty(arena) {
             // Here, not in a free: frees must not ask the system for anything.
             if !depot::grow_pool(arena).unwrap_or(false) {
@@ -86,7 +94,7 @@ fn carve(cache: &Cache, class: usize) -> Result<Block, NoUnits> {
     if depot::pool_is_empty(arena) {
         let _ = depot::grow_pool(arena);
     }
-    Ok(Block { granule: granule(0), class: index(class) })
+    cache.pop(class).map(|found| Block::of(class, found)).ok_or(NoUnits::Full)
 }
 
 /// Units of a run with `bytes` behind its header.
@@ -102,23 +110,36 @@ pub(crate) fn run(cache: &Cache, bytes: u64) -> Result<Block, NoUnits> {
     let span = u32::try_from(run_span(bytes)).map_err(|_| NoUnits::Full)?;
     let head = unit::claim(arena, me, span)?;
     let granule = arena.granule_of(head);
-    if let Some(block) = arena.block(granule) {
-        block.meta.store(Meta { class: class::RUN, offset: 16, count: 0 }.pack(), Ordering::Relaxed);
-        block.state.store(block::owned(me).0, Ordering::Relaxed);
-    }
+    let Some(header) = arena.block(granule) else { return Err(NoUnits::Full) };
+    header.meta.store(Meta { class: class::RUN, offset: 16, count: 0 }.pack(), Ordering::Relaxed);
+    header.state.store(block::owned(me).0, Ordering::Relaxed);
     unit::publish(arena, head, unit::run_word(span));
-    Ok(Block { granule, class: class::RUN })
+    Ok(Block { granule, class: class::RUN, header })
 }
 
 /// A free block of the next larger classes, when the right one has none and no slab can be made.
 pub(crate) fn alloc_larger(cache: &Cache, bytes: u64) -> Option<Block> {
     let class = class::for_bytes(bytes)?;
-    let larger = (class + 1..class::COUNT).find_map(|c| Some(Block { granule: cache.pop(c)?, class: index(c) }));
+    let larger = (class + 1..class::COUNT).find_map(|c| Some(Block::of(c, cache.pop(c)?)));
     larger.or_else(|| run(cache, bytes).ok())
 }
 
 /// Frees a block that this process owns.
+///
+/// # Safety
+/// As for [`Arena::block_known`].
 #[inline(always)]
+#[allow(unsafe_code)]
+pub(crate) unsafe fn free_known(cache: &Cache, granule: u32, class: u8) {
+    if usize::from(class) < class::COUNT {
+        // SAFETY: by the caller.
+        unsafe { cache.push_known(class.into(), granule) };
+    } else {
+        free_run(cache, granule);
+    }
+}
+
+/// Frees a block that this process owns.
 pub(crate) fn free(cache: &Cache, granule: u32, class: u8) {
     if usize::from(class) < class::COUNT {
         cache.push(class.into(), granule);

@@ -19,15 +19,12 @@ use crate::sync::Ordering;
 use std::collections::{HashMap, HashSet};
 
 /// The head of the slab of `class` that the block at `granule` belongs to; `None` if there is no such block.
+#[inline]
 pub(crate) fn slab_of(arena: &Arena, granule: u32, class: usize) -> Option<u32> {
     arena.block(granule)?;
     let (head, what) = unit::head_of(arena, arena.unit_of(granule))?;
-    let inside = granule - arena.granule_of(head);
-    let size = class::granules(class);
-    let is_block = what == unit::slab_word(class, class::span(class))
-        && inside.is_multiple_of(size)
-        && inside / size < class::blocks(class);
-    is_block.then_some(head)
+    let is_slab = what == unit::slab_word(class, class::span(class));
+    (is_slab && class::starts_at(class, granule - arena.granule_of(head))).then_some(head)
 }
 
 /// The entries of a magazine that is in this process's hands.

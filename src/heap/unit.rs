@@ -189,6 +189,7 @@ pub(crate) fn release(arena: &Arena, head: u32) {
 }
 
 /// The head of the run that `unit` belongs to, and what the head says; `None` for a free unit or a broken link.
+#[inline]
 pub(crate) fn head_of(arena: &Arena, unit: u32) -> Option<(u32, Word)> {
     let load = |unit| Some(Word(arena.unit(unit)?.load(Ordering::Acquire) & !BACKED));
     let word = load(unit)?;

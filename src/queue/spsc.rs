@@ -54,6 +54,9 @@ impl std::fmt::Debug for Ring {
     }
 }
 
+/// While a record is taken, the one this many later is asked for.
+const AHEAD: u64 = 4;
+
 struct Nowhere(SpscHeader);
 // SAFETY: atomics throughout.
 #[allow(unsafe_code)]
@@ -202,6 +205,11 @@ impl End {
         }
         header.head.store(position, Ordering::Release);
         self.position.set(position);
+        // The slots of a line arrive together; what the last of them names is far away still.
+        if let Some(later) = self.ring.get().slot(position + AHEAD) {
+            #[allow(clippy::cast_possible_truncation)] // the low half is the granule
+            arena.prefetch(later.load(Ordering::Relaxed) as u32);
+        }
         // SYNC(wake)
         let flags = header.to_consumer.load(Ordering::Relaxed);
         if flags == 0 {
