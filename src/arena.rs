@@ -9,6 +9,8 @@
 //! 2. References are formed only to [`Shared`] types, which are atomics throughout.
 
 #![allow(unsafe_code)]
+// The crate is for 64-bit targets (lib.rs), and every offset is below 2^38.
+#![allow(clippy::cast_possible_truncation)]
 
 use crate::heap::class;
 use crate::layout::{
@@ -117,7 +119,7 @@ impl Arena {
         let words = self.geometry.root_words;
         let index = u32::try_from(list).ok()?.checked_mul(words)?.checked_add(word)?;
         (word < words && list < LISTS).then_some(())?;
-        self.table(self.geometry.hint_roots, index, words * (LISTS as u32))
+        self.table(self.geometry.hint_roots, index, words * LISTS as u32)
     }
 
     /// Word `word` of `list` in hint block `block`: words 0 to 63 are leaves, word 64 sums them up.

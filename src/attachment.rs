@@ -345,7 +345,7 @@ extern "C" fn before_fork() {
 }
 
 extern "C" fn after_fork_in_parent() {
-    let _ = ACROSS_FORK.try_with(Cell::take);
+    drop(ACROSS_FORK.try_with(Cell::take));
 }
 
 extern "C" fn after_fork_in_child() {

@@ -368,8 +368,9 @@ impl Buffer {
 pub fn name_from_path(path: impl AsRef<Path>, project: u32) -> std::io::Result<String> {
     let full = path.as_ref().canonicalize()?;
     // FNV-1a: fixed for ever, unlike the standard library's hashers.
-    let hash = full.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let hash =
+        full.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
     Ok(format!("ipc-buffer-{hash:016x}-{project}"))
 }

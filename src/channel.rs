@@ -245,7 +245,8 @@ impl Endpoint {
 /// ```
 pub struct Channel<T: ?Sized + Payload, R: Role> {
     endpoint: Rc<Endpoint>,
-    carries: PhantomData<(fn(Record<T>) -> Record<T>, R)>,
+    role: PhantomData<R>,
+    carries: PhantomData<Record<T>>,
 }
 
 impl<T: ?Sized + Payload, R: Role> fmt::Debug for Channel<T, R> {
@@ -283,7 +284,7 @@ impl<T: ?Sized + Payload, R: Role> Channel<T, R> {
         });
         let weak: Weak<Endpoint> = Rc::downgrade(&endpoint);
         local.register(weak);
-        Ok(Self { endpoint, carries: PhantomData })
+        Ok(Self { endpoint, role: PhantomData, carries: PhantomData })
     }
 
     /// The channel's id.

@@ -234,4 +234,3 @@ impl ThreadContext {
         self.local.flush();
     }
 }
-

@@ -30,8 +30,8 @@ use crate::attachment::Control;
 use crate::heap::block::{self, Meta, state};
 use crate::heap::cache::Cache;
 use crate::heap::{self, Block};
-use crate::participant;
 use crate::layout::{CHANNELS, DirectoryEntry, HELD_BY, INDEX_CELLS, Owner, Word, entry};
+use crate::participant;
 use crate::queue::spsc::{self, Ring};
 use crate::sync::{AtomicU64, Ordering};
 use crate::wait::{self, flags};
@@ -128,7 +128,10 @@ pub(crate) enum Refused {
     /// The storage was brought for nothing.
     Kind(Kind),
     /// The role is held.
-    Taken { holder: Owner, thread: u32 },
+    Taken {
+        holder: Owner,
+        thread: u32,
+    },
     Full,
     Corrupted,
 }
@@ -157,7 +160,7 @@ fn state_of(entry: &DirectoryEntry) -> Word {
 
 fn hash(id: i64) -> u32 {
     let mixed = id.cast_unsigned().wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    ((mixed >> 32) ^ (mixed >> 47)) as u32 % INDEX_CELLS
+    u32::try_from(((mixed >> 32) ^ (mixed >> 47)) % u64::from(INDEX_CELLS)).unwrap_or(0)
 }
 
 fn probes(id: i64) -> impl Iterator<Item = u32> {
@@ -322,13 +325,7 @@ fn wake_both(ring: Ring) {
 }
 
 /// Makes the channel `id` in the storage brought along.
-fn create(
-    arena: &Arena,
-    me: Owner,
-    id: i64,
-    spec: &Spec,
-    storage: &mut Option<Block>,
-) -> Result<ChannelRef, Refused> {
+fn create(arena: &Arena, me: Owner, id: i64, spec: &Spec, storage: &mut Option<Block>) -> Result<ChannelRef, Refused> {
     let Some(Block { granule, .. }) = *storage else { return Err(Refused::Missing) };
     let (index, entry) = free_entry(arena)?;
     let channel = ChannelRef { index, generation: entry.generation.load(Ordering::Relaxed) + 1 };

@@ -30,7 +30,9 @@ pub enum OpenError {
         max: u64,
     },
     /// The buffer exists with another capacity.
-    #[error("buffer {name:?} has {actual} bytes, not the {asked} asked for; leave the capacity out to take it as it is")]
+    #[error(
+        "buffer {name:?} has {actual} bytes, not the {asked} asked for; leave the capacity out to take it as it is"
+    )]
     CapacityMismatch {
         /// The buffer.
         name: String,
@@ -156,7 +158,9 @@ pub enum BufferError {
 #[non_exhaustive]
 pub enum AllocError {
     /// No block of this size is free, caches of other processes and leftovers of dead ones included.
-    #[error("out of memory: asked for {asked} bytes, {free} are free but not in one piece; free records or take a larger capacity")]
+    #[error(
+        "out of memory: asked for {asked} bytes, {free} are free but not in one piece; free records or take a larger capacity"
+    )]
     OutOfMemory {
         /// Bytes asked for, with the header.
         asked: u64,
@@ -190,7 +194,9 @@ pub enum AllocError {
 #[non_exhaustive]
 pub enum AttachError {
     /// The channel carries another type.
-    #[error("channel {id} carries {theirs}, not {ours}; agree on one type, or give both the same ChannelOptions::type_tag")]
+    #[error(
+        "channel {id} carries {theirs}, not {ours}; agree on one type, or give both the same ChannelOptions::type_tag"
+    )]
     TypeMismatch {
         /// The channel.
         id: i64,

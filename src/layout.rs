@@ -50,7 +50,7 @@ pub(crate) const CHANNELS: u32 = 16384;
 pub(crate) const INDEX_CELLS: u32 = 2 * CHANNELS;
 
 /// Entries in a magazine.
-pub(crate) const MAGAZINE_ENTRIES: usize = 60;
+pub(crate) const MAGAZINE_ENTRIES: u32 = 60;
 /// Magazines under one root of the hint tree: 64 words of 64 bits.
 pub(crate) const HINT_BLOCK: u32 = 4096;
 /// Hint lists: one a size class, and the pool of empty magazines.
@@ -64,6 +64,8 @@ const MAGAZINES_SPARE: u64 = 4096;
 pub(crate) const MIN_CAPACITY: u64 = 4 * UNIT;
 /// Largest capacity: granule indices are 32 bits wide and the tables need their share.
 pub(crate) const MAX_CAPACITY: u64 = 224 << 30;
+
+const MAX_UNITS: u32 = 224 << 14;
 
 /// Who: a slot of a table and the generation of its use. 16 + 40 bits, so that 8 remain to say what it owns.
 ///
@@ -256,7 +258,7 @@ pub(crate) struct Magazine {
     /// Entries in use; written by the holder only.
     pub(crate) n: AtomicU32,
     _pad: AtomicU32,
-    pub(crate) entries: [AtomicU32; MAGAZINE_ENTRIES],
+    pub(crate) entries: [AtomicU32; MAGAZINE_ENTRIES as usize],
 }
 
 /// What lies at the start of every block; see `heap::block`.
@@ -315,7 +317,7 @@ const _: () = {
     assert!(std::mem::offset_of!(DirectoryEntry, tag) == 80);
     assert!(std::mem::offset_of!(SpscHeader, to_producer) as u64 == LINE_PAIR);
     assert!(std::mem::offset_of!(SpscHeader, consumer_futex) as u64 == 2 * LINE_PAIR);
-    assert!(Geometry::for_units((MAX_CAPACITY / UNIT) as u32).total <= GRANULE << 32);
+    assert!(Geometry::for_units(MAX_UNITS).total <= GRANULE << 32 && MAX_UNITS as u64 * UNIT == MAX_CAPACITY);
     assert!(PROCESSES <= 1 << 16 && CONTEXTS <= 1 << 16 && CHANNELS <= 1 << 16);
 };
 
@@ -376,7 +378,7 @@ impl Geometry {
     /// strictly with the number of units.
     pub(crate) fn for_total(total: u64) -> Option<Self> {
         let mut low = u32::try_from(MIN_CAPACITY / UNIT).ok()?;
-        let mut high = u32::try_from(MAX_CAPACITY / UNIT).ok()?;
+        let mut high = MAX_UNITS;
         while low < high {
             let middle = low.midpoint(high);
             if Self::for_units(middle).total < total {
@@ -402,7 +404,7 @@ impl Geometry {
             PROCESSES.into(),
             CONTEXTS.into(),
             CHANNELS.into(),
-            MAGAZINE_ENTRIES as u64,
+            MAGAZINE_ENTRIES.into(),
             LISTS as u64,
             HINT_BLOCK_BYTES,
             sample.directory,
@@ -413,9 +415,9 @@ impl Geometry {
             size_of::<SpscHeader>() as u64,
             u64::from(class::granules(class::COUNT - 1)),
         ];
-        facts.iter().fold(0xcbf2_9ce4_8422_2325, |hash, fact| {
-            (hash ^ fact).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23)
-        })
+        facts
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325, |hash, fact| (hash ^ fact).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23))
     }
 }
 

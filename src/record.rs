@@ -257,9 +257,11 @@ impl<T: ?Sized + Payload> RecordUninit<T> {
     pub fn assume_init(self) -> Record<T> {
         self.0
     }
+}
 
-    /// Where the contents go, for reading from a file or socket straight into the record.
-    pub fn as_mut(&mut self) -> &mut T {
+/// Where the contents go, for reading from a file or a socket straight into the record.
+impl<T: ?Sized + Payload> AsMut<T> for RecordUninit<T> {
+    fn as_mut(&mut self) -> &mut T {
         &mut self.0
     }
 }

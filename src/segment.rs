@@ -197,13 +197,6 @@ pub(crate) fn units_for(capacity: u64) -> Result<u32, OpenError> {
     }
 }
 
-enum Step {
-    /// Another party changed the name under us: look again.
-    Again,
-    /// A complete segment, control lock held.
-    Ready(Segment),
-}
-
 /// Opens or creates the segment `name` and returns it with its control lock held.
 pub(crate) fn enter(name: &str, wish: &Wish) -> Result<Segment, OpenError> {
     check_name(name)?;
@@ -211,7 +204,7 @@ pub(crate) fn enter(name: &str, wish: &Wish) -> Result<Segment, OpenError> {
     let start = Instant::now();
     let mut tries = 0_u32;
     loop {
-        if let Step::Ready(segment) = attempt(name, wish, units, start)? {
+        if let Some(segment) = attempt(name, wish, units, start)? {
             return Ok(segment);
         }
         tries += 1;
@@ -242,7 +235,8 @@ fn map_error(name: &str, error: &ShmemError) -> OpenError {
     os_error(name, "map", io::Error::from_raw_os_error(i32::try_from(code).unwrap_or(0)))
 }
 
-fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Step, OpenError> {
+/// One try: a complete segment with its control lock held, or `None` if another party changed the name under us.
+fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Option<Segment>, OpenError> {
     let os_name = format!("/{name}");
     let conf = || ShmemConf::new().os_id(&os_name);
     let mut created = None;
@@ -259,12 +253,12 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Step, 
                     mapping.set_owner(false);
                     created = Some(mapping);
                 }
-                Err(ShmemError::MappingIdExists) => return Ok(Step::Again),
+                Err(ShmemError::MappingIdExists) => return Ok(None),
                 Err(e) => return Err(map_error(name, &e)),
             }
             match shm::open(name) {
                 Ok(file) => file,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Step::Again),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(e) => return Err(os_error(name, "open", e)),
             }
         }
@@ -278,7 +272,7 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Step, 
         return Err(OpenError::ForeignOwner { name: name.into(), user: before.user, mode: before.mode });
     }
     if before.size == 0 && start.elapsed() < EMPTY_GRACE {
-        return Ok(Step::Again);
+        return Ok(None);
     }
     if wish.create_new && created.is_none() && before.size != 0 {
         return Err(OpenError::AlreadyExists { name: name.into() });
@@ -286,7 +280,7 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Step, 
     let still_named = || shm::stat_name(name).is_ok_and(|facts| facts.identity == before.identity);
     match lock(file.as_fd(), PATIENCE, still_named) {
         Ok(true) => {}
-        Ok(false) => return Ok(Step::Again),
+        Ok(false) => return Ok(None),
         Err(Busy) => {
             let words = shm::read_words::<32>(&file).unwrap_or([0; 32]);
             let pid = words[std::mem::offset_of!(crate::layout::Header, control_pid) / 8];
@@ -295,13 +289,13 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Step, 
     }
     // From here on the lock is dropped with `file` on every way out but the last.
     if !still_named() {
-        return Ok(Step::Again);
+        return Ok(None);
     }
     let size = shm::stat(&file).map_err(|e| os_error(name, "stat", e))?.size;
     if size == 0 {
         // Left by a creator that died at once, or one that is slow: it will notice (see the module).
         shm::unlink(name).map_err(|e| os_error(name, "unlink", e))?;
-        return Ok(Step::Again);
+        return Ok(None);
     }
     let geometry = check_header(name, &file, size)?;
     let mapping = match created {
@@ -311,13 +305,13 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Step, 
                 mapping.set_owner(false);
                 mapping
             }
-            Err(_) if !still_named() => return Ok(Step::Again),
+            Err(_) if !still_named() => return Ok(None),
             Err(e) => return Err(map_error(name, &e)),
         },
     };
     let base = NonNull::new(mapping.as_ptr())
         .filter(|base| mapping.len() as u64 == geometry.total && base.as_ptr().addr().is_multiple_of(4096));
-    let Some(base) = base else { return Ok(Step::Again) };
+    let Some(base) = base else { return Ok(None) };
     // SAFETY: mapped in full by `mapping`, which lives in the same `Segment` as the arena; `file` likewise.
     let arena = unsafe { Arena::new(base, geometry, file.as_raw_fd()) };
     let segment = Segment {
@@ -330,7 +324,7 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Step, 
     let mut segment = Guard(Some(segment));
     let done = complete(segment.get(), wish)?;
     if !done {
-        return Ok(Step::Again);
+        return Ok(None);
     }
     let capacity = u64::from(geometry.units) * UNIT;
     if wish.capacity.is_some() && geometry.units != units {
@@ -340,7 +334,7 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Step, 
             actual: capacity,
         });
     }
-    segment.0.take().map_or(Ok(Step::Again), |segment| Ok(Step::Ready(segment)))
+    Ok(segment.0.take())
 }
 
 /// Closes a segment that is not handed out after all; the lock goes with the descriptor.
@@ -363,8 +357,7 @@ impl Drop for Guard {
 /// Judges the file by its size and first words, before anything is mapped.
 fn check_header(name: &str, file: &OwnedFd, size: u64) -> Result<Geometry, OpenError> {
     let not = |why| OpenError::NotASegment { name: name.into(), why };
-    let [magic, version, hash, capacity, ..] =
-        shm::read_words::<8>(file).map_err(|e| os_error(name, "read", e))?;
+    let [magic, version, hash, capacity, ..] = shm::read_words::<8>(file).map_err(|e| os_error(name, "read", e))?;
     if magic == 0 {
         // Zeroes in a size that only we give a file: a segment nobody has completed.
         return Geometry::for_total(size).ok_or(not("it is empty of content and of no size that we make"));
@@ -410,7 +403,8 @@ fn complete(segment: &Segment, wish: &Wish) -> Result<bool, OpenError> {
     }
     let latch = std::ptr::from_ref(&header.latch).cast_mut().cast::<u8>();
     // SAFETY: two bytes inside the header, mapped as long as the segment; the event only touches them as bytes.
-    let latch = unsafe { if fresh { BusyEvent::new(latch, false) } else { BusyEvent::from_existing(latch) } };
+    let (make, find) = (|| unsafe { BusyEvent::new(latch, false) }, || unsafe { BusyEvent::from_existing(latch) });
+    let latch = if fresh { make() } else { find() };
     if fresh {
         shm::set_mode(segment.file(), wish.mode).map_err(|e| os_error(&segment.name, "set the mode of", e))?;
         header.version.store(FORMAT_VERSION, Ordering::Relaxed);

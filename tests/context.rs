@@ -13,7 +13,11 @@ fn asking_twice_gives_the_same_context() {
     let _tx = one.producer::<u64>(1).unwrap();
     drop(one);
     let mut rx = two.consumer::<u64>(1).unwrap();
-    assert_eq!(rx.try_recv().unwrap_err(), TryRecvError::Empty, "the producer made from the first handle is still there");
+    assert_eq!(
+        rx.try_recv().unwrap_err(),
+        TryRecvError::Empty,
+        "the producer made from the first handle is still there"
+    );
 }
 
 #[test]

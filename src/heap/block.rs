@@ -51,11 +51,7 @@ impl Meta {
     #[inline(always)]
     pub(crate) const fn unpack(word: u64) -> Self {
         #[allow(clippy::cast_possible_truncation)] // masked
-        Self {
-            class: (word >> 52 & 0xff) as u8,
-            offset: (word >> 40 & 0xfff) as u32 * 16,
-            count: word & MAX_COUNT,
-        }
+        Self { class: (word >> 52 & 0xff) as u8, offset: (word >> 40 & 0xfff) as u32 * 16, count: word & MAX_COUNT }
     }
 }
 
@@ -68,6 +64,7 @@ pub(crate) const fn need(bytes: u64, align: u64) -> Option<u64> {
 
 /// Where the payload of the block at `granule` starts for this alignment, in bytes from the block's start.
 #[inline(always)]
+#[allow(clippy::cast_possible_truncation)] // at most 4096
 pub(crate) const fn payload_offset(granule: u32, align: u64) -> u32 {
     if align <= BLOCK_HEADER {
         return BLOCK_HEADER as u32;

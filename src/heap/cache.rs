@@ -93,7 +93,7 @@ const AHEAD: u32 = 6;
 pub(crate) fn capacity(geometry: &Geometry, class: usize) -> u32 {
     let budget = (u64::from(geometry.units) * 16).clamp(16 << 10, 256 << 10);
     let block = u64::from(class::granules(class)) * 64;
-    u32::try_from(budget / block).unwrap_or(1).clamp(1, MAGAZINE_ENTRIES as u32)
+    u32::try_from(budget / block).unwrap_or(1).clamp(1, MAGAZINE_ENTRIES)
 }
 
 impl std::fmt::Debug for Cache {
@@ -155,7 +155,7 @@ impl Cache {
             if current.is_real() && current.n() > 0 {
                 // An entry that names no block: a foreign hand wrote it. Drop it, or all, and go on.
                 let n = current.n();
-                current.magazine.n.store(if n as usize > MAGAZINE_ENTRIES { 0 } else { n - 1 }, Ordering::Release);
+                current.magazine.n.store(if n > MAGAZINE_ENTRIES { 0 } else { n - 1 }, Ordering::Release);
             } else if spare.is_real() && spare.n() > 0 {
                 self.set_current(class, spare);
                 line.spare.set(current);

@@ -4,6 +4,9 @@
 //! (and blocks of one class don't all start at the same offset of a page, which would make them fight for the same cache sets).
 //! A block is at most `1.25 * payload + 64` bytes above its header. Above [`MAX_GRANULES`] a record is a run of units.
 
+// Class numbers and granules in const tables: all far below 2^32.
+#![allow(clippy::cast_possible_truncation)]
+
 use crate::layout::{BLOCK_HEADER, GRANULE, UNIT_GRANULES};
 
 /// Number of size classes.

@@ -70,6 +70,7 @@ impl Ring {
     pub(crate) const NONE: Self = Self { header: &NOWHERE.0, slots: &[] };
 
     #[inline(always)]
+    #[allow(clippy::cast_possible_truncation)] // the crate is for 64-bit targets
     fn slot(&self, position: u64) -> Option<&'static AtomicU64> {
         let len = self.slots.len() as u64;
         // A power of two; with no slots the mask is all ones and the index is out of range.

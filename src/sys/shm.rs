@@ -90,8 +90,8 @@ pub(crate) fn user() -> u32 {
 pub(crate) fn nonce() -> u64 {
     let mut bytes = [0_u8; 8];
     let random = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK).is_ok();
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let clock = u64::try_from(now.tv_nsec).unwrap_or(0) << 32 | u64::from(std::process::id());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let clock = u64::from(now.subsec_nanos()) << 32 | u64::from(std::process::id());
     // Only "told apart" is asked of it: without entropy, time and process id do.
     (if random { u64::from_ne_bytes(bytes) } else { clock }) | 1
 }

@@ -3,8 +3,8 @@
 
 use ipc_buffer::{Audit, Buffer};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 /// A buffer name of its own, removed with whatever has it when dropped, also by a panic.
