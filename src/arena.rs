@@ -18,13 +18,9 @@ use crate::layout::{
     Header, INDEX_CELLS, LISTS, Magazine, PAGE, PROCESSES, ProcessSlot, Shared, SpscHeader, UNIT, UNIT_GRANULES,
 };
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
-use rustix::fs::FallocateFlags;
+use crate::sys::memory::{self, NotBacked};
 use std::os::fd::{BorrowedFd, RawFd};
 use std::ptr::NonNull;
-
-/// The system has no memory left to back the range with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct NotBacked;
 
 /// See the module.
 #[derive(Clone, Copy, Debug)]
@@ -206,10 +202,11 @@ impl Arena {
     pub(crate) fn prefetch(&self, granule: u32) {
         #[cfg(target_arch = "x86_64")]
         {
-            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
             let line = self.base.as_ptr().wrapping_add((u64::from(granule) * GRANULE) as usize);
+            // The intrinsic would compile to a prefetch for reading unless the build names a newer processor; this encoding is a
+            // no-op where it isn't known.
             // SAFETY: a prefetch reads and writes nothing and can't fault, whatever the address.
-            unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.cast::<i8>()) };
+            unsafe { std::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags, readonly)) };
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = granule;
@@ -217,14 +214,7 @@ impl Arena {
 
     /// Asks the system for the memory behind `offset .. offset + len`, so that touching it can't raise SIGBUS.
     fn back(&self, offset: u64, len: u64) -> Result<(), NotBacked> {
-        let Some(file) = self.file() else { return Ok(()) };
-        loop {
-            match rustix::fs::fallocate(file, FallocateFlags::empty(), offset, len) {
-                Ok(()) => return Ok(()),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(_) => return Err(NotBacked),
-            }
-        }
+        self.file().map_or(Ok(()), |file| memory::back(file, offset, len))
     }
 
     /// Backs the header and the fixed tables.
@@ -239,9 +229,8 @@ impl Arena {
 
     /// Returns the memory of `count` units from `unit` on to the system; they read as zeroes when backed again.
     pub(crate) fn punch_units(&self, unit: u32, count: u32) -> bool {
-        let Some(file) = self.file() else { return false };
         let (offset, len) = (self.geometry.data + u64::from(unit) * UNIT, u64::from(count) * UNIT);
-        rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len).is_ok()
+        self.file().is_some_and(|file| memory::punch(file, offset, len))
     }
 
     fn file(&self) -> Option<BorrowedFd<'_>> {

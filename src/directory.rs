@@ -31,9 +31,9 @@ use crate::heap::block::{self, Meta, state};
 use crate::heap::cache::Cache;
 use crate::heap::{self, Block};
 use crate::layout::{CHANNELS, DirectoryEntry, HELD_BY, INDEX_CELLS, Owner, Word, entry};
-use crate::participant;
 use crate::queue::spsc::{self, Ring};
 use crate::sync::{AtomicU64, Ordering};
+use crate::sys::task;
 use crate::wait::{self, flags};
 
 /// Most slots of a channel.
@@ -303,7 +303,7 @@ pub(crate) fn attach(
     if side == Side::Consumer {
         ring.header.to_producer.fetch_and(!flags::GONE, Ordering::AcqRel);
     }
-    let thread = participant::thread_id();
+    let thread = task::thread_id();
     match side {
         Side::Producer => entry.producer_thread.store(thread, Ordering::Relaxed),
         Side::Consumer => entry.consumer_thread.store(thread, Ordering::Relaxed),

@@ -1,28 +1,90 @@
 //! A heap in shared memory that processes open by name, with typed channels that hand records over without copying.
-#![cfg_attr(docsrs, feature(doc_cfg))]
+//!
+//! A [`Buffer`] is one named segment. Each thread that works with it has a [`ThreadContext`], which allocates [`Record`]s of
+//! any size and attaches to [`Channel`]s by number. Sending gives a record to whoever receives it, in whatever process,
+//! without touching its bytes. Everything is released by `Drop`; what a killed process held is given back by the others.
+//!
+//! ```
+//! use bytemuck::{Pod, Zeroable};
+//! use ipc_buffer::Buffer;
+//!
+//! #[repr(C)]
+//! #[derive(Clone, Copy, Pod, Zeroable)]
+//! struct Sample {
+//!     t_ns: u64,
+//!     value: f64,
+//! }
+//!
+//! # let name = format!("doc-lib-{}", std::process::id());
+//! # let hub = name.as_str();
+//! // One process...
+//! let buffer = Buffer::open(hub)?;
+//! let ctx = buffer.context()?;
+//! let mut readings = ctx.producer::<Sample>(1)?;
+//! readings.send(ctx.record(Sample { t_ns: 7, value: 1.5 })?)?;
+//!
+//! # let here = std::thread::spawn({ let hub = hub.to_owned(); move || -> Result<(), ipc_buffer::Error> { let hub = &hub;
+//! // ...and another: the same calls, the other end.
+//! let buffer = Buffer::open(hub)?;
+//! let ctx = buffer.context()?;
+//! for reading in ctx.consumer::<Sample>(1)? {
+//!     assert_eq!(reading.value, 1.5);
+//! }
+//! # Ok(()) } });
+//! # assert!(readings.wait_for_consumer(std::time::Duration::from_secs(30)));
+//! # drop(readings);
+//! # here.join().unwrap()?;
+//! # Ok::<(), ipc_buffer::Error>(())
+//! ```
+//!
+//! # What travels
+//! Plain data: any [`bytemuck::Pod`] type, or a slice of one. Nothing a peer writes can make an invalid value, and nothing in
+//! a record can point anywhere. Both ends of a channel must agree on size, alignment and a [tag](ChannelOptions::type_tag).
+//!
+//! # Who is trusted
+//! Everyone who may open the segment may write its bytes. What this library reads there is checked before it is used as a
+//! place, a class or a length, so that a corrupted segment gives errors and wrong data, but no access outside of it. Two
+//! processes that follow the protocol never see each other's records; one that does not can spoil what is in the buffer.
+//! Permission bits ([`BufferOptions::mode`]) say who may come in.
+//!
+//! # When processes die or fork
+//! No signal handler is needed or installed. Each process holds a lock that the kernel drops when it dies, however it dies; who
+//! notices gives back what it held: see [`Buffer::reap`] and [`docs::design`]. Children made by `fork` open the buffer anew;
+//! handles made before answer `Forked` and do nothing when dropped.
+//!
+//! # Where it runs
+//! 64-bit Linux 5.4 or later. Shared memory is `/dev/shm`, whose size is the limit (64 MiB in many containers): memory is
+//! reserved before it is used, so a full one is an error and not a crash.
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("ipc-buffer needs 64-bit Linux: byte leases (F_OFD_SETLK), shared futexes and fallocate");
 
-mod arena;
-mod attachment;
+pub mod docs;
+
+// What users hold: typed, RAII.
 mod audit;
 mod buffer;
 mod channel;
 mod context;
-mod directory;
 mod error;
-mod heap;
-mod layout;
-mod local;
-mod participant;
-mod queue;
 mod record;
+// This process's and this thread's side of a segment.
+mod attachment;
+mod local;
+// Mechanism: offsets and words, knows nothing of types.
+mod directory;
+mod heap;
+mod queue;
 mod recovery;
+mod wait;
+// The bytes: shared format, mapping, leases.
+mod arena;
+mod layout;
+mod participant;
 mod segment;
+// The doors: kernel and atomics.
 mod sync;
 mod sys;
-mod wait;
 
 pub use audit::{Audit, Owned, Queued};
 pub use buffer::{Buffer, BufferOptions, ChannelInfo, name_from_path};

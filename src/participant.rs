@@ -13,7 +13,7 @@ use crate::arena::Arena;
 use crate::layout::{CONTEXTS, HELD_BY, Owner, PROCESSES, Word, process};
 use crate::segment::{LEASE_BYTES, Segment};
 use crate::sync::Ordering;
-use crate::sys::lease;
+use crate::sys::{lease, task};
 
 /// Takes a process slot and its lease. The caller holds the control lock.
 pub(crate) fn join(segment: &Segment) -> Option<Owner> {
@@ -98,7 +98,7 @@ pub(crate) fn open_context(arena: &Arena, me: Owner) -> Option<Owner> {
         }
         let epoch = slot.epoch.load(Ordering::Relaxed) + 1;
         slot.epoch.store(epoch, Ordering::Relaxed);
-        slot.thread.store(thread_id(), Ordering::Relaxed);
+        slot.thread.store(task::thread_id(), Ordering::Relaxed);
         Some(Owner::new(index, epoch))
     })
 }
@@ -114,9 +114,4 @@ pub(crate) fn close_context(arena: &Arena, context: Owner) {
 pub(crate) fn context_owner(arena: &Arena, index: u32) -> Option<Owner> {
     let word = Word(arena.context(index)?.owner.load(Ordering::Acquire));
     (word.kind() == HELD_BY).then_some(word.owner())
-}
-
-/// The kernel's id of this thread, for people.
-pub(crate) fn thread_id() -> u32 {
-    rustix::thread::gettid().as_raw_pid().unsigned_abs()
 }

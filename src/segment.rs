@@ -30,11 +30,10 @@ use crate::arena::Arena;
 use crate::error::OpenError;
 use crate::layout::{FORMAT_VERSION, Geometry, MAGIC, MAX_CAPACITY, MIN_CAPACITY, UNIT, flag};
 use crate::sync::Ordering;
-use crate::sys::shm::{self, Identity};
-use crate::sys::{barrier, lease};
+use crate::sys::shm::{self, Identity, Reason};
+use crate::sys::{barrier, lease, memory, task};
 use raw_sync::Timeout;
 use raw_sync::events::{BusyEvent, EventInit, EventState};
-use rustix::io::Errno;
 use shared_memory::{Shmem, ShmemConf, ShmemError};
 use std::io;
 use std::mem::ManuallyDrop;
@@ -124,22 +123,12 @@ impl Segment {
     /// In a forked child: puts a private copy in place of the shared pages and closes the descriptor, so that nothing the
     /// child does through old handles reaches the segment, and the parent's lease hangs on the parent alone.
     pub(crate) fn abandon(&self) {
-        use rustix::mm::{MapFlags, ProtFlags, mmap};
-        let base: *mut u8 = self.mapping.as_ptr();
-        // SAFETY: the range is the mapping this segment owns; replacing it keeps every address valid. The child is single-
-        // threaded here. Failure leaves the shared mapping, which the handles no longer use either.
-        let _ = unsafe {
-            mmap(
-                base.cast(),
-                self.mapping.len(),
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE | MapFlags::FIXED,
-                self.file(),
-                0,
-            )
-        };
-        // SAFETY: the descriptor is this segment's own; in the child nothing uses it after this call.
-        unsafe { rustix::io::close(self.file.as_raw_fd()) };
+        if let Some(base) = NonNull::new(self.mapping.as_ptr()) {
+            // SAFETY: the mapping is this segment's, of this very file; the child is single-threaded here.
+            unsafe { memory::make_private(base, self.mapping.len(), self.file()) };
+        }
+        // SAFETY: the descriptor is this segment's own; in the child nothing uses it, or drops it, after this call.
+        unsafe { shm::close(self.file.as_raw_fd()) };
     }
 
     /// Unmaps and closes. No reference into the segment may be used afterwards.
@@ -217,13 +206,13 @@ pub(crate) fn enter(name: &str, wish: &Wish) -> Result<Segment, OpenError> {
 
 fn os_error(name: &str, what: &'static str, source: io::Error) -> OpenError {
     let name = name.to_owned();
-    match source.raw_os_error().map(Errno::from_raw_os_error) {
-        Some(Errno::ACCESS | Errno::PERM) => OpenError::PermissionDenied { name },
-        Some(Errno::LOOP) => OpenError::NotASegment { name, why: "it is a symbolic link" },
-        Some(Errno::ISDIR) => OpenError::NotASegment { name, why: "it is a directory" },
-        Some(Errno::NXIO) => OpenError::NotASegment { name, why: "it is a socket or a pipe" },
-        Some(Errno::NOSPC | Errno::NOMEM) => OpenError::NoSpace { name },
-        _ => OpenError::Os { name, what, source },
+    match shm::reason(&source) {
+        Reason::Denied => OpenError::PermissionDenied { name },
+        Reason::Link => OpenError::NotASegment { name, why: "it is a symbolic link" },
+        Reason::Directory => OpenError::NotASegment { name, why: "it is a directory" },
+        Reason::Special => OpenError::NotASegment { name, why: "it is a socket or a pipe" },
+        Reason::NoSpace => OpenError::NoSpace { name },
+        Reason::Other => OpenError::Os { name, what, source },
     }
 }
 
@@ -268,7 +257,7 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Option
     if !before.is_file {
         return Err(OpenError::NotASegment { name: name.into(), why: "it is not a regular file" });
     }
-    if before.user != shm::user() && before.mode & 0o066 == 0 {
+    if before.user != task::user() && before.mode & 0o066 == 0 {
         return Err(OpenError::ForeignOwner { name: name.into(), user: before.user, mode: before.mode });
     }
     if before.size == 0 && start.elapsed() < EMPTY_GRACE {
@@ -393,7 +382,7 @@ fn complete(segment: &Segment, wish: &Wish) -> Result<bool, OpenError> {
     }
     let header = arena.header();
     if fresh {
-        header.nonce.store(shm::nonce(), Ordering::Relaxed);
+        header.nonce.store(task::nonce(), Ordering::Relaxed);
     }
     // The mapping was made by name, the descriptor too: the same file only if both show the same nonce.
     let nonce = std::mem::offset_of!(crate::layout::Header, nonce) / 8;

@@ -21,9 +21,10 @@
 //! Between the holder's store and the hint: the magazine is in the depot and found by [`rebuild`], which reaping ends with.
 //! Between the holder's CAS and anything else: it is `HELD` by a dead process's context, and reaping puts it back.
 
-use crate::arena::{Arena, NotBacked};
+use crate::arena::Arena;
 use crate::layout::{HINT_BLOCK, Magazine, POOL, Word};
 use crate::sync::{AtomicU64, Ordering};
+use crate::sys::memory::NotBacked;
 
 pub(crate) const IN_POOL: u64 = 0;
 pub(crate) const IN_DEPOT: u64 = 1;

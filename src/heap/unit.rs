@@ -19,9 +19,10 @@
 //! and last when it is given back. So a `CLAIMED(dead)` head with the `BODY(head)` units behind it is all there is to
 //! repair, and [`release`] repairs it, again and again if need be.
 
-use crate::arena::{Arena, NotBacked};
+use crate::arena::Arena;
 use crate::layout::{Owner, Word};
 use crate::sync::{AtomicU64, Ordering};
+use crate::sys::memory::NotBacked;
 
 pub(crate) const FREE: u64 = 0;
 pub(crate) const CLAIMED: u64 = 1;

@@ -4,4 +4,6 @@ pub(crate) mod barrier;
 pub(crate) mod fork;
 pub(crate) mod futex;
 pub(crate) mod lease;
+pub(crate) mod memory;
 pub(crate) mod shm;
+pub(crate) mod task;

@@ -1,8 +1,11 @@
 //! Shared-memory objects by name: open, look at, change the mode of, remove.
 
+#![allow(unsafe_code)]
+
 use rustix::fs::{self, AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 const DIRECTORY: &str = "/dev/shm/";
 
@@ -74,24 +77,41 @@ pub(crate) fn read_words<const N: usize>(fd: impl AsFd) -> io::Result<[u64; N]> 
         match rustix::io::pread(fd.as_fd(), &mut bytes[at..], at as u64) {
             Ok(0) => break,
             Ok(n) => at += n,
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
     }
     Ok(words)
 }
 
-/// The user this process acts as.
-pub(crate) fn user() -> u32 {
-    rustix::process::geteuid().as_raw()
+/// What an error of opening, sizing or mapping means to a user.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Reason {
+    Denied,
+    Link,
+    Directory,
+    Special,
+    NoSpace,
+    Other,
 }
 
-/// Eight bytes nobody else has.
-pub(crate) fn nonce() -> u64 {
-    let mut bytes = [0_u8; 8];
-    let random = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK).is_ok();
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let clock = u64::from(now.subsec_nanos()) << 32 | u64::from(std::process::id());
-    // Only "told apart" is asked of it: without entropy, time and process id do.
-    (if random { u64::from_ne_bytes(bytes) } else { clock }) | 1
+/// See [`Reason`].
+pub(crate) fn reason(error: &io::Error) -> Reason {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::ACCESS | Errno::PERM) => Reason::Denied,
+        Some(Errno::LOOP) => Reason::Link,
+        Some(Errno::ISDIR) => Reason::Directory,
+        Some(Errno::NXIO) => Reason::Special,
+        Some(Errno::NOSPC | Errno::NOMEM) => Reason::NoSpace,
+        _ => Reason::Other,
+    }
+}
+
+/// Closes a descriptor that stays in somebody's `ManuallyDrop`.
+///
+/// # Safety
+/// `fd` is open, the caller's, and never used again.
+pub(crate) unsafe fn close(fd: RawFd) {
+    // SAFETY: by the caller.
+    unsafe { rustix::io::close(fd) };
 }

@@ -1,0 +1,4 @@
+//! How the library works inside.
+
+#[doc = include_str!("design.md")]
+pub mod design {}

@@ -1,0 +1,21 @@
+//! Who we are, and what nobody else has.
+
+/// The user this process acts as.
+pub(crate) fn user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// Eight bytes nobody else has.
+pub(crate) fn nonce() -> u64 {
+    let mut bytes = [0_u8; 8];
+    let random = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK).is_ok();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let clock = u64::from(now.subsec_nanos()) << 32 | u64::from(std::process::id());
+    // Only "told apart" is asked of it: without entropy, time and process id do.
+    (if random { u64::from_ne_bytes(bytes) } else { clock }) | 1
+}
+
+/// The kernel's id of this thread, for people.
+pub(crate) fn thread_id() -> u32 {
+    rustix::thread::gettid().as_raw_pid().unsigned_abs()
+}
