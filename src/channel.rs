@@ -24,7 +24,7 @@ use crate::queue::spsc::{self, End, NotPushed, Ring};
 use crate::record::{Payload, Record};
 use crate::recovery;
 use crate::sync::Ordering;
-use crate::wait::{self, Patience};
+use crate::wait::{self, Bed};
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
@@ -151,7 +151,6 @@ struct Endpoint {
     side: Side,
     channel: ChannelRef,
     attached: Cell<bool>,
-    patience: Patience,
     /// Polls in a row that found nothing.
     idle: Cell<u32>,
 }
@@ -279,7 +278,6 @@ impl<T: ?Sized + Payload, R: Role> Channel<T, R> {
             side,
             channel,
             attached: Cell::new(true),
-            patience: Patience::new(),
             idle: Cell::new(0),
         });
         let weak: Weak<Endpoint> = Rc::downgrade(&endpoint);
@@ -484,8 +482,10 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
             Err(TrySendError::ContextClosed(back)) => Some(Err(SendTimeoutError::ContextClosed(back))),
         };
         let tick = || endpoint.check_peer();
-        let (asleep_in, futex) = (&header.to_consumer, &header.producer_futex);
-        match wait::until(&endpoint.patience, asleep_in, futex, deadline, ready, tick) {
+        let bed = Bed { asleep_in: &header.to_consumer, futex_word: &header.producer_futex };
+        let full_at = endpoint.end.ring().head();
+        let glance = || endpoint.end.ring().head() != full_at;
+        match wait::until(bed, deadline, 16, glance, ready, tick) {
             Some(result) => result,
             None => record.map_or(Ok(()), |record| Err(SendTimeoutError::Timeout(record))),
         }
@@ -605,7 +605,8 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
             Err(TryRecvError::Recv(error)) => Some(Err(error)),
         };
         let tick = || endpoint.check_peer();
-        wait::until(&endpoint.patience, &header.to_producer, &header.consumer_futex, deadline, ready, tick)
+        let bed = Bed { asleep_in: &header.to_producer, futex_word: &header.consumer_futex };
+        wait::until(bed, deadline, 1, || endpoint.end.peek().is_some(), ready, tick)
     }
 
     /// Receives until the producer has left and everything is drained, waiting for each record.

@@ -11,7 +11,6 @@
 
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys::{barrier, futex};
-use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 /// Bits of the words that each side looks at.
@@ -27,18 +26,11 @@ pub(crate) mod flags {
 /// The longest sleep without looking around.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
 
-const MAX_SPINS: u32 = 8192;
-const MIN_SPINS: u32 = 64;
-
-/// How long this endpoint spins: doubled when it paid, halved when it did not.
-#[derive(Debug)]
-pub(crate) struct Patience(Cell<u32>);
-
-impl Patience {
-    pub(crate) fn new() -> Self {
-        Self(Cell::new(if has_other_cores() { MAX_SPINS / 8 } else { 0 }))
-    }
-}
+/// How long to look before sleeping: about what falling asleep and being woken costs, so that at worst waiting costs twice what
+/// the better choice would have.
+const SPIN: Duration = Duration::from_micros(20);
+/// Looks between two readings of the clock, or questions that cost more than a look.
+const LOOKS: u32 = 64;
 
 fn has_other_cores() -> bool {
     static CORES: AtomicU32 = AtomicU32::new(0);
@@ -51,28 +43,40 @@ fn has_other_cores() -> bool {
     cores > 1
 }
 
-/// Waits until `ready` gives something or `deadline` has passed. `tick` runs after every sleep that nobody ended.
+/// Where to sleep: the flag that tells the other side, and the word to sleep on.
+#[derive(Clone, Copy)]
+pub(crate) struct Bed<'a> {
+    pub(crate) asleep_in: &'a AtomicU32,
+    pub(crate) futex_word: &'a AtomicU32,
+}
+
+/// Waits until `ready` gives something or `deadline` has passed. `glance` is cheap and says whether `ready` is worth a try;
+/// between glances it goes at `pace`, so that the line it looks at is left to the other side for a moment. `tick` runs after
+/// every sleep that nobody ended.
 pub(crate) fn until<R>(
-    patience: &Patience,
-    asleep_in: &AtomicU32,
-    futex_word: &AtomicU32,
+    bed: Bed<'_>,
     deadline: Option<Instant>,
+    pace: u32,
+    glance: impl Fn() -> bool,
     mut ready: impl FnMut() -> Option<R>,
     mut tick: impl FnMut(),
 ) -> Option<R> {
+    let Bed { asleep_in, futex_word } = bed;
     if let Some(result) = ready() {
         return Some(result);
     }
-    let spins = patience.0.get();
-    for _ in 0..spins {
-        std::hint::spin_loop();
-        if let Some(result) = ready() {
-            patience.0.set((spins * 2).min(MAX_SPINS));
-            return Some(result);
+    if has_other_cores() {
+        let start = Instant::now();
+        while start.elapsed() < SPIN {
+            for _ in 0..LOOKS / pace.clamp(1, LOOKS) {
+                (0..pace).for_each(|_| std::hint::spin_loop());
+                if glance()
+                    && let Some(result) = ready()
+                {
+                    return Some(result);
+                }
+            }
         }
-    }
-    if spins > 0 {
-        patience.0.set((spins / 2).max(MIN_SPINS));
     }
     loop {
         let seen = futex_word.load(Ordering::Acquire);

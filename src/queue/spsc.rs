@@ -188,6 +188,14 @@ impl End {
         }
     }
 
+    /// Whether a producer that sleeps because the ring was full should be woken now: when a quarter is free, or nothing is left.
+    /// One that is woken for a single slot falls asleep at once again.
+    #[cold]
+    fn is_worth_waking(&self, position: u64) -> bool {
+        let ring = self.ring.get();
+        position.is_multiple_of((ring.slots.len() as u64 / 4).max(1)) || ring.queued(position).is_none()
+    }
+
     /// The granule at the head, if a record is queued.
     #[inline(always)]
     pub(crate) fn peek(&self) -> Option<u32> {
@@ -218,6 +226,6 @@ impl End {
         } else {
             fence(Ordering::SeqCst);
         }
-        header.to_consumer.load(Ordering::Relaxed) & flags::ASLEEP != 0
+        header.to_consumer.load(Ordering::Relaxed) & flags::ASLEEP != 0 && self.is_worth_waking(position)
     }
 }
