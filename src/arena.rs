@@ -200,16 +200,27 @@ impl Arena {
     /// Asks the core for the first line of the block at `granule`, for writing. A hint: any number will do.
     #[inline(always)]
     pub(crate) fn prefetch(&self, granule: u32) {
+        self.prefetch_line(u64::from(granule) * GRANULE);
+    }
+
+    /// Asks the core for the lines of a magazine, for writing.
+    pub(crate) fn prefetch_magazine(&self, index: u32) {
+        let start = self.geometry.magazine_table + u64::from(index) * size_of::<Magazine>() as u64;
+        (0..size_of::<Magazine>() as u64 / GRANULE).for_each(|line| self.prefetch_line(start + line * GRANULE));
+    }
+
+    #[inline(always)]
+    fn prefetch_line(&self, offset: u64) {
         #[cfg(target_arch = "x86_64")]
         {
-            let line = self.base.as_ptr().wrapping_add((u64::from(granule) * GRANULE) as usize);
+            let line = self.base.as_ptr().wrapping_add(offset as usize);
             // The intrinsic would compile to a prefetch for reading unless the build names a newer processor; this encoding is a
             // no-op where it isn't known.
             // SAFETY: a prefetch reads and writes nothing and can't fault, whatever the address.
             unsafe { std::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags, readonly)) };
         }
         #[cfg(not(target_arch = "x86_64"))]
-        let _ = granule;
+        let _ = offset;
     }
 
     /// Asks the system for the memory behind `offset .. offset + len`, so that touching it can't raise SIGBUS.

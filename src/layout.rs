@@ -164,8 +164,14 @@ pub(crate) struct Header {
     pub(crate) directory_version: AtomicU32,
     _pad3: [AtomicU32; 31],
 
-    _rest: [AtomicU64; 464],
+    /// Per hint list, up to two magazines that came last; see `heap::depot`.
+    pub(crate) recent: [Recent; LISTS],
+    _rest: [AtomicU64; 464 - 8 * LISTS],
 }
+
+/// A line of its own for the hottest hint of a list.
+#[repr(C, align(64))]
+pub(crate) struct Recent(pub(crate) AtomicU64);
 
 /// Bits of [`Header::flags`].
 pub(crate) mod flag {
@@ -314,6 +320,7 @@ shared! {
 const _: () = {
     assert!(std::mem::offset_of!(Header, unit_top) == 128);
     assert!(std::mem::offset_of!(Header, directory_version) == 256);
+    assert!(std::mem::offset_of!(Header, recent) == 384);
     assert!(std::mem::offset_of!(DirectoryEntry, tag) == 80);
     assert!(std::mem::offset_of!(SpscHeader, to_producer) as u64 == LINE_PAIR);
     assert!(std::mem::offset_of!(SpscHeader, consumer_futex) as u64 == 2 * LINE_PAIR);

@@ -248,6 +248,7 @@ impl Cache {
 
     fn held(&self, index: u32) -> Option<Held> {
         let magazine = std::ptr::from_ref(self.arena.magazine(index)?);
+        self.arena.prefetch_magazine(index);
         // SAFETY: inside the segment, which outlives this cache (invariant 2); no copy leaves the cache.
         Some(Held { magazine: unsafe { &*magazine }, index })
     }

@@ -1,8 +1,9 @@
 //! The depot: full magazines that any context may take, empty ones that any may fill.
 //!
-//! The truth is each magazine's holder word; taking one is a CAS on it. Which magazines are worth a look is kept in a
-//! tree of bits per size class (and one for the empty ones), and those bits are hints: a lost one costs time until the
-//! next [`rebuild`], a stale one costs a failed CAS.
+//! The truth is each magazine's holder word; taking one is a CAS on it. Which magazines are worth a look is kept per size
+//! class (and for the empty ones) in a word with the two that came last, and in a tree of bits. Both are hints: a lost one
+//! costs time until the next [`rebuild`], a stale one costs a failed CAS. Where one context frees what another allocates,
+//! magazines go round through the word alone, one line from core to core.
 //!
 //! # Layout
 //! ```text
@@ -77,6 +78,36 @@ fn clear(arena: &Arena, list: usize, index: u32) {
     }
 }
 
+/// Notes a magazine in the list's word, if that has room: two halves of index + 1.
+fn remember(arena: &Arena, list: usize, index: u32) -> bool {
+    let Some(recent) = arena.header().recent.get(list) else { return false };
+    let old = recent.0.load(Ordering::Relaxed);
+    let new = if old & u64::from(u32::MAX) == 0 {
+        old | u64::from(index + 1)
+    } else if old >> 32 == 0 {
+        old | u64::from(index + 1) << 32
+    } else {
+        return false;
+    };
+    recent.0.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+}
+
+/// Takes a magazine out of the list's word.
+#[allow(clippy::cast_possible_truncation)] // the two halves of a word
+fn recall(arena: &Arena, list: usize) -> Option<u32> {
+    let recent = arena.header().recent.get(list)?;
+    let mut old = recent.0.load(Ordering::Relaxed);
+    while old != 0 {
+        let (number, new) =
+            if old >> 32 != 0 { ((old >> 32) as u32, old & u64::from(u32::MAX)) } else { (old as u32, 0) };
+        match recent.0.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => return Some(number - 1),
+            Err(now) => old = now,
+        }
+    }
+    None
+}
+
 fn bits(mut word: u64) -> impl Iterator<Item = u32> {
     std::iter::from_fn(move || {
         (word != 0).then(|| {
@@ -89,6 +120,11 @@ fn bits(mut word: u64) -> impl Iterator<Item = u32> {
 
 /// Takes a magazine of `list` for the context `held` names.
 pub(crate) fn take(arena: &Arena, list: usize, held: Word) -> Option<u32> {
+    while let Some(index) = recall(arena, list) {
+        if claim(arena, index, holder_in(list), held) {
+            return Some(index);
+        }
+    }
     let load = |w: Option<&AtomicU64>| w.map_or(0, |w| w.load(Ordering::SeqCst));
     for root in 0..arena.geometry().root_words {
         for block in bits(load(arena.hint_root(list, root))).map(|bit| root * 64 + bit) {
@@ -122,13 +158,17 @@ pub(crate) fn claim(arena: &Arena, index: u32, from: Word, to: Word) -> bool {
 pub(crate) fn put(arena: &Arena, index: u32, magazine: &Magazine, class: usize) {
     let list = if magazine.n.load(Ordering::Relaxed) == 0 { POOL } else { class };
     magazine.holder.store(holder_in(list).0, Ordering::Release);
-    set(arena, list, index);
+    if !remember(arena, list, index) {
+        set(arena, list, index);
+    }
 }
 
 /// Whether the pool looks empty.
 pub(crate) fn pool_is_empty(arena: &Arena) -> bool {
-    (0..arena.geometry().root_words)
-        .all(|root| arena.hint_root(POOL, root).is_none_or(|word| word.load(Ordering::Relaxed) == 0))
+    let none_recent = arena.header().recent.get(POOL).is_none_or(|recent| recent.0.load(Ordering::Relaxed) == 0);
+    none_recent
+        && (0..arena.geometry().root_words)
+            .all(|root| arena.hint_root(POOL, root).is_none_or(|word| word.load(Ordering::Relaxed) == 0))
 }
 
 /// Adds a page of empty magazines to the pool; false if there is no room for more.
@@ -142,7 +182,8 @@ pub(crate) fn grow_pool(arena: &Arena) -> Result<bool, NotBacked> {
     Ok(true)
 }
 
-/// Sets the hint of every magazine that nobody holds: repairs what deaths have lost.
+/// Sets the hint of every magazine that nobody holds: repairs what deaths have lost. Those in a list's word get a second one,
+/// which is stale once they are taken.
 pub(crate) fn rebuild(arena: &Arena) {
     for index in 0..arena.header().magazine_top.load(Ordering::Acquire) {
         let Some(magazine) = arena.magazine(index) else { break };
