@@ -68,7 +68,7 @@ impl Arena {
         unsafe { pointer.cast::<T>().as_ref() }
     }
 
-    fn table<T: Shared>(&self, table: u64, index: u32, len: u32) -> Option<&T> {
+    fn table<'a, T: Shared>(&self, table: u64, index: u32, len: u32) -> Option<&'a T> {
         // SAFETY: `index < len`, and every table given here has `len` entries inside the geometry, aligned to its entries.
         (index < len).then(|| unsafe { self.at(table + u64::from(index) * size_of::<T>() as u64) })
     }
@@ -83,7 +83,7 @@ impl Arena {
         self.table(Geometry::PROCESS_TABLE, index, PROCESSES)
     }
 
-    pub(crate) fn context(&self, index: u32) -> Option<&ContextSlot> {
+    pub(crate) fn context<'a>(&self, index: u32) -> Option<&'a ContextSlot> {
         self.table(Geometry::CONTEXT_TABLE, index, CONTEXTS)
     }
 

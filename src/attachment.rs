@@ -183,7 +183,6 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
         segment.close();
         return Err(OpenError::TooManyProcesses { name: name.into(), limit: crate::layout::PROCESSES });
     };
-    segment.unlock();
     let attachment = Box::new(Attachment {
         segment,
         me,
@@ -194,6 +193,10 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
         homeless: AtomicU64::new(0),
         fenced: !barrier::register(),
     });
+    if attachment.fenced {
+        attachment.arena().header().flags.fetch_or(flag::FENCED, Ordering::AcqRel);
+    }
+    attachment.segment.unlock();
     let pointer = NonNull::from(Box::leak(attachment));
     attachments.push(Entry(pointer));
     drop(attachments);
@@ -262,6 +265,20 @@ impl Attachment {
         Ok(control)
     }
 
+    /// A cache for the context slot `context`.
+    ///
+    /// # Safety
+    /// The cache is not asked for anything once the attachment is gone.
+    pub(crate) unsafe fn new_cache(&self, context: Owner) -> Option<Cache> {
+        let this = NonNull::from(self);
+        let is_dead = move |who| {
+            // SAFETY: by the caller, the attachment is there whenever the cache is asked.
+            let this = unsafe { this.as_ref() };
+            !participant::is_alive(&this.segment, this.me, who)
+        };
+        Cache::new(*self.arena(), self.me, context, is_dead)
+    }
+
     /// Runs `work` with the cache that belongs to no thread.
     pub(crate) fn with_service<R>(&self, work: impl FnOnce(&Cache) -> R) -> Result<R, BufferError> {
         if self.is_forked() {
@@ -271,7 +288,9 @@ impl Attachment {
         if service.is_none() {
             let context = participant::open_context(self.arena(), self.me)
                 .ok_or(BufferError::TooManyContexts { limit: CONTEXTS })?;
-            *service = Some((context, Cache::new(*self.arena(), self.me, context)));
+            // SAFETY: the service cache lives in the attachment itself and is dropped with it.
+            let cache = unsafe { self.new_cache(context) };
+            *service = cache.map(|cache| (context, cache));
         }
         let (_, cache) = service.as_ref().ok_or(BufferError::Forked)?;
         let result = work(cache);

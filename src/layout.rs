@@ -177,6 +177,8 @@ pub(crate) struct Recent(pub(crate) AtomicU64);
 pub(crate) mod flag {
     /// The last process out leaves the segment in place.
     pub(crate) const PERSIST: u64 = 1;
+    /// Some process can't be reached by membarrier: nobody's cache may be revoked.
+    pub(crate) const FENCED: u64 = 2;
 }
 
 /// A process slot. `word`: 0 free, else [`process::ALIVE`] with its own index and epoch.
@@ -201,9 +203,13 @@ pub(crate) struct ContextSlot {
     pub(crate) owner: AtomicU64,
     /// Epoch of the current or last use.
     pub(crate) epoch: AtomicU64,
+    /// 0, or that somebody takes this context's magazines, or has; see `heap::cache`.
+    pub(crate) revoked: AtomicU64,
+    /// 1 while the owner is inside its cache; see `heap::cache`.
+    pub(crate) gate: AtomicU32,
     /// Kernel id of the thread, for people.
     pub(crate) thread: AtomicU32,
-    _pad: [AtomicU32; 11],
+    _pad: [AtomicU64; 4],
 }
 
 /// Kinds of [`ContextSlot::owner`] and of role cells.

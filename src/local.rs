@@ -88,8 +88,10 @@ pub(crate) fn enter(hold: &Hold) -> Result<Rc<Local>, BufferError> {
                     open()
                 })
                 .ok_or(BufferError::TooManyContexts { limit: CONTEXTS })?;
+            // SAFETY: `close` makes the cache forget the segment before the hold below goes.
+            let cache = unsafe { hold.new_cache(context) };
             let local = Rc::new(Local {
-                cache: Cache::new(*hold.arena(), hold.me(), context),
+                cache: cache.ok_or(BufferError::TooManyContexts { limit: CONTEXTS })?,
                 attachment: hold.as_pointer(),
                 context,
                 status: Cell::new(Ok(())),
@@ -208,6 +210,7 @@ impl Local {
             }
         }
         self.cache.flush();
+        self.cache.forget();
         self.status.set(Err(Inert::Closed));
         if std::ptr::eq(CURRENT.get(), self) {
             CURRENT.set(std::ptr::null());
@@ -253,6 +256,11 @@ impl Local {
         // Under the control lock, one at a time: two who hold half of a class each would both find no empty slab.
         if let Ok(_control) = hold.control() {
             recovery::collect_loose(&hold, &self.cache);
+            reclaim::empty_slabs(&self.cache);
+            if let Some(block) = attempt() {
+                return Ok(block);
+            }
+            reclaim::revoke_idle(&self.cache);
             reclaim::empty_slabs(&self.cache);
             if let Some(block) = attempt() {
                 return Ok(block);

@@ -98,6 +98,8 @@ pub(crate) fn open_context(arena: &Arena, me: Owner) -> Option<Owner> {
         }
         let epoch = slot.epoch.load(Ordering::Relaxed) + 1;
         slot.epoch.store(epoch, Ordering::Relaxed);
+        // A thief may still be at the last user's magazines: `revoked` is left for the cache to settle.
+        slot.gate.store(0, Ordering::Relaxed);
         slot.thread.store(task::thread_id(), Ordering::Relaxed);
         Some(Owner::new(index, epoch))
     })

@@ -99,11 +99,7 @@ fn return_magazines(arena: &Arena, me: Owner, victims: &[Owner]) -> u64 {
         if n as usize > magazine.entries.len() {
             magazine.n.store(0, Ordering::Release);
         }
-        let class = reclaim::entries(magazine).find_map(|granule| {
-            let (_, what) = arena.block(granule).and_then(|_| unit::head_of(arena, arena.unit_of(granule)))?;
-            (what.kind() == unit::SLAB).then(|| unit::class_of(what)).filter(|class| *class < class::COUNT)
-        });
-        let Some(class) = class else {
+        let Some(class) = reclaim::class_of(arena, magazine) else {
             // Nothing in it that is a block.
             magazine.n.store(0, Ordering::Release);
             depot::put(arena, index, magazine, 0);
@@ -119,6 +115,7 @@ fn return_magazines(arena: &Arena, me: Owner, victims: &[Owner]) -> u64 {
     }
     for index in contexts {
         if let Some(slot) = arena.context(index) {
+            slot.gate.store(0, Ordering::Relaxed);
             slot.owner.store(0, Ordering::Release);
         }
     }

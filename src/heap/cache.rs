@@ -6,8 +6,21 @@
 //! # Ownership
 //! A magazine whose holder word names this context is written by its thread alone.
 //!
+//! # Revocation
+//! What an idle context caches may be what another one lacks, and its thread may never call again. So when memory is short,
+//! another process (the *thief*) may put a context's magazines back into the depot behind its back:
+//! `SYNC(gate)`: the owner stores `gate = 1`, then looks at `revoked`, works, and stores `gate = 0` (Release); the thief writes its
+//! name into `revoked`, makes the heavy barrier (`sys::barrier`), and looks at `gate` (Acquire). One of the two sees the other:
+//! either the thief sees the owner inside and leaves it alone, or the owner sees the thief and keeps out until the thief is
+//! done, or dead. Then `revoked` says `VERIFY`, and the owner forgets what it no longer holds.
+//! ```text
+//! revoked   0 | TAKING process | VERIFY
+//! ```
+//!
 //! # If a process dies
-//! Single writer, program order (`SYNC(kill)`: the second store is Release, so the compiler keeps the order and the
+//! A thief: what it had put back is in the depot, the rest is still the owner's; whoever sees that it is dead writes `VERIFY`.
+//!
+//! The owner: single writer, program order (`SYNC(kill)`: the second store is Release, so the compiler keeps the order and the
 //! machine can't show the second without the first):
 //!
 //! | after | the block is | repaired by |
@@ -29,9 +42,10 @@
 use crate::arena::{Arena, Reach};
 use crate::heap::block::{self, state};
 use crate::heap::{class, depot};
-use crate::layout::{BlockHeader, Geometry, MAGAZINE_ENTRIES, Magazine, Owner, POOL, Word};
-use crate::sync::Ordering;
+use crate::layout::{BlockHeader, ContextSlot, Geometry, MAGAZINE_ENTRIES, Magazine, Owner, POOL, Word};
+use crate::sync::{Ordering, compiler_fence};
 use std::cell::Cell;
+use std::time::Duration;
 
 /// Stands in where a line has no magazine: nothing to pop, no room to push.
 struct Unusable(Magazine);
@@ -39,6 +53,13 @@ struct Unusable(Magazine);
 unsafe impl Sync for Unusable {}
 // SAFETY: all zeroes is a valid magazine (`Shared`).
 static UNUSABLE: Unusable = Unusable(unsafe { std::mem::zeroed() });
+
+/// The slot of a cache that has none any more: nobody revokes it, and its gate leads nowhere.
+struct Nowhere(ContextSlot);
+// SAFETY: atomics throughout; nobody reads what is written there.
+unsafe impl Sync for Nowhere {}
+// SAFETY: all zeroes is a valid slot (`Shared`).
+static NOWHERE: Nowhere = Nowhere(unsafe { std::mem::zeroed() });
 
 #[derive(Clone, Copy)]
 struct Held {
@@ -68,14 +89,23 @@ struct Line {
     spare: Cell<Held>,
 }
 
+/// Kinds of `ContextSlot::revoked`.
+pub(crate) mod revoked {
+    pub(crate) const TAKING: u64 = 1;
+    pub(crate) const VERIFY: u64 = 2;
+}
+
 /// See the module.
 #[repr(C)] // what the fast paths need comes first
 pub(crate) struct Cache {
     arena: Arena,
+    slot: Cell<&'static ContextSlot>,
     me: Owner,
     /// The holder word of this context's magazines.
     held: Word,
     lines: [Line; class::COUNT],
+    /// Whether that process will never act again; asked while it keeps us out.
+    is_dead: Box<dyn Fn(Owner) -> bool>,
 }
 
 /// A block in hand: its place, and its header.
@@ -103,11 +133,60 @@ impl std::fmt::Debug for Cache {
 }
 
 impl Cache {
-    /// A cache for the context slot `context`, which belongs to the process `me`.
-    pub(crate) fn new(arena: Arena, me: Owner, context: Owner) -> Self {
+    /// A cache for the context slot `context`, which belongs to the process `me`. None if there is no such slot.
+    pub(crate) fn new(
+        arena: Arena,
+        me: Owner,
+        context: Owner,
+        is_dead: impl Fn(Owner) -> bool + 'static,
+    ) -> Option<Self> {
         let none = || Cell::new(Held::NONE);
         let line = |class| Line { current: none(), room: Cell::new(0), reach: arena.reach(class), spare: none() };
-        Self { arena, me, held: Word::of(depot::HELD, context), lines: std::array::from_fn(line) }
+        let held = Word::of(depot::HELD, context);
+        let slot = Cell::new(arena.context(context.index())?);
+        Some(Self { arena, slot, me, held, lines: std::array::from_fn(line), is_dead: Box::new(is_dead) })
+    }
+
+    /// Steps inside. False if a thief is at work, or has been: then the slow path settles it.
+    #[inline(always)]
+    fn enter(&self) -> bool {
+        let slot = self.slot.get();
+        slot.gate.store(1, Ordering::Relaxed);
+        // SYNC(gate)
+        compiler_fence(Ordering::SeqCst);
+        slot.revoked.load(Ordering::Relaxed) == 0
+    }
+
+    #[inline(always)]
+    fn leave(&self) {
+        self.slot.get().gate.store(0, Ordering::Release);
+    }
+
+    /// Steps inside, once no thief is at work, and forgets what one has taken.
+    fn enter_surely(&self) {
+        while !self.enter() {
+            self.leave();
+            let slot = self.slot.get();
+            let word = Word(slot.revoked.load(Ordering::Acquire));
+            if word.kind() == revoked::VERIFY {
+                for line in &self.lines {
+                    let still = |held: Held| held.magazine.holder.load(Ordering::Acquire) == self.held.0;
+                    if !still(line.spare.get()) {
+                        line.spare.set(Held::NONE);
+                    }
+                    if !still(line.current.get()) {
+                        line.current.set(Held::NONE);
+                        line.room.set(0);
+                    }
+                }
+                let _ = slot.revoked.compare_exchange(word.0, 0, Ordering::AcqRel, Ordering::Relaxed);
+            } else if word.kind() == revoked::TAKING && (self.is_dead)(word.owner()) {
+                let verify = Word::number(revoked::VERIFY, 0).0;
+                let _ = slot.revoked.compare_exchange(word.0, verify, Ordering::AcqRel, Ordering::Relaxed);
+            } else {
+                std::thread::sleep(Duration::from_micros(20));
+            }
+        }
     }
 
     pub(crate) fn arena(&self) -> &Arena {
@@ -131,6 +210,16 @@ impl Cache {
     /// A free block of `class` from the magazine at hand.
     #[inline(always)]
     pub(crate) fn pop_fast(&self, class: usize) -> Option<Found> {
+        if !self.enter() {
+            return None;
+        }
+        let found = self.pop_inside(class);
+        self.leave();
+        found
+    }
+
+    #[inline(always)]
+    fn pop_inside(&self, class: usize) -> Option<Found> {
         let line = self.lines.get(class)?;
         let magazine = line.current.get().magazine;
         let n = magazine.n.load(Ordering::Relaxed).wrapping_sub(1);
@@ -149,7 +238,14 @@ impl Cache {
     #[cold]
     #[inline(never)]
     fn pop_slow(&self, class: usize) -> Option<Found> {
-        let line = &self.lines[class];
+        self.enter_surely();
+        let found = self.refill(class);
+        self.leave();
+        found
+    }
+
+    fn refill(&self, class: usize) -> Option<Found> {
+        let line = self.lines.get(class)?;
         loop {
             let (current, spare) = (line.current.get(), line.spare.get());
             if current.is_real() && current.n() > 0 {
@@ -169,7 +265,7 @@ impl Cache {
                 }
                 self.set_current(class, full);
             }
-            if let Some(found) = self.pop_fast(class) {
+            if let Some(found) = self.pop_inside(class) {
                 return Some(found);
             }
         }
@@ -199,6 +295,13 @@ impl Cache {
 
     #[inline(always)]
     fn push_fast(&self, class: usize, granule: u32, header: &BlockHeader) -> bool {
+        let done = self.enter() && self.push_inside(class, granule, header);
+        self.leave();
+        done
+    }
+
+    #[inline(always)]
+    fn push_inside(&self, class: usize, granule: u32, header: &BlockHeader) -> bool {
         let line = &self.lines[class];
         let magazine = line.current.get().magazine;
         let n = magazine.n.load(Ordering::Relaxed);
@@ -217,10 +320,22 @@ impl Cache {
     #[cold]
     #[inline(never)]
     fn push_slow(&self, class: usize, granule: u32, header: &BlockHeader) {
+        self.enter_surely();
+        self.make_room(class);
+        if !self.push_inside(class, granule, header) {
+            // No magazine anywhere has room: still free, still found. One store, so a free can't fail.
+            header.state.store(Word::number(state::LOOSE, 0).0, Ordering::Release);
+        }
+        self.leave();
+    }
+
+    fn make_room(&self, class: usize) {
         let line = &self.lines[class];
         let room = capacity(self.arena.geometry(), class);
         let (current, spare) = (line.current.get(), line.spare.get());
-        if spare.is_real() && spare.n() < room {
+        if current.is_real() && current.n() < room {
+            // It had room all along: a thief kept us out.
+        } else if spare.is_real() && spare.n() < room {
             self.set_current(class, spare);
             line.spare.set(current);
         } else if let Some(empty) = self.take_room(class, room) {
@@ -229,10 +344,6 @@ impl Cache {
             }
             line.spare.set(current);
             self.set_current(class, empty);
-        }
-        if !self.push_fast(class, granule, header) {
-            // No magazine anywhere has room: still free, still found. One store, so a free can't fail.
-            header.state.store(Word::number(state::LOOSE, 0).0, Ordering::Release);
         }
     }
 
@@ -268,6 +379,7 @@ impl Cache {
 
     /// Gives every magazine back.
     pub(crate) fn flush(&self) {
+        self.enter_surely();
         for class in 0..class::COUNT {
             let line = &self.lines[class];
             let (current, spare) = (line.current.get(), line.spare.get());
@@ -280,6 +392,7 @@ impl Cache {
                 }
             }
         }
+        self.leave();
     }
 
     /// Fills a half-empty magazine of the depot from `held`, so that contexts that come and go don't litter the depot
@@ -318,8 +431,9 @@ impl Cache {
         block.state.store(Word::ZERO.0, Ordering::Release);
     }
 
-    /// Forgets every magazine without touching the segment: in a forked child they are the parent's.
+    /// Never touches the segment again: the context is closed, or (in a forked child) the parent's.
     pub(crate) fn forget(&self) {
+        self.slot.set(&NOWHERE.0);
         for class in 0..class::COUNT {
             self.set_current(class, Held::NONE);
             self.lines[class].spare.set(Held::NONE);

@@ -12,10 +12,11 @@
 //!   block in two entries (see the table in `cache`).
 
 use crate::arena::Arena;
-use crate::heap::cache::Cache;
+use crate::heap::cache::{Cache, revoked};
 use crate::heap::{block, class, depot, unit};
-use crate::layout::{Magazine, Owner, UNIT_GRANULES, Word};
+use crate::layout::{CONTEXTS, ContextSlot, Magazine, Owner, UNIT_GRANULES, Word, flag};
 use crate::sync::Ordering;
+use crate::sys::barrier;
 use std::collections::{HashMap, HashSet};
 
 /// The head of the slab of `class` that the block at `granule` belongs to; `None` if there is no such block.
@@ -63,6 +64,63 @@ pub(crate) fn drop_entries(arena: &Arena, me: Owner, magazine: &Magazine, is_sta
             magazine.n.store(n - 1, Ordering::Release);
         }
     }
+}
+
+/// Puts the magazines of every context that is not inside its cache right now into the depot; see "Revocation" in `cache`. The
+/// caller holds the control lock: one thief at a time.
+pub(crate) fn revoke_idle(cache: &Cache) {
+    let (arena, thief) = (cache.arena(), Word::of(revoked::TAKING, cache.me()));
+    if arena.header().flags.load(Ordering::Acquire) & flag::FENCED != 0 {
+        // Somebody would not notice.
+        return;
+    }
+    let mine = cache.holder().owner().index();
+    let is_marked = |slot: &ContextSlot| {
+        slot.owner.load(Ordering::Acquire) != 0
+            && slot.revoked.compare_exchange(0, thief.0, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    };
+    let marked: Vec<(u32, &ContextSlot)> = (0..CONTEXTS)
+        .filter_map(|index| Some((index, arena.context(index)?)))
+        .filter(|(index, slot)| *index != mine && is_marked(slot))
+        .collect();
+    // SYNC(gate)
+    barrier::heavy();
+    let is_outside = |slot: &ContextSlot| {
+        // Inside for a few instructions, as a rule. A thread stopped there keeps its cache.
+        (0..100).any(|_| {
+            let outside = slot.gate.load(Ordering::Acquire) == 0;
+            if !outside {
+                std::thread::yield_now();
+            }
+            outside
+        })
+    };
+    let (taken, left): (Vec<_>, Vec<_>) = marked.into_iter().partition(|(_, slot)| is_outside(slot));
+    for (_, slot) in left {
+        slot.revoked.store(0, Ordering::Release);
+    }
+    for index in 0..arena.header().magazine_top.load(Ordering::Acquire) {
+        let Some(magazine) = arena.magazine(index) else { break };
+        let holder = Word(magazine.holder.load(Ordering::Acquire));
+        if holder.kind() == depot::HELD && taken.iter().any(|(context, _)| *context == holder.owner().index()) {
+            match class_of(arena, magazine) {
+                Some(class) => depot::put(arena, index, magazine, class),
+                None if magazine.n.load(Ordering::Relaxed) == 0 => depot::put(arena, index, magazine, 0),
+                None => {}
+            }
+        }
+    }
+    for (_, slot) in taken {
+        slot.revoked.store(Word::number(revoked::VERIFY, 0).0, Ordering::Release);
+    }
+}
+
+/// The class of the blocks in a magazine in this process's hands; `None` if it has none.
+pub(crate) fn class_of(arena: &Arena, magazine: &Magazine) -> Option<usize> {
+    entries(magazine).find_map(|granule| {
+        let (_, what) = arena.block(granule).and_then(|_| unit::head_of(arena, arena.unit_of(granule)))?;
+        (what.kind() == unit::SLAB).then(|| unit::class_of(what)).filter(|class| *class < class::COUNT)
+    })
 }
 
 /// Gives back the empty slabs of every class; says how many units that were.
