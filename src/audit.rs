@@ -4,7 +4,7 @@ use crate::attachment::Attachment;
 use crate::directory;
 use crate::error::BufferError;
 use crate::heap::block::{Meta, state};
-use crate::heap::{block, depot, reclaim, unit};
+use crate::heap::{block, depot, unit};
 use crate::layout::{UNIT, Word};
 use crate::participant;
 use crate::queue::spsc;
@@ -108,7 +108,7 @@ pub(crate) fn audit(attachment: &Attachment) -> Result<Audit, BufferError> {
         if holder.kind() == depot::HELD && participant::context_owner(arena, holder.owner().index()).is_none() {
             problems.push(format!("magazine {index} is held by a context that nobody has"));
         }
-        for granule in reclaim::entries(magazine) {
+        for granule in depot::entries(magazine) {
             let place = if holder.kind() == depot::HELD { Place::Cached } else { Place::Free };
             if places.insert(granule, place).is_some() {
                 problems.push(format!("block {granule} is in two magazines"));

@@ -11,6 +11,7 @@ use crate::participant;
 use crate::queue::spsc;
 use crate::recovery::{self, Reaped};
 use crate::segment::{self, Wish};
+use crate::stats::{self, Stats};
 use crate::sync::Ordering;
 use crate::wait;
 use std::path::Path;
@@ -333,6 +334,27 @@ impl Buffer {
             reclaim::empty_slabs(cache);
             Ok(unit::trim(cache.arena(), cache.me()) * UNIT)
         })?
+    }
+
+    /// How the memory is used, in total and per size class. Costs the fast paths nothing; walks the tables of units and
+    /// magazines.
+    ///
+    /// ```
+    /// # let name = format!("doc-stats-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let record = ctx.record(5_u64)?;
+    /// assert_eq!(buffer.stats()?.used_bytes, 64);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Forked`.
+    pub fn stats(&self) -> Result<Stats, BufferError> {
+        if self.hold.is_forked() {
+            return Err(BufferError::Forked);
+        }
+        Ok(stats::stats(self.hold.arena()))
     }
 
     /// Accounts for every byte. Walks the whole heap: for tests, tools and doubts, not for hot loops.

@@ -158,7 +158,11 @@ pub(crate) struct Header {
     pub(crate) unit_cursor: AtomicU32,
     /// No directory entry below this one is free; a hint, written under the control lock.
     pub(crate) directory_cursor: AtomicU32,
-    _pad2: [AtomicU32; 27],
+    /// The most units that were ever in use at once; for statistics.
+    pub(crate) units_high_water: AtomicU32,
+    /// Units in use; for statistics, and counted anew by whoever reaps.
+    pub(crate) units_in_use: AtomicU32,
+    _pad2: [AtomicU32; 25],
 
     /// Raised at every change of a channel's endpoints; waiters for channels and peers sleep on it.
     pub(crate) directory_version: AtomicU32,
@@ -170,8 +174,14 @@ pub(crate) struct Header {
 }
 
 /// A line of its own for the hottest hint of a list.
-#[repr(C, align(64))]
-pub(crate) struct Recent(pub(crate) AtomicU64);
+#[repr(C)]
+pub(crate) struct Recent {
+    /// Two halves of index + 1.
+    pub(crate) word: AtomicU64,
+    /// Magazines taken from the list, ever; for statistics.
+    pub(crate) taken: AtomicU64,
+    _pad: [AtomicU64; 6],
+}
 
 /// Bits of [`Header::flags`].
 pub(crate) mod flag {

@@ -68,6 +68,7 @@ mod channel;
 mod context;
 mod error;
 mod record;
+mod stats;
 // This process's and this thread's side of a segment.
 mod attachment;
 mod local;
@@ -96,3 +97,4 @@ pub use error::{
 };
 pub use record::{Payload, Record, RecordUninit};
 pub use recovery::Reaped;
+pub use stats::{ClassStats, Stats};

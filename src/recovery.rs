@@ -73,6 +73,7 @@ pub(crate) fn reap(attachment: &Attachment) -> Reaped {
         });
         if finished == Ok(true) {
             depot::rebuild(attachment.arena());
+            unit::recount(attachment.arena());
             for victim in &victims {
                 participant::bury(attachment.arena(), *victim);
             }
@@ -99,7 +100,7 @@ fn return_magazines(arena: &Arena, me: Owner, victims: &[Owner]) -> u64 {
         if n as usize > magazine.entries.len() {
             magazine.n.store(0, Ordering::Release);
         }
-        let Some(class) = reclaim::class_of(arena, magazine) else {
+        let Some(class) = depot::class_of(arena, magazine) else {
             // Nothing in it that is a block.
             magazine.n.store(0, Ordering::Release);
             depot::put(arena, index, magazine, 0);
@@ -107,7 +108,7 @@ fn return_magazines(arena: &Arena, me: Owner, victims: &[Owner]) -> u64 {
         };
         // Entries of a slab that died while it was being given back are dropped; the rest is free, whatever it says.
         reclaim::drop_entries(arena, me, magazine, |granule| reclaim::slab_of(arena, granule, class).is_none());
-        for block in reclaim::entries(magazine).filter_map(|granule| arena.block(granule)) {
+        for block in depot::entries(magazine).filter_map(|granule| arena.block(granule)) {
             block.state.store(Word::ZERO.0, Ordering::Release);
         }
         blocks += u64::from(magazine.n.load(Ordering::Relaxed));

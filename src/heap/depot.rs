@@ -23,6 +23,7 @@
 //! Between the holder's CAS and anything else: it is `HELD` by a dead process's context, and reaping puts it back.
 
 use crate::arena::Arena;
+use crate::heap::{class, unit};
 use crate::layout::{HINT_BLOCK, Magazine, POOL, Word};
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::memory::NotBacked;
@@ -81,7 +82,7 @@ fn clear(arena: &Arena, list: usize, index: u32) {
 /// Notes a magazine in the list's word, if that has room: two halves of index + 1.
 fn remember(arena: &Arena, list: usize, index: u32) -> bool {
     let Some(recent) = arena.header().recent.get(list) else { return false };
-    let old = recent.0.load(Ordering::Relaxed);
+    let old = recent.word.load(Ordering::Relaxed);
     let new = if old & u64::from(u32::MAX) == 0 {
         old | u64::from(index + 1)
     } else if old >> 32 == 0 {
@@ -89,18 +90,18 @@ fn remember(arena: &Arena, list: usize, index: u32) -> bool {
     } else {
         return false;
     };
-    recent.0.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    recent.word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
 }
 
 /// Takes a magazine out of the list's word.
 #[allow(clippy::cast_possible_truncation)] // the two halves of a word
 fn recall(arena: &Arena, list: usize) -> Option<u32> {
     let recent = arena.header().recent.get(list)?;
-    let mut old = recent.0.load(Ordering::Relaxed);
+    let mut old = recent.word.load(Ordering::Relaxed);
     while old != 0 {
         let (number, new) =
             if old >> 32 != 0 { ((old >> 32) as u32, old & u64::from(u32::MAX)) } else { (old as u32, 0) };
-        match recent.0.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed) {
+        match recent.word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed) {
             Ok(_) => return Some(number - 1),
             Err(now) => old = now,
         }
@@ -120,11 +121,19 @@ fn bits(mut word: u64) -> impl Iterator<Item = u32> {
 
 /// Takes a magazine of `list` for the context `held` names.
 pub(crate) fn take(arena: &Arena, list: usize, held: Word) -> Option<u32> {
-    while let Some(index) = recall(arena, list) {
-        if claim(arena, index, holder_in(list), held) {
-            return Some(index);
-        }
+    let taken = recall_and_claim(arena, list, held).or_else(|| search(arena, list, held))?;
+    if let Some(recent) = arena.header().recent.get(list) {
+        recent.taken.fetch_add(1, Ordering::Relaxed);
     }
+    Some(taken)
+}
+
+fn recall_and_claim(arena: &Arena, list: usize, held: Word) -> Option<u32> {
+    std::iter::from_fn(|| recall(arena, list)).find(|index| claim(arena, *index, holder_in(list), held))
+}
+
+/// Looks through the tree.
+fn search(arena: &Arena, list: usize, held: Word) -> Option<u32> {
     let load = |w: Option<&AtomicU64>| w.map_or(0, |w| w.load(Ordering::SeqCst));
     for root in 0..arena.geometry().root_words {
         for block in bits(load(arena.hint_root(list, root))).map(|bit| root * 64 + bit) {
@@ -165,7 +174,7 @@ pub(crate) fn put(arena: &Arena, index: u32, magazine: &Magazine, class: usize) 
 
 /// Whether the pool looks empty.
 pub(crate) fn pool_is_empty(arena: &Arena) -> bool {
-    let none_recent = arena.header().recent.get(POOL).is_none_or(|recent| recent.0.load(Ordering::Relaxed) == 0);
+    let none_recent = arena.header().recent.get(POOL).is_none_or(|recent| recent.word.load(Ordering::Relaxed) == 0);
     none_recent
         && (0..arena.geometry().root_words)
             .all(|root| arena.hint_root(POOL, root).is_none_or(|word| word.load(Ordering::Relaxed) == 0))
@@ -194,4 +203,18 @@ pub(crate) fn rebuild(arena: &Arena) {
             _ => {}
         }
     }
+}
+
+/// What a magazine lists.
+pub(crate) fn entries(magazine: &Magazine) -> impl Iterator<Item = u32> + '_ {
+    let n = magazine.n.load(Ordering::Relaxed) as usize;
+    magazine.entries.iter().take(n).map(|entry| entry.load(Ordering::Relaxed))
+}
+
+/// The class of the blocks a magazine lists; `None` if it lists none.
+pub(crate) fn class_of(arena: &Arena, magazine: &Magazine) -> Option<usize> {
+    entries(magazine).find_map(|granule| {
+        let (_, what) = arena.block(granule).and_then(|_| unit::head_of(arena, arena.unit_of(granule)))?;
+        (what.kind() == unit::SLAB).then(|| unit::class_of(what)).filter(|class| *class < class::COUNT)
+    })
 }

@@ -28,12 +28,6 @@ pub(crate) fn slab_of(arena: &Arena, granule: u32, class: usize) -> Option<u32> 
     (is_slab && class::starts_at(class, granule - arena.granule_of(head))).then_some(head)
 }
 
-/// The entries of a magazine that is in this process's hands.
-pub(crate) fn entries(magazine: &Magazine) -> impl Iterator<Item = u32> + '_ {
-    let n = magazine.n.load(Ordering::Relaxed) as usize;
-    magazine.entries.iter().take(n).map(|entry| entry.load(Ordering::Relaxed))
-}
-
 /// Removes those entries of a magazine in this process's hands that `is_stale` names.
 pub(crate) fn drop_entries(arena: &Arena, me: Owner, magazine: &Magazine, is_stale: impl Fn(u32) -> bool) {
     let mut i = 0;
@@ -103,7 +97,7 @@ pub(crate) fn revoke_idle(cache: &Cache) {
         let Some(magazine) = arena.magazine(index) else { break };
         let holder = Word(magazine.holder.load(Ordering::Acquire));
         if holder.kind() == depot::HELD && taken.iter().any(|(context, _)| *context == holder.owner().index()) {
-            match class_of(arena, magazine) {
+            match depot::class_of(arena, magazine) {
                 Some(class) => depot::put(arena, index, magazine, class),
                 None if magazine.n.load(Ordering::Relaxed) == 0 => depot::put(arena, index, magazine, 0),
                 None => {}
@@ -113,14 +107,6 @@ pub(crate) fn revoke_idle(cache: &Cache) {
     for (_, slot) in taken {
         slot.revoked.store(Word::number(revoked::VERIFY, 0).0, Ordering::Release);
     }
-}
-
-/// The class of the blocks in a magazine in this process's hands; `None` if it has none.
-pub(crate) fn class_of(arena: &Arena, magazine: &Magazine) -> Option<usize> {
-    entries(magazine).find_map(|granule| {
-        let (_, what) = arena.block(granule).and_then(|_| unit::head_of(arena, arena.unit_of(granule)))?;
-        (what.kind() == unit::SLAB).then(|| unit::class_of(what)).filter(|class| *class < class::COUNT)
-    })
 }
 
 /// Gives back the empty slabs of every class; says how many units that were.
@@ -133,7 +119,7 @@ fn empty_slabs_of(cache: &Cache, class: usize) -> u64 {
     let taken: Vec<u32> = std::iter::from_fn(|| depot::take(arena, class, cache.holder())).collect();
     let magazines = || taken.iter().filter_map(|index| Some((*index, arena.magazine(*index)?)));
     let mut counts: HashMap<u32, u32> = HashMap::new();
-    for granule in magazines().flat_map(|(_, magazine)| entries(magazine)) {
+    for granule in magazines().flat_map(|(_, magazine)| depot::entries(magazine)) {
         if let Some(head) = slab_of(arena, granule, class) {
             *counts.entry(head).or_default() += 1;
         }

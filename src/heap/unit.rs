@@ -98,6 +98,8 @@ pub(crate) fn claim(arena: &Arena, me: Owner, span: u32) -> Result<u32, NoUnits>
         if taken == span {
             // A single unit is likely to be followed by another request of its kind; a hint, so a plain store will do.
             header.unit_cursor.store(at + span, Ordering::Relaxed);
+            let in_use = header.units_in_use.fetch_add(span, Ordering::Relaxed).saturating_add(span);
+            header.units_high_water.fetch_max(in_use.min(units), Ordering::Relaxed);
             if let Err(error) = back(arena, at, span) {
                 release(arena, at);
                 return Err(error.into());
@@ -121,7 +123,7 @@ fn claim_at(arena: &Arena, me: Owner, at: u32, span: u32) -> u32 {
         });
         if !claimed {
             if i > 0 {
-                release(arena, at);
+                give_back(arena, at);
             }
             return i;
         }
@@ -173,6 +175,12 @@ pub(crate) fn take(arena: &Arena, me: Owner, head: u32, what: Word) -> bool {
 /// Frees the claimed run at `head`: its bodies from the last to the first, then the head. The caller holds the head, or
 /// holds the reaper's lock and has seen that its holder is dead.
 pub(crate) fn release(arena: &Arena, head: u32) {
+    let freed = give_back(arena, head);
+    let in_use = &arena.header().units_in_use;
+    let _ = in_use.try_update(Ordering::Relaxed, Ordering::Relaxed, |n| Some(n.saturating_sub(freed)));
+}
+
+fn give_back(arena: &Arena, head: u32) -> u32 {
     let body = Word::number(BODY, u64::from(head)).0;
     let mut end = head + 1;
     while arena.unit(end).is_some_and(|u| u.load(Ordering::Acquire) & !BACKED == body) {
@@ -183,10 +191,11 @@ pub(crate) fn release(arena: &Arena, head: u32) {
             unit.store(backed(unit.load(Ordering::Relaxed)), Ordering::Release);
         }
     }
-    let header = arena.header();
-    if head < header.unit_cursor.load(Ordering::Relaxed) {
-        header.unit_cursor.store(head, Ordering::Relaxed);
+    let cursor = &arena.header().unit_cursor;
+    if head < cursor.load(Ordering::Relaxed) {
+        cursor.store(head, Ordering::Relaxed);
     }
+    end - head
 }
 
 /// The head of the run that `unit` belongs to, and what the head says; `None` for a free unit or a broken link.
@@ -225,6 +234,12 @@ pub(crate) fn count(arena: &Arena) -> (u64, u64) {
     (free + u64::from(arena.geometry().units - top), backed)
 }
 
+/// Corrects the count of units in use, which the dead may have left wrong.
+pub(crate) fn recount(arena: &Arena) {
+    let in_use = u64::from(arena.geometry().units).saturating_sub(count(arena).0);
+    arena.header().units_in_use.store(u32::try_from(in_use).unwrap_or(0), Ordering::Relaxed);
+}
+
 /// Returns the memory of free units to the system; says how many units that were.
 pub(crate) fn trim(arena: &Arena, me: Owner) -> u64 {
     let top = arena.header().unit_top.load(Ordering::Acquire);
@@ -243,7 +258,7 @@ pub(crate) fn trim(arena: &Arena, me: Owner) -> u64 {
                 unit.store(Word::of(CLAIMED, me).0 | BACKED, Ordering::Release);
             }
         }
-        release(arena, at);
+        give_back(arena, at);
     }
     returned
 }

@@ -1,0 +1,103 @@
+//! Statistics: how a buffer's memory is used, read from its words by whoever asks.
+//!
+//! Nothing here is counted on a fast path: block counts are derived from magazines and slabs, exchanges are counted where a
+//! magazine changes hands, and the high-water mark where units do.
+
+use crate::arena::Arena;
+use crate::heap::{class, depot, unit};
+use crate::layout::{UNIT, Word};
+use crate::sync::Ordering;
+
+/// How a buffer's memory is used; made by [`Buffer::stats`](crate::Buffer::stats). Under traffic, a snapshot whose parts are from
+/// slightly different moments.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Bytes for records.
+    pub capacity_bytes: u64,
+    /// In blocks that are neither free nor cached: records, queued or held, and channels' slots.
+    pub used_bytes: u64,
+    /// In free blocks that contexts cache.
+    pub cached_bytes: u64,
+    /// Backed by memory of the system.
+    pub reserved_bytes: u64,
+    /// The most that was ever in slabs and large records at once.
+    pub high_water_bytes: u64,
+    /// Size classes with slabs, smallest first.
+    pub classes: Vec<ClassStats>,
+    /// Records of whole units.
+    pub large_records: u64,
+    /// Their bytes.
+    pub large_bytes: u64,
+}
+
+/// Part of [`Stats`]: one size class.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClassStats {
+    /// Bytes of a block, 16 of which are its header.
+    pub block_bytes: u64,
+    /// Blocks in all its slabs.
+    pub blocks: u64,
+    /// Of those, free in the depot.
+    pub free: u64,
+    /// Of those, free in the caches of contexts.
+    pub cached: u64,
+    /// Magazines that contexts took from the depot, ever.
+    pub exchanges: u64,
+}
+
+pub(crate) fn stats(arena: &Arena) -> Stats {
+    let header = arena.header();
+    let mut classes: Vec<ClassStats> = (0..class::COUNT)
+        .map(|class| ClassStats {
+            block_bytes: u64::from(class::granules(class)) * 64,
+            exchanges: header.recent.get(class).map_or(0, |recent| recent.taken.load(Ordering::Relaxed)),
+            ..ClassStats::default()
+        })
+        .collect();
+    let mut stats = Stats {
+        capacity_bytes: u64::from(arena.geometry().units) * UNIT,
+        reserved_bytes: unit::count(arena).1 * UNIT,
+        high_water_bytes: u64::from(header.units_high_water.load(Ordering::Relaxed)) * UNIT,
+        ..Stats::default()
+    };
+    for (_, what) in unit::heads(arena) {
+        match what.kind() {
+            unit::SLAB => {
+                if let Some(stats) = classes.get_mut(unit::class_of(what)) {
+                    stats.blocks += u64::from(class::blocks(unit::class_of(what)));
+                }
+            }
+            unit::RUN => {
+                stats.large_records += 1;
+                stats.large_bytes += unit::span_of(what) * UNIT;
+            }
+            _ => {}
+        }
+    }
+    for index in 0..header.magazine_top.load(Ordering::Acquire) {
+        let Some(magazine) = arena.magazine(index) else { break };
+        let n = u64::from(magazine.n.load(Ordering::Relaxed));
+        let holder = Word(magazine.holder.load(Ordering::Relaxed));
+        match holder.kind() {
+            depot::IN_DEPOT => {
+                if let Some(stats) = usize::try_from(holder.value()).ok().and_then(|class| classes.get_mut(class)) {
+                    stats.free += n;
+                }
+            }
+            depot::HELD => {
+                if let Some(stats) = depot::class_of(arena, magazine).and_then(|class| classes.get_mut(class)) {
+                    stats.cached += n;
+                }
+            }
+            _ => {}
+        }
+    }
+    classes.retain(|class| class.blocks > 0);
+    stats.cached_bytes = classes.iter().map(|class| class.cached * class.block_bytes).sum();
+    let used = |class: &ClassStats| class.blocks.saturating_sub(class.free + class.cached) * class.block_bytes;
+    stats.used_bytes = stats.large_bytes + classes.iter().map(used).sum::<u64>();
+    stats.classes = classes;
+    stats
+}
