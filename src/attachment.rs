@@ -164,11 +164,12 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
                 return Err(OpenError::AlreadyExists { name: name.into() });
             }
             let units = attachment.segment.arena().geometry().units;
-            if let Some(capacity) = wish.capacity
-                && segment::units_for(capacity)? != units
-            {
-                let actual = u64::from(units) * UNIT;
-                return Err(OpenError::CapacityMismatch { name: name.into(), asked: capacity, actual });
+            if let Some(capacity) = wish.capacity {
+                let (asked, actual) = (segment::units_for(capacity)?, units);
+                if asked != actual {
+                    let (asked, actual) = (u64::from(asked) * UNIT, u64::from(actual) * UNIT);
+                    return Err(OpenError::CapacityMismatch { name: name.into(), asked, actual });
+                }
             }
             if wish.persist {
                 attachment.segment.arena().header().flags.fetch_or(flag::PERSIST, Ordering::AcqRel);
