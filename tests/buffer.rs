@@ -146,8 +146,8 @@ fn start(name: &str) -> Peer {
 }
 
 fn now_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
+    let since = std::time::UNIX_EPOCH.elapsed().unwrap();
+    since.as_secs() * 1_000_000_000 + u64::from(since.subsec_nanos())
 }
 
 fn is_root() -> bool {
@@ -650,7 +650,7 @@ fn truncated_and_extended() {
         );
         assert_eq!(fs::metadata(name.path()).unwrap().len(), size, "left alone");
     }
-    assert_eq!((mappings(&name), open_descriptors(&name)), (0, 0));
+    assert_eq!((mappings(&name), open_descriptors(&name)), (0, 1), "the one is this test's");
     file.set_len(0).unwrap();
     works(&Buffer::open(&name).unwrap());
     assert!(!name.exists());
@@ -1051,7 +1051,7 @@ fn leftovers_of_a_creator_are_taken_over() {
     Buffer::unlink(&name).unwrap();
     assert!(!name.exists());
     // Killed after giving it its size, or with some of the header written: everything but the magic, which comes last.
-    for (capacity, words) in [(1 << 20, 0), (1 << 30, 0), (1 << 20, 2), (1 << 20, 4), (1 << 20, 8)] {
+    for (capacity, words) in [(1 << 20, 0), (1 << 30, 0), (1 << 20, 2), (1 << 20, 4), (1 << 20, 5)] {
         make_segment(&name, capacity);
         let size = fs::metadata(name.path()).unwrap().len();
         let mut header = vec![0; 64];
