@@ -50,6 +50,8 @@ pub(crate) struct Attachment {
     control: Mutex<()>,
     /// A cache that belongs to no thread: for reaping, and for records dropped where no context is.
     service: Mutex<Option<(Owner, Cache)>>,
+    /// One thread of this process reaps at a time; the byte lock excludes processes, not threads. Comes before `service`.
+    reaping: Mutex<()>,
     forked: AtomicBool,
     /// Holds alive; only raised from 0 under the registry's lock.
     holds: AtomicUsize,
@@ -194,6 +196,7 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
         me,
         control: Mutex::new(()),
         service: Mutex::new(None),
+        reaping: Mutex::new(()),
         forked: AtomicBool::new(false),
         holds: AtomicUsize::new(1),
         homeless: AtomicU64::new(UNCOUNTED),
@@ -265,6 +268,12 @@ impl Attachment {
             directory::rebuild_index(self.arena());
         }
         Ok(control)
+    }
+
+    /// Held by the one thread of this process that reaps. Not to be asked for in a forked child, where it may be locked for
+    /// ever.
+    pub(crate) fn reaping(&self) -> MutexGuard<'_, ()> {
+        self.reaping.lock()
     }
 
     /// Runs `work` with the cache that belongs to no thread.
