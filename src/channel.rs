@@ -357,6 +357,10 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
                 let (ours, theirs) = (spec.kind.to_string(), theirs.to_string());
                 break Err(AttachError::TypeMismatch { id, ours, theirs });
             }
+            Err(Refused::NotBacked) => {
+                let free = heap::free_bytes(hold.arena());
+                break Err(AttachError::OutOfMemory { asked: crate::layout::PAGE, free });
+            }
             Err(Refused::Full) => break Err(AttachError::TooManyChannels { limit: CHANNELS }),
             Err(Refused::Corrupted) => break Err(AttachError::Corrupted { id }),
         }
