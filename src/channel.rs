@@ -347,8 +347,12 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
                 Err(_) => break Err(AttachError::Forked),
             },
             Err(Refused::Taken { holder, thread }) => {
-                if !participant::is_alive(hold.segment(), hold.me(), holder) && recovery::reap(hold).processes > 0 {
-                    continue;
+                if !participant::is_alive(hold.segment(), hold.me(), holder) {
+                    recovery::reap(hold);
+                    // By us or, meanwhile, by another: buried last, it has no role any more.
+                    if !participant::registered(hold.arena()).any(|who| who == holder) {
+                        continue;
+                    }
                 }
                 let pid = participant::pid(hold.arena(), holder);
                 break Err(AttachError::RoleTaken { id, role: side.name(), pid, thread });
