@@ -39,6 +39,9 @@ use std::time::Duration;
 /// How long a thread waits for another process to leave the control lock.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Nobody has counted the records yet: there are holds, or the last one to go waits for the registry's lock to do it.
+const UNCOUNTED: u64 = u64::MAX;
+
 /// See the module.
 pub(crate) struct Attachment {
     segment: Segment,
@@ -47,10 +50,12 @@ pub(crate) struct Attachment {
     control: Mutex<()>,
     /// A cache that belongs to no thread: for reaping, and for records dropped where no context is.
     service: Mutex<Option<(Owner, Cache)>>,
+    /// One thread of this process reaps at a time; the byte lock excludes processes, not threads. Comes before `service`.
+    reaping: Mutex<()>,
     forked: AtomicBool,
     /// Holds alive; only raised from 0 under the registry's lock.
     holds: AtomicUsize,
-    /// Records left when the last hold went; under the registry's lock.
+    /// Records left when the last hold went, or [`UNCOUNTED`]; under the registry's lock.
     homeless: AtomicU64,
     /// This process can't be reached by others' membarrier: its channels are fenced.
     fenced: bool,
@@ -164,15 +169,17 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
                 return Err(OpenError::AlreadyExists { name: name.into() });
             }
             let units = attachment.segment.arena().geometry().units;
-            if let Some(capacity) = wish.capacity
-                && segment::units_for(capacity)? != units
-            {
-                let actual = u64::from(units) * UNIT;
-                return Err(OpenError::CapacityMismatch { name: name.into(), asked: capacity, actual });
+            if let Some(capacity) = wish.capacity {
+                let (asked, actual) = (segment::units_for(capacity)?, units);
+                if asked != actual {
+                    let (asked, actual) = (u64::from(asked) * UNIT, u64::from(actual) * UNIT);
+                    return Err(OpenError::CapacityMismatch { name: name.into(), asked, actual });
+                }
             }
             if wish.persist {
                 attachment.segment.arena().header().flags.fetch_or(flag::PERSIST, Ordering::AcqRel);
             }
+            attachment.homeless.store(UNCOUNTED, Ordering::Relaxed);
             attachment.holds.fetch_add(1, Ordering::Relaxed);
             return Ok(Hold(entry.0));
         }
@@ -188,9 +195,10 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
         me,
         control: Mutex::new(()),
         service: Mutex::new(None),
+        reaping: Mutex::new(()),
         forked: AtomicBool::new(false),
         holds: AtomicUsize::new(1),
-        homeless: AtomicU64::new(0),
+        homeless: AtomicU64::new(UNCOUNTED),
         fenced: !barrier::register(),
     });
     if attachment.fenced {
@@ -279,6 +287,12 @@ impl Attachment {
         Cache::new(*self.arena(), self.me, context, is_dead)
     }
 
+    /// Held by the one thread of this process that reaps. Not to be asked for in a forked child, where it may be locked for
+    /// ever.
+    pub(crate) fn reaping(&self) -> MutexGuard<'_, ()> {
+        self.reaping.lock()
+    }
+
     /// Runs `work` with the cache that belongs to no thread.
     pub(crate) fn with_service<R>(&self, work: impl FnOnce(&Cache) -> R) -> Result<R, BufferError> {
         if self.is_forked() {
@@ -345,8 +359,10 @@ pub(crate) unsafe fn free_homeless(attachment: NonNull<Attachment>, granule: u32
         // No context slot left to free through: leave it where the next scan finds it.
         block.state.store(Word::number(block::state::LOOSE, 0).0, Ordering::Release);
     }
-    if this.holds.load(Ordering::Acquire) == 0 {
-        let left = this.homeless.load(Ordering::Relaxed).saturating_sub(1);
+    let left = this.homeless.load(Ordering::Relaxed);
+    // Uncounted, this record was freed in time to be left out of the count.
+    if this.holds.load(Ordering::Acquire) == 0 && left != UNCOUNTED {
+        let left = left.saturating_sub(1);
         this.homeless.store(left, Ordering::Relaxed);
         if left == 0 {
             detach(&mut attachments, attachment);

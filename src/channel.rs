@@ -347,8 +347,12 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
                 Err(_) => break Err(AttachError::Forked),
             },
             Err(Refused::Taken { holder, thread }) => {
-                if !participant::is_alive(hold.segment(), hold.me(), holder) && recovery::reap(hold).processes > 0 {
-                    continue;
+                if !participant::is_alive(hold.segment(), hold.me(), holder) {
+                    recovery::reap(hold);
+                    // By us or, meanwhile, by another: buried last, it has no role any more.
+                    if !participant::registered(hold.arena()).any(|who| who == holder) {
+                        continue;
+                    }
                 }
                 let pid = participant::pid(hold.arena(), holder);
                 break Err(AttachError::RoleTaken { id, role: side.name(), pid, thread });
@@ -356,6 +360,10 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
             Err(Refused::Kind(theirs)) => {
                 let (ours, theirs) = (spec.kind.to_string(), theirs.to_string());
                 break Err(AttachError::TypeMismatch { id, ours, theirs });
+            }
+            Err(Refused::NotBacked) => {
+                let free = heap::free_bytes(hold.arena());
+                break Err(AttachError::OutOfMemory { asked: crate::layout::PAGE, free });
             }
             Err(Refused::Full) => break Err(AttachError::TooManyChannels { limit: CHANNELS }),
             Err(Refused::Corrupted) => break Err(AttachError::Corrupted { id }),

@@ -33,6 +33,7 @@ use crate::heap::{self, Block};
 use crate::layout::{CHANNELS, DirectoryEntry, HELD_BY, INDEX_CELLS, Owner, Word, entry};
 use crate::queue::spsc::{self, Ring};
 use crate::sync::{AtomicU64, Ordering};
+use crate::sys::memory::NotBacked;
 use crate::sys::task;
 use crate::wait::{self, flags};
 
@@ -133,6 +134,8 @@ pub(crate) enum Refused {
         thread: u32,
     },
     Full,
+    /// The system has no memory for more entries.
+    NotBacked,
     Corrupted,
 }
 
@@ -374,8 +377,10 @@ fn free_entry(arena: &Arena) -> Result<(u32, &DirectoryEntry), Refused> {
             return Ok((index, entry));
         }
         cursor.store(top, Ordering::Relaxed);
-        if !matches!(arena.grow_directory(), Ok(Some(_))) {
-            return Err(Refused::Full);
+        match arena.grow_directory() {
+            Ok(Some(_)) => {}
+            Ok(None) => return Err(Refused::Full),
+            Err(NotBacked) => return Err(Refused::NotBacked),
         }
     }
 }

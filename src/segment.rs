@@ -53,6 +53,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long an empty file may be somebody's who is about to size it.
 const EMPTY_GRACE: Duration = Duration::from_millis(20);
 
+const NOT_A_FILE: &str = "it is not a regular file";
+
 /// What the caller of `Buffer::open` asked for.
 #[derive(Clone, Debug)]
 pub(crate) struct Wish {
@@ -255,7 +257,7 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Option
     };
     let before = shm::stat(&file).map_err(|e| os_error(name, "stat", e))?;
     if !before.is_file {
-        return Err(OpenError::NotASegment { name: name.into(), why: "it is not a regular file" });
+        return Err(OpenError::NotASegment { name: name.into(), why: NOT_A_FILE });
     }
     if before.user != task::user() && before.mode & 0o066 == 0 {
         return Err(OpenError::ForeignOwner { name: name.into(), user: before.user, mode: before.mode });
@@ -430,9 +432,11 @@ pub(crate) fn remove(name: &str) -> Result<(), OpenError> {
         _ => os_error(name, "open", e),
     })?;
     let facts = shm::stat(&file).map_err(|e| os_error(name, "stat", e))?;
+    if !facts.is_file {
+        return Err(OpenError::NotASegment { name: name.into(), why: NOT_A_FILE });
+    }
     let [magic, ..] = shm::read_words::<1>(&file).map_err(|e| os_error(name, "read", e))?;
-    let ours = facts.is_file && (magic == MAGIC || magic == 0 && Geometry::for_total(facts.size).is_some())
-        || facts.size == 0 && facts.is_file;
+    let ours = magic == MAGIC || facts.size == 0 || magic == 0 && Geometry::for_total(facts.size).is_some();
     if !ours {
         return Err(OpenError::NotASegment { name: name.into(), why: "it does not start with the magic number" });
     }
