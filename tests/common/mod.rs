@@ -1,5 +1,5 @@
 //! What every test needs: segments that go away, processes that go away, and a watchdog.
-#![allow(dead_code)] // each test binary uses its part
+#![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
 use ipc_buffer::{Audit, Buffer};
 use std::process::{Child, Command, ExitStatus, Stdio};
