@@ -47,6 +47,9 @@ pub(crate) struct Attachment {
     control: Mutex<()>,
     /// A cache that belongs to no thread: for reaping, and for records dropped where no context is.
     service: Mutex<Option<(Owner, Cache)>>,
+    /// Excludes this process's threads from each other while reaping: the lease byte, which they share, does not. Taken
+    /// before `service`, which is taken before `control`.
+    reaping: Mutex<()>,
     forked: AtomicBool,
     /// Holds alive; only raised from 0 under the registry's lock.
     holds: AtomicUsize,
@@ -189,6 +192,7 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
         me,
         control: Mutex::new(()),
         service: Mutex::new(None),
+        reaping: Mutex::new(()),
         forked: AtomicBool::new(false),
         holds: AtomicUsize::new(1),
         homeless: AtomicU64::new(0),
@@ -260,6 +264,11 @@ impl Attachment {
             directory::rebuild_index(self.arena());
         }
         Ok(control)
+    }
+
+    /// Keeps other threads of this process from reaping.
+    pub(crate) fn reaping(&self) -> MutexGuard<'_, ()> {
+        self.reaping.lock()
     }
 
     /// Runs `work` with the cache that belongs to no thread.

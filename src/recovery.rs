@@ -5,7 +5,7 @@
 //! receiving, allocating or freeing takes. Refuses: to judge by time, or by process ids.
 //!
 //! # The passes
-//! One reaper at a time among processes (a lease byte) and threads (the service cache). For all victims together:
+//! One reaper at a time among processes (a lease byte) and threads (a mutex: threads share the lease). For all victims together:
 //! 1. **Magazines** of their contexts: every entry names a free block, whatever its state says; states are set FREE,
 //!    entries of units that are no slab are dropped, the magazine goes to its depot. Then the context slots.
 //! 2. **Channels**, under the control lock: entries half made or half removed are removed; where a victim has a role, what
@@ -54,6 +54,7 @@ pub(crate) fn reap(attachment: &Attachment) -> Reaped {
     if attachment.is_forked() || participant::dead(segment, attachment.me()).is_empty() {
         return Reaped::default();
     }
+    let _threads = attachment.reaping();
     // The victims' context slots may be all there are: return magazines before asking for a cache of our own.
     let mut reaped = Reaped::default();
     if !lease::try_take(segment.file(), REAP_BYTE).unwrap_or(false) {

@@ -1,0 +1,75 @@
+//! Races and edges found by review.
+#![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
+mod common;
+use common::Name;
+use ipc_buffer::Buffer;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Runs `part` in a forked child that then is killed; waits for it.
+fn killed(part: impl FnOnce()) {
+    // SAFETY: the child does what the test says and is killed.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        part();
+        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+        loop {}
+    }
+    let mut status = 0;
+    unsafe { libc::waitpid(pid, &mut status, 0) };
+}
+
+#[test]
+fn two_threads_reap_at_once() {
+    let _dog = common::watchdog();
+    let name = Name::new("reap2");
+    let buffer = Buffer::options().capacity(64 << 20).open(&name).unwrap();
+    for round in 0..200 {
+        killed(|| {
+            let b = Buffer::open(&name).unwrap();
+            let full = Barrier::new(25);
+            std::thread::scope(|s| {
+                for _ in 0..24 {
+                    s.spawn(|| {
+                        let ctx = b.context().unwrap();
+                        let mut all = Vec::new();
+                        for size in [8_usize, 64, 128, 200, 300, 400, 500, 700, 900, 1000] {
+                            for _ in 0..100 { all.push(ctx.slice_uninit::<u8>(size).unwrap()); }
+                        }
+                        drop(all);
+                        full.wait();
+                        loop { std::thread::park() }
+                    });
+                }
+            let ctx = b.context().unwrap();
+            full.wait();
+            let kept: Vec<_> = (0..3).map(|_| ctx.slice_zeroed::<u8>(300_000).unwrap()).collect();
+            std::mem::forget(kept);
+            unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+            });
+        });
+        let go = Barrier::new(6);
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|s| {
+            let reapers: Vec<_> = (0..4).map(|_| s.spawn(|| { go.wait(); buffer.reap().unwrap(); })).collect();
+            for t in 0..2_u64 {
+                let (go, stop, buffer) = (&go, &stop, &buffer);
+                s.spawn(move || {
+                    let ctx = buffer.context().unwrap();
+                    go.wait();
+                    let mut i = 0_u64;
+                    while !stop.load(Ordering::Relaxed) {
+                        let mine: Vec<_> = (0..200).map(|k| ctx.record([t << 32 | i << 8 | k; 8]).unwrap()).collect();
+                        for (k, r) in mine.iter().enumerate() {
+                            assert_eq!(**r, [t << 32 | i << 8 | k as u64; 8], "somebody else has this block, round {round}");
+                        }
+                        i += 1;
+                    }
+                });
+            }
+            for r in reapers { r.join().unwrap(); }
+            stop.store(true, Ordering::Relaxed);
+        });
+        common::all_free(&buffer);
+    }
+}
