@@ -39,6 +39,9 @@ use std::time::Duration;
 /// How long a thread waits for another process to leave the control lock.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// There are holds, or the one who dropped the last has not come to count yet.
+const UNCOUNTED: u64 = u64::MAX;
+
 /// See the module.
 pub(crate) struct Attachment {
     segment: Segment,
@@ -53,7 +56,7 @@ pub(crate) struct Attachment {
     forked: AtomicBool,
     /// Holds alive; only raised from 0 under the registry's lock.
     holds: AtomicUsize,
-    /// Records left when the last hold went; under the registry's lock.
+    /// Records left when the last hold went, or [`UNCOUNTED`]; under the registry's lock.
     homeless: AtomicU64,
     /// This process can't be reached by others' membarrier: its channels are fenced.
     fenced: bool,
@@ -177,6 +180,7 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
                 attachment.segment.arena().header().flags.fetch_or(flag::PERSIST, Ordering::AcqRel);
             }
             attachment.holds.fetch_add(1, Ordering::Relaxed);
+            attachment.homeless.store(UNCOUNTED, Ordering::Relaxed);
             return Ok(Hold(entry.0));
         }
     }
@@ -195,7 +199,7 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
         reaping: Mutex::new(()),
         forked: AtomicBool::new(false),
         holds: AtomicUsize::new(1),
-        homeless: AtomicU64::new(0),
+        homeless: AtomicU64::new(UNCOUNTED),
         fenced: !barrier::register(),
     });
     let pointer = NonNull::from(Box::leak(attachment));
@@ -335,8 +339,10 @@ pub(crate) unsafe fn free_homeless(attachment: NonNull<Attachment>, granule: u32
         // No context slot left to free through: leave it where the next scan finds it.
         block.state.store(Word::number(block::state::LOOSE, 0).0, Ordering::Release);
     }
-    if this.holds.load(Ordering::Acquire) == 0 {
-        let left = this.homeless.load(Ordering::Relaxed).saturating_sub(1);
+    let counted = this.homeless.load(Ordering::Relaxed);
+    // Uncounted: whoever dropped the last hold, if somebody did, waits for our lock and will not find this record.
+    if counted != UNCOUNTED {
+        let left = counted.saturating_sub(1);
         this.homeless.store(left, Ordering::Relaxed);
         if left == 0 {
             detach(&mut attachments, attachment);

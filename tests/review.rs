@@ -73,3 +73,26 @@ fn two_threads_reap_at_once() {
         common::all_free(&buffer);
     }
 }
+
+#[test]
+fn last_hold_goes_while_records_go() {
+    let _dog = common::watchdog();
+    for _ in 0..2000 {
+        let name = Name::new("homeless");
+        let buffer = Buffer::options().capacity(1 << 20).open(&name).unwrap();
+        let ctx = buffer.context().unwrap();
+        let one = ctx.record(1_u64).unwrap();
+        let two = ctx.record(2_u64).unwrap();
+        drop(ctx);
+        let go = Barrier::new(2);
+        std::thread::scope(|s| {
+            let go = &go;
+            s.spawn(move || { go.wait(); drop(one); });
+            s.spawn(move || { go.wait(); drop(buffer); });
+        });
+        assert!(name.exists(), "detached while a record is left");
+        assert_eq!(*two, 2);
+        drop(two);
+        assert!(!name.exists());
+    }
+}
