@@ -137,6 +137,8 @@ impl Drop for Hold {
             // SAFETY: still listed, so not freed (invariant 1), and the lock keeps it so.
             if known && unsafe { self.0.as_ref() }.holds.load(Ordering::Acquire) == 0 {
                 // SAFETY: as above.
+                unsafe { self.0.as_ref() }.disown_queued();
+                // SAFETY: as above.
                 let left = unsafe { self.0.as_ref() }.records_left();
                 // SAFETY: as above.
                 unsafe { self.0.as_ref() }.homeless.store(left, Ordering::Relaxed);
@@ -291,6 +293,14 @@ impl Attachment {
         // Nothing stays cached here: what nobody uses must not be what others lack.
         cache.flush();
         Ok(result)
+    }
+
+    /// Makes the channels' what this process has queued. There are no contexts and no endpoints. If the control lock can't be
+    /// had, the queued records count as left and the process stays attached: its end frees or queues them.
+    fn disown_queued(&self) {
+        if let Ok(control) = self.control() {
+            directory::disown(&control, &[self.me]);
+        }
     }
 
     /// Blocks this process owns: records in its hands, when no thread is at work on any.

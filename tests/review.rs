@@ -96,3 +96,47 @@ fn last_hold_goes_while_records_go() {
         assert!(!name.exists());
     }
 }
+
+#[test]
+fn a_producer_leaves_while_its_records_come_back() {
+    let _dog = common::watchdog();
+    let name = Name::new("echo");
+    let buffer = Buffer::options().capacity(16 << 20).open(&name).unwrap();
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let b = Buffer::open(&name).unwrap();
+        let ctx = b.context().unwrap();
+        let mut back = ctx.producer::<u64>(1).unwrap();
+        let mut there = ctx.consumer::<u64>(0).unwrap();
+        loop {
+            if let Ok(r) = there.try_recv() { back.send(r).unwrap(); }
+        }
+    }
+    let start = std::time::Instant::now();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        let back = s.spawn(|| {
+            let ctx = buffer.context().unwrap();
+            let mut rx = ctx.consumer::<u64>(1).unwrap();
+            let mut kept = Vec::new();
+            while !done.load(Ordering::Relaxed) {
+                if let Ok(r) = rx.try_recv() { kept.push(r); }
+                if kept.len() >= 5000 {
+                    let audit = buffer.audit().unwrap();
+                    let bad: Vec<_> = audit.problems.iter().filter(|p| p.contains("state 2")).collect();
+                    if !bad.is_empty() { done.store(true, Ordering::Relaxed); panic!("{bad:?}"); }
+                    kept.clear();
+                }
+            }
+        });
+        let ctx = buffer.context().unwrap();
+        while start.elapsed().as_secs() < 5 && !done.load(Ordering::Relaxed) {
+            let Ok(mut tx) = ctx.producer::<u64>(0) else { continue };
+            for i in 0..600 { if tx.send(ctx.record(i).unwrap()).is_err() { break } }
+        }
+        done.store(true, Ordering::Relaxed);
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+        unsafe { libc::waitpid(pid, &mut 0, 0) };
+        back.join().unwrap();
+    });
+}
