@@ -331,7 +331,7 @@ fn create(
 ) -> Result<ChannelRef, Refused> {
     let Some(Block { granule, .. }) = *storage else { return Err(Refused::Missing) };
     let (index, entry) = free_entry(arena)?;
-    let channel = ChannelRef { index, generation: entry.generation.load(Ordering::Relaxed) + 1 };
+    let channel = ChannelRef { index, generation: entry.generation.load(Ordering::Relaxed).wrapping_add(1) };
     entry.state.store(Word::of(entry::BUSY, me).0, Ordering::Release);
     entry.generation.store(channel.generation, Ordering::Relaxed);
     entry.id.store(id.cast_unsigned(), Ordering::Relaxed);
@@ -368,7 +368,7 @@ fn clear(ring: Ring) {
 fn free_entry(arena: &Arena) -> Result<(u32, &DirectoryEntry), Refused> {
     let cursor = &arena.header().directory_cursor;
     loop {
-        let top = arena.header().directory_top.load(Ordering::Acquire);
+        let top = arena.header().directory_top.load(Ordering::Acquire).min(CHANNELS);
         let free = (cursor.load(Ordering::Relaxed)..top)
             .filter_map(|index| Some((index, arena.directory_entry(index)?)))
             .find(|(_, entry)| state_of(entry) == Word::ZERO);

@@ -140,3 +140,28 @@ fn a_producer_leaves_while_its_records_come_back() {
         back.join().unwrap();
     });
 }
+
+#[test]
+fn a_run_that_says_it_is_longer_than_the_buffer_is_refused() {
+    let name = Name::new("hostile");
+    let buffer = Buffer::options().capacity(1 << 20).open(&name).unwrap();
+    let ctx = buffer.context().unwrap();
+    let mut tx = ctx.producer::<[u8]>(1).unwrap();
+    let mut rx = ctx.consumer::<[u8]>(1).unwrap();
+    tx.send(ctx.slice_zeroed::<u8>(300_000).unwrap()).unwrap();
+    // The foreign hand: every RUN word gets a span of 2^20 units, every large count 2^33 bytes.
+    let path = name.path();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let file = std::os::unix::fs::FileExt::write_all_at;
+    let out = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    for (i, word) in bytes.chunks_exact_mut(8).enumerate() {
+        let value = u64::from_ne_bytes((&*word).try_into().unwrap());
+        if value == 0x4800_0000_0000_0005 { file(&out, &0x4800_0000_0010_0000_u64.to_ne_bytes(), i as u64 * 8).unwrap(); }
+        if value == 0xff << 52 | 1 << 40 | 300_000 { file(&out, &(0xff_u64 << 52 | 1 << 40 | 1 << 33).to_ne_bytes(), i as u64 * 8).unwrap(); }
+    }
+    match rx.try_recv() {
+        Ok(r) => panic!("{} bytes, the last {}", r.len(), r[r.len() - 1]),
+        Err(e) => assert_eq!(e, ipc_buffer::TryRecvError::Recv(ipc_buffer::RecvError::Corrupted)),
+    }
+    let _ = buffer.audit().unwrap();
+}
