@@ -165,3 +165,25 @@ fn a_run_that_says_it_is_longer_than_the_buffer_is_refused() {
     }
     let _ = buffer.audit().unwrap();
 }
+
+#[test]
+fn an_audit_under_traffic_does_not_panic() {
+    let _dog = common::watchdog();
+    let name = Name::new("audit");
+    let buffer = Buffer::options().capacity(16 << 20).open(&name).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let ctx = buffer.context().unwrap();
+            while !stop.load(Ordering::Relaxed) { drop(ctx.slice_uninit::<u8>(14 << 20).unwrap()); }
+        });
+        let r = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for _ in 0..20000 {
+                let a = buffer.audit().unwrap();
+                assert!(a.free_bytes <= 2 * a.capacity_bytes, "{}", a.free_bytes);
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        r.unwrap();
+    });
+}
