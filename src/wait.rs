@@ -32,11 +32,16 @@ const MIN_SPINS: u32 = 64;
 
 /// How long this endpoint spins: doubled when it paid, halved when it did not.
 #[derive(Debug)]
-pub(crate) struct Patience(Cell<u32>);
+pub(crate) struct Patience {
+    spins: Cell<u32>,
+    /// Slept in vain since the last look at the peer, over all waits: short timeouts in a row must see a dead peer too.
+    slept: Cell<Duration>,
+}
 
 impl Patience {
     pub(crate) fn new() -> Self {
-        Self(Cell::new(if has_other_cores() { MAX_SPINS / 8 } else { 0 }))
+        let spins = if has_other_cores() { MAX_SPINS / 8 } else { 0 };
+        Self { spins: Cell::new(spins), slept: Cell::new(Duration::ZERO) }
     }
 }
 
@@ -51,7 +56,8 @@ fn has_other_cores() -> bool {
     cores > 1
 }
 
-/// Waits until `ready` gives something or `deadline` has passed. `tick` runs after every sleep that nobody ended.
+/// Waits until `ready` gives something or `deadline` has passed. `tick` runs after every [`TICK`] of
+/// sleeping in vain, be it in one wait or in many short ones.
 pub(crate) fn until<R>(
     patience: &Patience,
     asleep_in: &AtomicU32,
@@ -63,16 +69,16 @@ pub(crate) fn until<R>(
     if let Some(result) = ready() {
         return Some(result);
     }
-    let spins = patience.0.get();
+    let spins = patience.spins.get();
     for _ in 0..spins {
         std::hint::spin_loop();
         if let Some(result) = ready() {
-            patience.0.set((spins * 2).min(MAX_SPINS));
+            patience.spins.set((spins * 2).min(MAX_SPINS));
             return Some(result);
         }
     }
     if spins > 0 {
-        patience.0.set((spins / 2).max(MIN_SPINS));
+        patience.spins.set((spins / 2).max(MIN_SPINS));
     }
     loop {
         let seen = futex_word.load(Ordering::Acquire);
@@ -89,9 +95,13 @@ pub(crate) fn until<R>(
         futex::wait(futex_word, seen, left);
         asleep_in.fetch_and(!flags::ASLEEP, Ordering::SeqCst);
         if let Some(result) = ready() {
+            patience.slept.set(Duration::ZERO);
             return Some(result);
         }
-        if before.elapsed() >= TICK {
+        let slept = patience.slept.get().saturating_add(before.elapsed());
+        patience.slept.set(slept);
+        if slept >= TICK {
+            patience.slept.set(Duration::ZERO);
             tick();
         }
     }

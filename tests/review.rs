@@ -187,3 +187,26 @@ fn an_audit_under_traffic_does_not_panic() {
         r.unwrap();
     });
 }
+
+#[test]
+fn short_timeouts_in_a_row_see_a_killed_peer() {
+    let _dog = common::watchdog();
+    let name = Name::new("short");
+    let buffer = Buffer::open(&name).unwrap();
+    let ctx = buffer.context().unwrap();
+    let mut rx = ctx.consumer::<u64>(1).unwrap();
+    killed(|| {
+        let b = Buffer::open(&name).unwrap();
+        let ctx = b.context().unwrap();
+        let _tx = ctx.producer::<u64>(1).unwrap();
+        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    });
+    let start = std::time::Instant::now();
+    loop {
+        match rx.recv_timeout(std::time::Duration::from_millis(90)) {
+            Err(ipc_buffer::RecvTimeoutError::Timeout(_)) => {}
+            other => { assert!(other.is_err()); break }
+        }
+    }
+    assert!(start.elapsed() < std::time::Duration::from_millis(400), "{:?}", start.elapsed());
+}
