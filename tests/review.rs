@@ -210,3 +210,20 @@ fn short_timeouts_in_a_row_see_a_killed_peer() {
     }
     assert!(start.elapsed() < std::time::Duration::from_millis(400), "{:?}", start.elapsed());
 }
+
+#[test]
+fn a_forked_child_gets_no_memory() {
+    let name = Name::new("forkpop");
+    let buffer = Buffer::open(&name).unwrap();
+    let ctx = buffer.context().unwrap();
+    drop(ctx.record(1_u64).unwrap());
+    ctx.flush();
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let refused = matches!(ctx.record(2_u64), Err(ipc_buffer::AllocError::Forked));
+        unsafe { libc::_exit(i32::from(!refused)) };
+    }
+    let mut status = 0;
+    unsafe { libc::waitpid(pid, &mut status, 0) };
+    assert_eq!(status, 0);
+}

@@ -73,6 +73,8 @@ pub(crate) struct Cache {
     /// The holder word of this context's magazines.
     held: Word,
     lines: [Line; class::COUNT],
+    /// Nothing is taken from the depot any more.
+    forgotten: Cell<bool>,
 }
 
 /// Entries a magazine of `class` may hold: what is cached is worth at most a 4096th of the buffer, within reason.
@@ -92,7 +94,8 @@ impl Cache {
     /// A cache for the context slot `context`, which belongs to the process `me`.
     pub(crate) fn new(arena: Arena, me: Owner, context: Owner) -> Self {
         let line = |_| Line { current: Cell::new(Held::NONE), room: Cell::new(0), spare: Cell::new(Held::NONE) };
-        Self { arena, me, held: Word::of(depot::HELD, context), lines: std::array::from_fn(line) }
+        let held = Word::of(depot::HELD, context);
+        Self { arena, me, held, lines: std::array::from_fn(line), forgotten: Cell::new(false) }
     }
 
     pub(crate) fn arena(&self) -> &Arena {
@@ -213,6 +216,9 @@ impl Cache {
     }
 
     fn take(&self, list: usize) -> Option<Held> {
+        if self.forgotten.get() {
+            return None;
+        }
         depot::take(&self.arena, list, self.held).and_then(|index| self.held(index))
     }
 
@@ -289,6 +295,7 @@ impl Cache {
 
     /// Forgets every magazine without touching the segment: in a forked child they are the parent's.
     pub(crate) fn forget(&self) {
+        self.forgotten.set(true);
         for class in 0..class::COUNT {
             self.set_current(class, Held::NONE);
             self.lines[class].spare.set(Held::NONE);
