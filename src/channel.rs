@@ -325,9 +325,13 @@ impl<T: ?Sized + Payload, R: Role> Channel<T, R> {
     }
 }
 
+/// How long to wait for another process to finish with a dead one.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Attaches `side`; brings storage if the channel must be made; reaps if a dead process has the role.
 fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Result<(ChannelRef, Ring), AttachError> {
     let mut storage = None;
+    let give_up = Instant::now() + PATIENCE;
     let result = loop {
         // Allocated before the control lock is taken: making room may need it.
         let attached = match hold.control() {
@@ -350,7 +354,11 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
                 Err(_) => break Err(AttachError::Forked),
             },
             Err(Refused::Taken { holder, thread }) => {
-                if !participant::is_alive(hold.segment(), hold.me(), holder) && recovery::reap(hold).processes > 0 {
+                if !participant::is_alive(hold.segment(), hold.me(), holder) && Instant::now() < give_up {
+                    // Somebody else may be reaping it, or have done so by now: then there is nothing for us to reap.
+                    if recovery::reap(hold).processes == 0 {
+                        std::thread::sleep(Duration::from_micros(200));
+                    }
                     continue;
                 }
                 let pid = participant::pid(hold.arena(), holder);

@@ -227,3 +227,27 @@ fn a_forked_child_gets_no_memory() {
     unsafe { libc::waitpid(pid, &mut status, 0) };
     assert_eq!(status, 0);
 }
+
+#[test]
+fn a_dead_producers_role_is_free_while_somebody_reaps() {
+    let _dog = common::watchdog();
+    let name = Name::new("roletaken");
+    let buffer = Buffer::options().capacity(16 << 20).open(&name).unwrap();
+    let ctx = buffer.context().unwrap();
+    let _rx = ctx.consumer::<u64>(1).unwrap();
+    for round in 0..300 {
+        killed(|| {
+            let b = Buffer::open(&name).unwrap();
+            let ctx = b.context().unwrap();
+            let _tx = ctx.producer::<u64>(1).unwrap();
+            unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+        });
+        let go = Barrier::new(2);
+        std::thread::scope(|s| {
+            s.spawn(|| { go.wait(); buffer.reap().unwrap(); });
+            go.wait();
+            let tx = ctx.producer::<u64>(1);
+            assert!(tx.is_ok(), "round {round}: {}", tx.unwrap_err());
+        });
+    }
+}
