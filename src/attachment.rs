@@ -324,7 +324,13 @@ impl Attachment {
         if control.is_ok() && !persists && !participant::has_company(&self.segment, self.me) {
             self.segment.unlink();
         }
-        participant::leave(&self.segment, self.me);
+        // A role that could not be given up (see `channel`) would be nobody's for ever if the slot went: then leave as the
+        // killed do, slot taken and lease dropped with the descriptor, and the next reaper finds everything.
+        if let Ok(control) = &control
+            && !directory::has_role(control, self.me)
+        {
+            participant::leave(&self.segment, self.me);
+        }
         drop(control);
     }
 }

@@ -532,6 +532,12 @@ pub(crate) fn vacate(control: &Control<'_>, cache: &Cache, arena: &Arena, victim
     roles
 }
 
+/// Whether `who` holds any end of any channel.
+pub(crate) fn has_role(control: &Control<'_>, who: Owner) -> bool {
+    let holds = |entry: &DirectoryEntry, side| holder(entry, side) == Some(who);
+    entries(control.arena()).any(|(_, entry)| holds(entry, Side::Producer) || holds(entry, Side::Consumer))
+}
+
 /// What a channel is, and who is in it.
 pub(crate) struct Facts {
     pub(crate) id: i64,

@@ -251,3 +251,46 @@ fn a_dead_producers_role_is_free_while_somebody_reaps() {
         });
     }
 }
+
+#[test]
+fn a_role_that_could_not_be_given_up_is_reaped() {
+    let _dog = common::watchdog();
+    let name = Name::new("busyleave");
+    let buffer = Buffer::open(&name).unwrap();
+    let ctx = buffer.context().unwrap();
+    let _rx = ctx.consumer::<u64>(1).unwrap();
+    // Another description holds the control byte, as a process stopped inside the lock does.
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(name.path()).unwrap();
+    let (mut to, mut from) = ([0; 2], [0; 2]);
+    unsafe { libc::pipe(to.as_mut_ptr()); libc::pipe(from.as_mut_ptr()); }
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        let b = Buffer::open(&name).unwrap();
+        let ctx = b.context().unwrap();
+        let tx = ctx.producer::<u64>(1).unwrap();
+        unsafe { libc::write(from[1], b"x".as_ptr().cast(), 1); }
+        unsafe { libc::read(to[0], [0_u8; 1].as_mut_ptr().cast(), 1); }
+        drop(tx);
+        unsafe { libc::write(from[1], b"x".as_ptr().cast(), 1); }
+        unsafe { libc::read(to[0], [0_u8; 1].as_mut_ptr().cast(), 1); }
+        drop((ctx, b));
+        unsafe { libc::_exit(0) };
+    }
+    let lock = |kind: i32| {
+        let mut l: libc::flock64 = unsafe { std::mem::zeroed() };
+        l.l_type = kind as i16;
+        l.l_len = 1;
+        assert_eq!(unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&file), libc::F_OFD_SETLK, &mut l) }, 0);
+    };
+    let step = || unsafe { libc::read(from[0], [0_u8; 1].as_mut_ptr().cast(), 1) };
+    let go = || unsafe { libc::write(to[1], b"x".as_ptr().cast(), 1) };
+    step();
+    lock(libc::F_WRLCK);
+    go();
+    step();
+    lock(libc::F_UNLCK);
+    go();
+    unsafe { libc::waitpid(pid, &mut 0, 0) };
+    let tx = ctx.producer::<u64>(1);
+    assert!(tx.is_ok(), "{}", tx.unwrap_err());
+}
