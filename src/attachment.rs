@@ -136,6 +136,8 @@ impl Drop for Hold {
             // SAFETY: still listed, so not freed (invariant 1), and the lock keeps it so.
             if known && unsafe { self.0.as_ref() }.holds.load(Ordering::Acquire) == 0 {
                 // SAFETY: as above.
+                unsafe { self.0.as_ref() }.disown_queued();
+                // SAFETY: as above.
                 let left = unsafe { self.0.as_ref() }.records_left();
                 // SAFETY: as above.
                 unsafe { self.0.as_ref() }.homeless.store(left, Ordering::Relaxed);
@@ -313,6 +315,14 @@ impl Attachment {
         Ok(result)
     }
 
+    /// Makes the channels' what this process has queued. There are no contexts and no endpoints. If the control lock can't be
+    /// had, the queued records count as left and the process stays attached: its end frees or queues them.
+    fn disown_queued(&self) {
+        if let Ok(control) = self.control() {
+            directory::disown(&control, &[self.me]);
+        }
+    }
+
     /// Blocks this process owns: records in its hands, when no thread is at work on any.
     fn records_left(&self) -> u64 {
         let owned = block::owned(self.me);
@@ -334,7 +344,13 @@ impl Attachment {
         if control.is_ok() && !persists && !participant::has_company(&self.segment, self.me) {
             self.segment.unlink();
         }
-        participant::leave(&self.segment, self.me);
+        // A role that could not be given up (see `channel`) would be nobody's for ever if the slot went: then leave as the
+        // killed do, slot taken and lease dropped with the descriptor, and the next reaper finds everything.
+        if let Ok(control) = &control
+            && !directory::has_role(control, self.me)
+        {
+            participant::leave(&self.segment, self.me);
+        }
         drop(control);
     }
 }

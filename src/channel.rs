@@ -153,6 +153,8 @@ struct Endpoint {
     attached: Cell<bool>,
     /// Polls in a row that found nothing.
     idle: Cell<u32>,
+    /// See [`Bed`].
+    slept: Cell<Duration>,
 }
 
 impl Attached for Endpoint {
@@ -279,6 +281,7 @@ impl<T: ?Sized + Payload, R: Role> Channel<T, R> {
             channel,
             attached: Cell::new(true),
             idle: Cell::new(0),
+            slept: Cell::new(Duration::ZERO),
         });
         let weak: Weak<Endpoint> = Rc::downgrade(&endpoint);
         local.register(weak);
@@ -324,9 +327,13 @@ impl<T: ?Sized + Payload, R: Role> Channel<T, R> {
     }
 }
 
+/// How long to wait for another process to finish with a dead one.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Attaches `side`; brings storage if the channel must be made; reaps if a dead process has the role.
 fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Result<(ChannelRef, Ring), AttachError> {
     let mut storage = None;
+    let give_up = Instant::now() + PATIENCE;
     let result = loop {
         // Allocated before the control lock is taken: making room may need it.
         let attached = match hold.control() {
@@ -347,12 +354,12 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
                 Err(_) => break Err(AttachError::Forked),
             },
             Err(Refused::Taken { holder, thread }) => {
-                if !participant::is_alive(hold.segment(), hold.me(), holder) {
-                    recovery::reap(hold);
-                    // By us or, meanwhile, by another: buried last, it has no role any more.
-                    if !participant::registered(hold.arena()).any(|who| who == holder) {
-                        continue;
+                if !participant::is_alive(hold.segment(), hold.me(), holder) && Instant::now() < give_up {
+                    // Somebody else may be reaping it, or have done so by now: then there is nothing for us to reap.
+                    if recovery::reap(hold).processes == 0 {
+                        std::thread::sleep(Duration::from_micros(200));
                     }
+                    continue;
                 }
                 let pid = participant::pid(hold.arena(), holder);
                 break Err(AttachError::RoleTaken { id, role: side.name(), pid, thread });
@@ -490,7 +497,8 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
             Err(TrySendError::ContextClosed(back)) => Some(Err(SendTimeoutError::ContextClosed(back))),
         };
         let tick = || endpoint.check_peer();
-        let bed = Bed { asleep_in: &header.to_consumer, futex_word: &header.producer_futex };
+        let slept = &endpoint.slept;
+        let bed = Bed { asleep_in: &header.to_consumer, futex_word: &header.producer_futex, slept };
         let full_at = endpoint.end.ring().head();
         let glance = || endpoint.end.ring().head() != full_at;
         match wait::until(bed, deadline, 16, glance, ready, tick) {
@@ -613,7 +621,8 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
             Err(TryRecvError::Recv(error)) => Some(Err(error)),
         };
         let tick = || endpoint.check_peer();
-        let bed = Bed { asleep_in: &header.to_producer, futex_word: &header.consumer_futex };
+        let slept = &endpoint.slept;
+        let bed = Bed { asleep_in: &header.to_producer, futex_word: &header.consumer_futex, slept };
         wait::until(bed, deadline, 1, || endpoint.end.peek().is_some(), ready, tick)
     }
 

@@ -331,7 +331,7 @@ fn wake_both(ring: Ring) {
 fn create(arena: &Arena, me: Owner, id: i64, spec: &Spec, storage: &mut Option<Block>) -> Result<ChannelRef, Refused> {
     let Some(Block { granule, .. }) = *storage else { return Err(Refused::Missing) };
     let (index, entry) = free_entry(arena)?;
-    let channel = ChannelRef { index, generation: entry.generation.load(Ordering::Relaxed) + 1 };
+    let channel = ChannelRef { index, generation: entry.generation.load(Ordering::Relaxed).wrapping_add(1) };
     entry.state.store(Word::of(entry::BUSY, me).0, Ordering::Release);
     entry.generation.store(channel.generation, Ordering::Relaxed);
     entry.id.store(id.cast_unsigned(), Ordering::Relaxed);
@@ -368,7 +368,7 @@ fn clear(ring: Ring) {
 fn free_entry(arena: &Arena) -> Result<(u32, &DirectoryEntry), Refused> {
     let cursor = &arena.header().directory_cursor;
     loop {
-        let top = arena.header().directory_top.load(Ordering::Acquire);
+        let top = arena.header().directory_top.load(Ordering::Acquire).min(CHANNELS);
         let free = (cursor.load(Ordering::Relaxed)..top)
             .filter_map(|index| Some((index, arena.directory_entry(index)?)))
             .find(|(_, entry)| state_of(entry) == Word::ZERO);
@@ -393,29 +393,41 @@ pub(crate) fn detach(control: &Control<'_>, cache: &Cache, channel: ChannelRef, 
     if entry.generation.load(Ordering::Relaxed) != channel.generation || holder(entry, side) != Some(cache.me()) {
         return;
     }
-    // Not while this process still receives here: a record its consumer is just taking carries the same name. The consumer
-    // makes up for it when it leaves.
-    let still_receives = side == Side::Producer && holder(entry, Side::Consumer) == Some(cache.me());
-    let gone = [cache.me()];
-    vacate_role(arena, entry, channel, side, if still_receives { &[] } else { &gone });
+    vacate_role(arena, entry, side);
     dismantle_if_deserted(control, cache, channel.index, entry);
     wait::announce(&arena.header().directory_version);
 }
 
-/// Empties a role cell whose holder is leaving or dead, after making the channel's what `gone` own in the window.
-fn vacate_role(arena: &Arena, entry: &DirectoryEntry, channel: ChannelRef, side: Side, gone: &[Owner]) {
+/// Makes the channels' what `gone` own in their windows.
+///
+/// Nobody of `gone` may be able to come into a block any more, by allocating or by receiving: it is dead, or has neither
+/// contexts nor endpoints. Else a record that was received since we read its slot, and has come back to its sender another
+/// way, would be taken for a queued one. That is also why a producer that leaves keeps its name on what it has sent.
+pub(crate) fn disown(control: &Control<'_>, gone: &[Owner]) {
+    for (index, entry) in entries(control.arena()).filter(|(_, entry)| state_of(entry).kind() != entry::BUSY) {
+        disown_window(control.arena(), index, entry, gone);
+    }
+}
+
+fn disown_window(arena: &Arena, index: u32, entry: &DirectoryEntry, gone: &[Owner]) {
+    let Some(ring) = ring(arena, entry) else { return };
+    let channel = ChannelRef { index, generation: entry.generation.load(Ordering::Relaxed) };
+    for block in spsc::window(ring).filter_map(|(_, granule)| arena.block(granule)) {
+        let state = Word(block.state.load(Ordering::Acquire));
+        if state.kind() == state::OWNED && gone.contains(&state.owner()) {
+            // Fails if the consumer takes it at this moment: then it is the consumer's.
+            block::change(block, state, Word::of(state::QUEUED, channel.owner()));
+        }
+    }
+}
+
+/// Empties a role cell whose holder is leaving, or dead and disowned.
+fn vacate_role(arena: &Arena, entry: &DirectoryEntry, side: Side) {
     let ring = ring(arena, entry);
-    if let Some(ring) = ring {
-        for block in spsc::window(ring).filter_map(|(_, granule)| arena.block(granule)) {
-            let state = Word(block.state.load(Ordering::Acquire));
-            if state.kind() == state::OWNED && gone.contains(&state.owner()) {
-                // Fails if the consumer takes it at this moment: then it is the consumer's.
-                block::change(block, state, Word::of(state::QUEUED, channel.owner()));
-            }
-        }
-        if side == Side::Consumer {
-            ring.header.to_producer.fetch_or(flags::GONE, Ordering::AcqRel);
-        }
+    if let Some(ring) = ring
+        && side == Side::Consumer
+    {
+        ring.header.to_producer.fetch_or(flags::GONE, Ordering::AcqRel);
     }
     cell(entry, side).store(0, Ordering::Release);
     if let Some(ring) = ring {
@@ -508,10 +520,11 @@ pub(crate) fn vacate(control: &Control<'_>, cache: &Cache, arena: &Arena, victim
             }
             continue;
         }
-        let channel = ChannelRef { index, generation: entry.generation.load(Ordering::Relaxed) };
+        // Every window: a victim's records stay where it had left its role, too.
+        disown_window(arena, index, entry, victims);
         for side in [Side::Producer, Side::Consumer] {
             if holder(entry, side).is_some_and(|who| victims.contains(&who)) {
-                vacate_role(arena, entry, channel, side, victims);
+                vacate_role(arena, entry, side);
                 roles += 1;
             }
         }
@@ -519,6 +532,12 @@ pub(crate) fn vacate(control: &Control<'_>, cache: &Cache, arena: &Arena, victim
     }
     wait::announce(&arena.header().directory_version);
     roles
+}
+
+/// Whether `who` holds any end of any channel.
+pub(crate) fn has_role(control: &Control<'_>, who: Owner) -> bool {
+    let holds = |entry: &DirectoryEntry, side| holder(entry, side) == Some(who);
+    entries(control.arena()).any(|(_, entry)| holds(entry, Side::Producer) || holds(entry, Side::Consumer))
 }
 
 /// What a channel is, and who is in it.

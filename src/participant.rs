@@ -26,7 +26,7 @@ pub(crate) fn join(segment: &Segment) -> Option<Owner> {
         if !lease::try_take(segment.file(), LEASE_BYTES + u64::from(index)).unwrap_or(false) {
             return None;
         }
-        let me = Owner::new(index, slot.epoch.load(Ordering::Relaxed) + 1);
+        let me = Owner::new(index, slot.epoch.load(Ordering::Relaxed).wrapping_add(1));
         slot.epoch.store(me.epoch(), Ordering::Relaxed);
         slot.pid.store(std::process::id(), Ordering::Relaxed);
         slot.word.store(Word::of(process::ALIVE, me).0, Ordering::Release);
@@ -96,7 +96,7 @@ pub(crate) fn open_context(arena: &Arena, me: Owner) -> Option<Owner> {
         if !free || slot.owner.compare_exchange(0, taken, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return None;
         }
-        let epoch = slot.epoch.load(Ordering::Relaxed) + 1;
+        let epoch = slot.epoch.load(Ordering::Relaxed).wrapping_add(1);
         slot.epoch.store(epoch, Ordering::Relaxed);
         // A thief may still be at the last user's magazines: `revoked` is left for the cache to settle.
         slot.gate.store(0, Ordering::Relaxed);

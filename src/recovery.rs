@@ -8,8 +8,8 @@
 //! One reaper at a time among processes (a lease byte) and threads (a mutex). For all victims together:
 //! 1. **Magazines** of their contexts: every entry names a free block, whatever its state says; states are set FREE,
 //!    entries of units that are no slab are dropped, the magazine goes to its depot. Then the context slots.
-//! 2. **Channels**, under the control lock: entries half made or half removed are removed; where a victim has a role, what
-//!    it owns inside the window becomes `QUEUED`; then the role is vacated and the peer woken.
+//! 2. **Channels**, under the control lock: entries half made or half removed are removed; what a victim owns inside any
+//!    window becomes `QUEUED`; then its roles are vacated and the peers woken.
 //! 3. **Headers**: what still says `OWNED(victim)` is taken over by CAS and freed.
 //! 4. **Units** claimed by a victim are released.
 //! 5. **Hints** are rebuilt; last, the process slots are freed.
@@ -56,7 +56,8 @@ pub(crate) fn reap(attachment: &Attachment) -> Reaped {
     }
     // The victims' context slots may be all there are: return magazines before asking for a cache of our own.
     let mut reaped = Reaped::default();
-    let _one_thread = attachment.reaping();
+    // Threads share the lease byte, and would both return the same magazines.
+    let _threads = attachment.reaping();
     if !lease::try_take(segment.file(), REAP_BYTE).unwrap_or(false) {
         return reaped;
     }

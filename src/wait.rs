@@ -11,6 +11,7 @@
 
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys::{barrier, futex};
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 /// Bits of the words that each side looks at.
@@ -48,11 +49,13 @@ fn has_other_cores() -> bool {
 pub(crate) struct Bed<'a> {
     pub(crate) asleep_in: &'a AtomicU32,
     pub(crate) futex_word: &'a AtomicU32,
+    /// Slept in vain since the last tick, over all waits: short timeouts in a row must see a dead peer too.
+    pub(crate) slept: &'a Cell<Duration>,
 }
 
 /// Waits until `ready` gives something or `deadline` has passed. `glance` is cheap and says whether `ready` is worth a try;
 /// between glances it goes at `pace`, so that the line it looks at is left to the other side for a moment. `tick` runs after
-/// every sleep that nobody ended.
+/// every [`TICK`] of sleeping in vain, be it in one wait or in many short ones.
 pub(crate) fn until<R>(
     bed: Bed<'_>,
     deadline: Option<Instant>,
@@ -61,7 +64,7 @@ pub(crate) fn until<R>(
     mut ready: impl FnMut() -> Option<R>,
     mut tick: impl FnMut(),
 ) -> Option<R> {
-    let Bed { asleep_in, futex_word } = bed;
+    let Bed { asleep_in, futex_word, slept } = bed;
     if let Some(result) = ready() {
         return Some(result);
     }
@@ -93,9 +96,12 @@ pub(crate) fn until<R>(
         futex::wait(futex_word, seen, left);
         asleep_in.fetch_and(!flags::ASLEEP, Ordering::SeqCst);
         if let Some(result) = ready() {
+            slept.set(Duration::ZERO);
             return Some(result);
         }
-        if before.elapsed() >= TICK {
+        slept.set(slept.get().saturating_add(before.elapsed()));
+        if slept.get() >= TICK {
+            slept.set(Duration::ZERO);
             tick();
         }
     }

@@ -87,8 +87,9 @@ pub(crate) fn is_at(arena: &Arena, granule: u32, class: u8) -> bool {
 pub(crate) fn run_bytes(arena: &Arena, granule: u32) -> Option<u64> {
     arena.block(granule)?;
     let head = arena.unit_of(granule);
-    let word = Word(arena.unit(head)?.load(Ordering::Acquire));
-    (granule == arena.granule_of(head) && word.kind() == unit::RUN).then(|| unit::span_of(word) * UNIT)
+    let (first, what) = unit::head_of(arena, head)?;
+    let is_run = what.kind() == unit::RUN && first == head && granule == arena.granule_of(head);
+    is_run.then(|| unit::span_of(what) * UNIT)
 }
 
 /// Bytes of a block of `class` at `granule`, header included.

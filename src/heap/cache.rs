@@ -238,6 +238,9 @@ impl Cache {
     #[cold]
     #[inline(never)]
     fn pop_slow(&self, class: usize) -> Option<Found> {
+        if std::ptr::eq(self.slot.get(), &raw const NOWHERE.0) {
+            return None;
+        }
         self.enter_surely();
         let found = self.refill(class);
         self.leave();

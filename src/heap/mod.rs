@@ -17,7 +17,7 @@ pub(crate) mod reclaim;
 pub(crate) mod unit;
 
 use crate::arena::Arena;
-use crate::layout::{BLOCK_HEADER, BlockHeader, UNIT, Word};
+use crate::layout::{BLOCK_HEADER, BlockHeader, MAGAZINE_ENTRIES, UNIT, Word};
 use crate::sync::Ordering;
 use block::Meta;
 use cache::{Cache, Found};
@@ -173,7 +173,9 @@ pub(crate) fn free_bytes(arena: &Arena) -> u64 {
             && let Ok(class) = usize::try_from(holder.value())
             && class < class::COUNT
         {
-            total += u64::from(magazine.n.load(Ordering::Relaxed)) * u64::from(class::granules(class)) * 64;
+            total += u64::from(magazine.n.load(Ordering::Relaxed).min(MAGAZINE_ENTRIES))
+                * u64::from(class::granules(class))
+                * 64;
         }
     }
     total

@@ -198,6 +198,11 @@ fn give_back(arena: &Arena, head: u32) -> u32 {
     end - head
 }
 
+/// Whether what a head says lies inside the data: a foreign hand may have written it.
+fn is_inside(arena: &Arena, head: u32, what: Word) -> bool {
+    !matches!(what.kind(), SLAB | RUN) || u64::from(head) + span_of(what) <= u64::from(arena.geometry().units)
+}
+
 /// The head of the run that `unit` belongs to, and what the head says; `None` for a free unit or a broken link.
 #[inline]
 pub(crate) fn head_of(arena: &Arena, unit: u32) -> Option<(u32, Word)> {
@@ -209,24 +214,24 @@ pub(crate) fn head_of(arena: &Arena, unit: u32) -> Option<(u32, Word)> {
             let head = u32::try_from(word.value()).ok().filter(|head| *head < unit)?;
             let what = load(head)?;
             let covers = matches!(what.kind(), SLAB | RUN) && u64::from(unit - head) < span_of(what);
-            covers.then_some((head, what))
+            (covers && is_inside(arena, head, what)).then_some((head, what))
         }
-        _ => Some((unit, word)),
+        _ => is_inside(arena, unit, word).then_some((unit, word)),
     }
 }
 
 /// Every head below the frontier with what it says, in address order; free units are left out.
 pub(crate) fn heads(arena: &Arena) -> impl Iterator<Item = (u32, Word)> + '_ {
-    let top = arena.header().unit_top.load(Ordering::Acquire);
+    let top = arena.header().unit_top.load(Ordering::Acquire).min(arena.geometry().units);
     (0..top).filter_map(|unit| {
         let word = Word(arena.unit(unit)?.load(Ordering::Acquire) & !BACKED);
-        (!matches!(word.kind(), FREE | BODY)).then_some((unit, word))
+        (!matches!(word.kind(), FREE | BODY) && is_inside(arena, unit, word)).then_some((unit, word))
     })
 }
 
 /// How many units are free and how many have memory behind them, right now.
 pub(crate) fn count(arena: &Arena) -> (u64, u64) {
-    let top = arena.header().unit_top.load(Ordering::Acquire);
+    let top = arena.header().unit_top.load(Ordering::Acquire).min(arena.geometry().units);
     let words = (0..top).filter_map(|unit| arena.unit(unit)).map(|u| u.load(Ordering::Relaxed));
     let (free, backed) = words.fold((0, 0), |(free, mem), word| {
         (free + u64::from(Word(word).kind() == FREE), mem + u64::from(backed(word) != 0))
@@ -242,7 +247,7 @@ pub(crate) fn recount(arena: &Arena) {
 
 /// Returns the memory of free units to the system; says how many units that were.
 pub(crate) fn trim(arena: &Arena, me: Owner) -> u64 {
-    let top = arena.header().unit_top.load(Ordering::Acquire);
+    let top = arena.header().unit_top.load(Ordering::Acquire).min(arena.geometry().units);
     let mut returned = 0;
     let is_idle = |u: &AtomicU64| u.load(Ordering::Relaxed) == BACKED;
     for at in 0..top {

@@ -161,7 +161,7 @@ impl End {
         }
         // SYNC(publish)
         slot.store(ring.word(position, granule), Ordering::Release);
-        self.position.set(position + 1);
+        self.position.set(position.wrapping_add(1));
         // SYNC(wake)
         if before & flags::FENCED != 0 {
             fence(Ordering::SeqCst);
@@ -207,7 +207,7 @@ impl End {
     #[inline(always)]
     pub(crate) fn take(&self, arena: &Arena, me: Owner, granule: u32) -> bool {
         let header = self.ring.get().header;
-        let position = self.position.get() + 1;
+        let position = self.position.get().wrapping_add(1);
         if let Some(block) = arena.block(granule) {
             // SYNC(take)
             block.state.store(block::owned(me).0, Ordering::Relaxed);
