@@ -4,16 +4,17 @@
 //! cargo run --release --example wordcount -- [--workers N] [--buffer MIB] [PATH ...]
 //! ```
 //!
-//! The parent reads files straight into records of 4 KiB to 1 MiB and hands each to the worker with the least to do; nothing
-//! is copied on the way. A worker answers with what it counted, and whether its piece begins and ends inside a word, so that
-//! the pieces of one file can go to any worker. Every wait is for somebody who works or is seen to be dead:
+//! The parent reads files straight into records of 4 KiB to 1 MiB and hands each to the worker with the least to do;
+//! nothing is copied on the way. A worker answers with what it counted, and whether its piece begins and ends inside a
+//! word, so that the pieces of one file can go to any worker. Nobody waits for what can't come:
 //!
 //! - The parent waits only for the oldest answer it lacks: when all channels are full, or the heap is.
 //! - A worker goes on counting, and so freeing, when there is no memory for an answer; the answer follows later.
+//! - Who is killed is noticed by whoever waits for it.
 //!
 //! As in the `wc` of coreutils 9.1, a word is a run of bytes that are not white space, at least one of them printable.
-//! A file is counted as long as it was when opened. Ends with 0, with 1 if something could not be read, or
-//! with 2 if the counting itself failed.
+//! A file that grows while it is read is not chased. Ends with 0, with 1 if something could not be read, or with 2 if
+//! the counting itself failed.
 
 use bytemuck::{Pod, Zeroable};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
@@ -65,7 +66,7 @@ impl Options {
         while let Some(arg) = args.next() {
             let mut number = || args.next().and_then(|n| n.to_str()?.parse().ok()).filter(|n| *n > 0);
             match arg.to_str() {
-                Some("--workers") => workers = number().ok_or("--workers takes a number")?,
+                Some("--workers") => workers = number().ok_or("--workers takes a number above 0")?,
                 Some("--buffer") => buffer_mib = Some(number().ok_or("--buffer takes a number of MiB")?),
                 Some("--") => paths.extend(args.by_ref().map(PathBuf::from)),
                 Some(option) if option.starts_with('-') => {
@@ -285,7 +286,7 @@ impl Crew {
         Ok(())
     }
 
-    /// Hands out a file, up to the length it has now; says how much that was if the file has another length afterwards.
+    /// Hands out a file, as long as it is now; says how much that was if the file has another length afterwards.
     fn read(&mut self, mut file: File) -> Outcome<io::Result<Option<u64>>> {
         let len = |file: &File| file.metadata().map_or(0, |facts| facts.len());
         // Files of /proc and the like say 0, and end somewhere.
