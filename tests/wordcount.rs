@@ -247,7 +247,7 @@ fn what_may_not_be_read_is_said() {
     let dir = Dir::new("denied");
     dir.write("plain", "one two\n");
     dir.write("denied", "three\n");
-    fs::set_permissions(dir.join("denied"), fs::Permissions::from_mode(0)).expect("chmod");
+    fs::set_permissions(dir.join("denied"), fs::Permissions::from_mode(0o000)).expect("chmod");
     if File::open(dir.join("denied")).is_ok() {
         // A superuser may read everything, but even then not from here.
         fs::remove_file(dir.join("denied")).expect("remove");
