@@ -170,7 +170,7 @@ macro_rules! furnish {
         #[allow(unused_mut)]
         let mut $record = $context.record(7_u64).unwrap();
         #[allow(unused_mut)]
-        let mut $slice = $context.slice_uninit::<u32>(300_000).unwrap().fill_with(|i| i as u32);
+        let mut $slice = $context.slice_uninit::<u32>(300_000).unwrap().fill_with(|i| u32::try_from(i).unwrap());
         for value in 0..5 {
             $tx.send($context.record(value).unwrap()).unwrap();
         }
@@ -476,8 +476,7 @@ fn a_child_keeps_no_segment(name: &Name) {
         all_free(&new);
         end_after(move || drop(new))
     };
-    // Left as they are: the child reads these until somebody writes there.
-    let _ = (&mut record, &mut slice);
+    // Freed, and left as they are: nobody writes there any more.
     rx.try_iter().for_each(drop);
     drop((tx, rx, record, slice, context, buffer));
     assert!(!name.exists());
@@ -703,13 +702,13 @@ fn fork_while_opening_and_closing(name: &Name) {
         drop(buffer);
     };
     let in_child = |round: usize| {
-        if round % 2 == 0 {
+        if round.is_multiple_of(2) {
             let anew = Buffer::open(name).unwrap();
             let context = anew.context().unwrap();
             drop(context.record(round).unwrap());
         }
     };
-    fork_meanwhile(200, busy, in_child, || drop(Buffer::open(name).unwrap().has_channel(1).unwrap()));
+    fork_meanwhile(200, busy, in_child, || _ = Buffer::open(name).unwrap().has_channel(1).unwrap());
     all_free(&Buffer::open(name).unwrap());
 }
 
