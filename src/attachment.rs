@@ -215,6 +215,14 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
     Ok(hold)
 }
 
+/// Removes the name of a segment.
+pub(crate) fn remove(name: &str) -> Result<(), OpenError> {
+    fork::install(before_fork, after_fork_in_parent, after_fork_in_child);
+    // Nobody forks meanwhile: the child would inherit the descriptor, and with it the control lock, for good.
+    let _attachments = registry().attachments.lock();
+    segment::remove(name)
+}
+
 /// The control lock, held.
 pub(crate) struct Control<'a> {
     attachment: &'a Attachment,

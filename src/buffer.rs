@@ -10,7 +10,7 @@ use crate::layout::{UNIT, flag};
 use crate::participant;
 use crate::queue::spsc;
 use crate::recovery::{self, Reaped};
-use crate::segment::{self, Wish};
+use crate::segment::Wish;
 use crate::stats::{self, Stats};
 use crate::sync::Ordering;
 use crate::wait;
@@ -166,7 +166,7 @@ impl Buffer {
     /// # Errors
     /// `InvalidName`, `NotFound`, `NotASegment` (it is left alone), `PermissionDenied`, `Busy`, `Os`.
     pub fn unlink(name: &str) -> Result<(), OpenError> {
-        segment::remove(name)
+        attachment::remove(name)
     }
 
     /// This thread's context: made by the first call, the same one for every later call as long as it is open.

@@ -68,7 +68,8 @@ const MAX_ALIGN: usize = 4096;
 /// so nothing in it can dangle.
 ///
 /// If its process is killed, the record is freed by the next one that reaps. In a child made by `fork` after it was
-/// allocated, it is a private copy: reading works, writing reaches nobody, dropping does nothing.
+/// allocated, it is seen copy-on-write: writing reaches nobody, dropping does nothing, and reading works as long as the parent
+/// neither changes nor frees the record; a page keeps its contents for good only once the child has written to it.
 ///
 /// ```
 /// # let name = format!("doc-record-{}", std::process::id());

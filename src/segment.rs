@@ -72,6 +72,9 @@ pub(crate) struct Segment {
     arena: Arena,
     /// Carries the leases and nothing that could be closed by accident.
     file: ManuallyDrop<OwnedFd>,
+    /// The same file, opened once more, for a forked child to map: a mapping keeps the open file it was made from, and a
+    /// forked child must not keep the one that carries the leases.
+    view: ManuallyDrop<OwnedFd>,
     /// Keeps the mapping; its own unlink-on-drop is off.
     mapping: ManuallyDrop<Shmem>,
 }
@@ -127,10 +130,12 @@ impl Segment {
     pub(crate) fn abandon(&self) {
         if let Some(base) = NonNull::new(self.mapping.as_ptr()) {
             // SAFETY: the mapping is this segment's, of this very file; the child is single-threaded here.
-            unsafe { memory::make_private(base, self.mapping.len(), self.file()) };
+            unsafe { memory::make_private(base, self.mapping.len(), self.view.as_fd()) };
         }
-        // SAFETY: the descriptor is this segment's own; in the child nothing uses it, or drops it, after this call.
-        unsafe { shm::close(self.file.as_raw_fd()) };
+        for own in [&self.file, &self.view] {
+            // SAFETY: the descriptor is this segment's own; in the child nothing uses it, or drops it, after this call.
+            unsafe { shm::close(own.as_raw_fd()) };
+        }
     }
 
     /// Unmaps and closes. No reference into the segment may be used afterwards.
@@ -139,6 +144,8 @@ impl Segment {
         unsafe { ManuallyDrop::drop(&mut self.mapping) };
         // SAFETY: as above.
         unsafe { ManuallyDrop::drop(&mut self.file) };
+        // SAFETY: as above.
+        unsafe { ManuallyDrop::drop(&mut self.view) };
     }
 }
 
@@ -289,6 +296,12 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Option
         return Ok(None);
     }
     let geometry = check_header(name, &file, size)?;
+    let view = match shm::open(name) {
+        Ok(view) if shm::stat(&view).is_ok_and(|facts| facts.identity == before.identity) => view,
+        Ok(_) => return Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(os_error(name, "open", e)),
+    };
     let mapping = match created {
         Some(mapping) => mapping,
         None => match conf().open() {
@@ -310,6 +323,7 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Option
         identity: before.identity,
         arena,
         file: ManuallyDrop::new(file),
+        view: ManuallyDrop::new(view),
         mapping: ManuallyDrop::new(mapping),
     };
     let mut segment = Guard(Some(segment));
