@@ -187,13 +187,15 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
         }
     }
     let mut segment = segment::enter(name, wish)?;
-    let Some(me) = participant::join(&segment) else {
+    let joined = participant::join(&segment);
+    let adopted = joined.is_none();
+    let Some(me) = joined.or_else(|| participant::adopt(&segment)) else {
         segment.unlock();
         segment.close();
         return Err(OpenError::TooManyProcesses { name: name.into(), limit: crate::layout::PROCESSES });
     };
     segment.unlock();
-    let attachment = Box::new(Attachment {
+    let mut attachment = Box::new(Attachment {
         segment,
         me,
         control: Mutex::new(()),
@@ -204,6 +206,11 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
         homeless: AtomicU64::new(UNCOUNTED),
         fenced: !barrier::register(),
     });
+    if adopted && !recovery::inherit(&attachment) {
+        // The lease goes with the descriptor: dead again, as found.
+        attachment.segment.close();
+        return Err(OpenError::Busy { name: name.into(), pid: 0 });
+    }
     let pointer = NonNull::from(Box::leak(attachment));
     attachments.push(Entry(pointer));
     drop(attachments);
