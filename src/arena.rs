@@ -250,9 +250,8 @@ impl Arena {
     }
 
     /// Moves a frontier up by one page of its table: backs the page, then raises the frontier. Returns the old frontier, or
-    /// `None` if the table is used up. Two may do it at once: both back the same page, one raises.
-    fn grow(&self, top: &AtomicU32, table: u64, entry: u64, limit: u32) -> Result<Option<u32>, NotBacked> {
-        let old = top.load(Ordering::Acquire);
+    /// `None` if the table is used up; `old` is what the caller saw it to be, and another's step counts as well. Two may do it at once: both back the same page, one raises.
+    fn grow(&self, top: &AtomicU32, old: u32, table: u64, entry: u64, limit: u32) -> Result<Option<u32>, NotBacked> {
         if old >= limit {
             return Ok(None);
         }
@@ -266,7 +265,8 @@ impl Arena {
 
     /// Makes more entries of the unit table usable.
     pub(crate) fn grow_units(&self) -> Result<Option<u32>, NotBacked> {
-        self.grow(&self.header().unit_top, self.geometry.unit_table, 8, self.geometry.units)
+        let top = &self.header().unit_top;
+        self.grow(top, top.load(Ordering::Acquire), self.geometry.unit_table, 8, self.geometry.units)
     }
 
     /// Makes more magazines usable, with the hints for them.
@@ -276,11 +276,13 @@ impl Arena {
             let block = u64::from(top / HINT_BLOCK);
             self.back(self.geometry.hints + block * HINT_BLOCK_BYTES, HINT_BLOCK_BYTES)?;
         }
-        self.grow(&self.header().magazine_top, self.geometry.magazine_table, 256, self.geometry.magazines)
+        // From the frontier just judged: another's step may have brought it to a block whose hints nobody has backed.
+        self.grow(&self.header().magazine_top, top, self.geometry.magazine_table, 256, self.geometry.magazines)
     }
 
     /// Makes more directory entries usable.
     pub(crate) fn grow_directory(&self) -> Result<Option<u32>, NotBacked> {
-        self.grow(&self.header().directory_top, self.geometry.directory, 256, CHANNELS)
+        let top = &self.header().directory_top;
+        self.grow(top, top.load(Ordering::Acquire), self.geometry.directory, 256, CHANNELS)
     }
 }

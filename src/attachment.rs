@@ -187,12 +187,14 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
         }
     }
     let mut segment = segment::enter(name, wish)?;
-    let Some(me) = participant::join(&segment) else {
+    let joined = participant::join(&segment);
+    let adopted = joined.is_none();
+    let Some(me) = joined.or_else(|| participant::adopt(&segment)) else {
         segment.unlock();
         segment.close();
         return Err(OpenError::TooManyProcesses { name: name.into(), limit: crate::layout::PROCESSES });
     };
-    let attachment = Box::new(Attachment {
+    let mut attachment = Box::new(Attachment {
         segment,
         me,
         control: Mutex::new(()),
@@ -207,6 +209,11 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
         attachment.arena().header().flags.fetch_or(flag::FENCED, Ordering::AcqRel);
     }
     attachment.segment.unlock();
+    if adopted && !recovery::inherit(&attachment) {
+        // The lease goes with the descriptor: dead again, as found.
+        attachment.segment.close();
+        return Err(OpenError::Busy { name: name.into(), pid: 0 });
+    }
     let pointer = NonNull::from(Box::leak(attachment));
     attachments.push(Entry(pointer));
     drop(attachments);
@@ -395,26 +402,28 @@ pub(crate) unsafe fn free_homeless(attachment: NonNull<Attachment>, granule: u32
 }
 
 thread_local! {
-    /// Held across a fork, so that the child finds a list that nobody was changing.
-    static ACROSS_FORK: Cell<Option<MutexGuard<'static, Vec<Entry>>>> = const { Cell::new(None) };
+    /// Held across a fork, so that the child finds a list that nobody was changing. Without a destructor, so that it is there
+    /// whenever somebody forks, even from another thread-local's destructor.
+    static ACROSS_FORK: Cell<Option<ManuallyDrop<MutexGuard<'static, Vec<Entry>>>>> = const { Cell::new(None) };
 }
 
+const _: () = assert!(!std::mem::needs_drop::<Cell<Option<ManuallyDrop<MutexGuard<'static, Vec<Entry>>>>>>());
+
 extern "C" fn before_fork() {
-    let _ = ACROSS_FORK.try_with(|held| held.set(Some(registry().attachments.lock())));
+    ACROSS_FORK.set(Some(ManuallyDrop::new(registry().attachments.lock())));
 }
 
 extern "C" fn after_fork_in_parent() {
-    drop(ACROSS_FORK.try_with(Cell::take));
+    drop(ACROSS_FORK.take().map(ManuallyDrop::into_inner));
 }
 
 extern "C" fn after_fork_in_child() {
     barrier::forget();
     local::abandon_all();
-    let Some(attachments) = ACROSS_FORK.try_with(Cell::take).ok().flatten() else { return };
     // The old registry stays locked for ever (unlocking could want to wake threads that are not here), and nobody looks at it
     // again.
+    let Some(attachments) = ACROSS_FORK.take() else { return };
     REGISTRY.store(std::ptr::null_mut(), Ordering::Release);
-    let attachments = ManuallyDrop::new(attachments);
     for entry in attachments.iter() {
         // SAFETY: listed, so not freed (invariant 1).
         let attachment = unsafe { entry.0.as_ref() };

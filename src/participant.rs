@@ -11,7 +11,7 @@
 
 use crate::arena::Arena;
 use crate::layout::{CONTEXTS, HELD_BY, Owner, PROCESSES, Word, process};
-use crate::segment::{LEASE_BYTES, Segment};
+use crate::segment::{LEASE_BYTES, REAP_BYTE, Segment};
 use crate::sync::Ordering;
 use crate::sys::{lease, task};
 
@@ -32,6 +32,23 @@ pub(crate) fn join(segment: &Segment) -> Option<Owner> {
         slot.word.store(Word::of(process::ALIVE, me).0, Ordering::Release);
         Some(me)
     })
+}
+
+/// Takes over a dead process's slot as it is, epoch and all, when every slot is taken and nobody alive may be there to reap. The
+/// caller holds the control lock, and gives back what the dead one had before it does anything else: until then, and if it is
+/// killed meanwhile, all of that is simply its own.
+pub(crate) fn adopt(segment: &Segment) -> Option<Owner> {
+    // Not under the hands of a reaper: it would free the slot in the end.
+    if !lease::try_take(segment.file(), REAP_BYTE).unwrap_or(false) {
+        return None;
+    }
+    let take = |who: &Owner| lease::try_take(segment.file(), LEASE_BYTES + u64::from(who.index())).unwrap_or(false);
+    let adopted = registered(segment.arena()).find(take);
+    if let Some(slot) = adopted.and_then(|me| segment.arena().process(me.index())) {
+        slot.pid.store(std::process::id(), Ordering::Relaxed);
+    }
+    lease::release(segment.file(), REAP_BYTE);
+    adopted
 }
 
 /// Gives the slot back; everything else of the process is already given back.

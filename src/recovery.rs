@@ -64,18 +64,7 @@ pub(crate) fn reap(attachment: &Attachment) -> Reaped {
     // Judged again under the lock: the last reaper may just have finished.
     let victims = participant::dead(segment, attachment.me());
     if !victims.is_empty() {
-        reaped.cached_blocks = return_magazines(attachment.arena(), attachment.me(), &victims);
-        let finished = attachment.with_service(|cache| {
-            let Ok(control) = attachment.control() else { return false };
-            reaped.endpoints = directory::vacate(&control, cache, attachment.arena(), &victims);
-            drop(control);
-            reaped.records = free_owned(cache, &victims);
-            release_units(cache.arena(), &victims);
-            true
-        });
-        if finished == Ok(true) {
-            depot::rebuild(attachment.arena());
-            unit::recount(attachment.arena());
+        if give_back(attachment, &victims, &mut reaped) {
             for victim in &victims {
                 participant::bury(attachment.arena(), *victim);
             }
@@ -84,6 +73,30 @@ pub(crate) fn reap(attachment: &Attachment) -> Reaped {
     }
     lease::release(segment.file(), REAP_BYTE);
     reaped
+}
+
+/// Gives back what this process has taken over with its slot (see `participant::adopt`), before it has anything of its own.
+pub(crate) fn inherit(attachment: &Attachment) -> bool {
+    give_back(attachment, &[attachment.me()], &mut Reaped::default())
+}
+
+/// The passes but the last. False if a lock could not be had.
+fn give_back(attachment: &Attachment, victims: &[Owner], reaped: &mut Reaped) -> bool {
+    reaped.cached_blocks = return_magazines(attachment.arena(), attachment.me(), victims);
+    let finished = attachment.with_service(|cache| {
+        let Ok(control) = attachment.control() else { return false };
+        reaped.endpoints = directory::vacate(&control, cache, attachment.arena(), victims);
+        drop(control);
+        reaped.records = free_owned(cache, victims);
+        release_units(cache.arena(), victims);
+        true
+    });
+    if finished != Ok(true) {
+        return false;
+    }
+    depot::rebuild(attachment.arena());
+    unit::recount(attachment.arena());
+    true
 }
 
 /// Pass 1.

@@ -357,3 +357,37 @@ fn a_role_that_could_not_be_given_up_is_reaped() {
     let tx = ctx.producer::<u64>(1);
     assert!(tx.is_ok(), "{}", tx.unwrap_err());
 }
+
+#[test]
+fn a_fork_from_a_late_destructor_is_seen() {
+    let name = Name::new("latefork");
+    let buffer = Buffer::open(&name).unwrap();
+    static OK: AtomicBool = AtomicBool::new(false);
+    extern "C" fn late(arg: *mut libc::c_void) {
+        let buffer = unsafe { &*arg.cast::<Buffer>() };
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            let refused = matches!(buffer.audit(), Err(ipc_buffer::BufferError::Forked));
+            unsafe { libc::_exit(i32::from(!refused)) };
+        }
+        let mut status = 0;
+        unsafe { libc::waitpid(pid, &mut status, 0) };
+        OK.store(status == 0, Ordering::Relaxed);
+    }
+    // A C key's destructor runs after Rust's thread-locals are gone.
+    let mut key = 0;
+    unsafe { libc::pthread_key_create(&mut key, Some(late)) };
+    let at = std::ptr::from_ref(&buffer) as usize;
+    std::thread::spawn(move || {
+        // Another fork first, so that the thread-local has been made, and is gone by then.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            unsafe { libc::_exit(0) }
+        }
+        unsafe { libc::waitpid(pid, &mut 0, 0) };
+        unsafe { libc::pthread_setspecific(key, at as *const _) };
+    })
+    .join()
+    .unwrap();
+    assert!(OK.load(Ordering::Relaxed));
+}
