@@ -63,13 +63,11 @@ pub(crate) fn reap(attachment: &Attachment) -> Reaped {
     }
     // Judged again under the lock: the last reaper may just have finished.
     let victims = participant::dead(segment, attachment.me());
-    if !victims.is_empty() {
-        if give_back(attachment, &victims, &mut reaped) {
-            for victim in &victims {
-                participant::bury(attachment.arena(), *victim);
-            }
-            reaped.processes = victims.len();
+    if !victims.is_empty() && give_back(attachment, &victims, &mut reaped) {
+        for victim in &victims {
+            participant::bury(attachment.arena(), *victim);
         }
+        reaped.processes = victims.len();
     }
     lease::release(segment.file(), REAP_BYTE);
     reaped
