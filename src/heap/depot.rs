@@ -173,15 +173,40 @@ pub(crate) fn put(arena: &Arena, index: u32, magazine: &Magazine, class: usize) 
 }
 
 /// Whether the pool looks empty.
-pub(crate) fn pool_is_empty(arena: &Arena) -> bool {
+fn pool_is_empty(arena: &Arena) -> bool {
     let none_recent = arena.header().recent.get(POOL).is_none_or(|recent| recent.word.load(Ordering::Relaxed) == 0);
     none_recent
         && (0..arena.geometry().root_words)
             .all(|root| arena.hint_root(POOL, root).is_none_or(|word| word.load(Ordering::Relaxed) == 0))
 }
 
+/// Sees to it that the pool is not empty, if that can be had.
+pub(crate) fn grow_if_empty(arena: &Arena) {
+    while pool_is_empty(arena) {
+        if !grow_pool(arena).unwrap_or(false) {
+            break;
+        }
+    }
+}
+
+/// Magazines beyond what blocks fill: those that contexts keep half empty.
+const SLACK: u32 = 64;
+
+/// Adds `count` to the magazines that there must be, and makes what is missing. A process killed here leaves a count too high
+/// by its last slab, which costs that many magazines and nothing else.
+pub(crate) fn provide(arena: &Arena, count: u32) {
+    let header = arena.header();
+    let due = header.magazines_due.fetch_add(count, Ordering::Relaxed).saturating_add(count);
+    let due = due.saturating_add(SLACK).min(arena.geometry().magazines);
+    while header.magazine_top.load(Ordering::Acquire) < due {
+        if !grow_pool(arena).unwrap_or(false) {
+            break;
+        }
+    }
+}
+
 /// Adds a page of empty magazines to the pool; false if there is no room for more.
-pub(crate) fn grow_pool(arena: &Arena) -> Result<bool, NotBacked> {
+fn grow_pool(arena: &Arena) -> Result<bool, NotBacked> {
     let Some(first) = arena.grow_magazines()? else { return Ok(false) };
     for index in first..arena.header().magazine_top.load(Ordering::Acquire).min(first + 16) {
         if arena.magazine(index).is_some_and(|m| m.holder.load(Ordering::Relaxed) == Word::ZERO.0) {

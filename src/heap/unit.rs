@@ -1,7 +1,8 @@
 //! Units: 64 KiB pieces of the data, claimed in contiguous runs for slabs and for large records.
 //!
 //! # Layout
-//! One word a unit; bit 59 says that the unit's memory is backed.
+//! One word a unit; bit 59 says that the unit's memory is backed, bits 56 to 58 for how many magazines were made on its
+//! account ([`MAGAZINES`]). Both stay with the unit, whoever has it.
 //! ```text
 //! FREE                         nobody's
 //! CLAIMED  process             head of a run that is being made or given back
@@ -32,6 +33,12 @@ pub(crate) const RUN: u64 = 4;
 
 /// The unit's memory is there.
 const BACKED: u64 = 1 << 59;
+const LEVEL_SHIFT: u32 = 56;
+/// What stays with the unit: [`BACKED`] and the level.
+const KEPT: u64 = 0xf << LEVEL_SHIFT;
+
+/// Magazines made on account of a unit of each level. Blocks of the smallest class fill 18.
+const MAGAZINES: [u32; 8] = [0, 1, 2, 4, 6, 9, 13, 18];
 
 /// What a head says.
 pub(crate) const fn slab_word(class: usize, span: u32) -> Word {
@@ -53,8 +60,12 @@ pub(crate) const fn class_of(head: Word) -> usize {
     (head.value() >> 32) as usize
 }
 
-const fn backed(word: u64) -> u64 {
-    word & BACKED
+const fn kept(word: u64) -> u64 {
+    word & KEPT
+}
+
+const fn level(word: u64) -> u64 {
+    (word & KEPT & !BACKED) >> LEVEL_SHIFT
 }
 
 /// Why no run was claimed.
@@ -119,7 +130,7 @@ fn claim_at(arena: &Arena, me: Owner, at: u32, span: u32) -> u32 {
         let claimed = arena.unit(at + i).is_some_and(|unit| {
             let old = unit.load(Ordering::Relaxed);
             Word(old).kind() == FREE
-                && unit.compare_exchange(old, wanted.0 | backed(old), Ordering::AcqRel, Ordering::Relaxed).is_ok()
+                && unit.compare_exchange(old, wanted.0 | kept(old), Ordering::AcqRel, Ordering::Relaxed).is_ok()
         });
         if !claimed {
             if i > 0 {
@@ -135,7 +146,7 @@ fn claim_at(arena: &Arena, me: Owner, at: u32, span: u32) -> u32 {
 fn back(arena: &Arena, head: u32, span: u32) -> Result<(), NotBacked> {
     let mut i = 0;
     while i < span {
-        let missing = |i| arena.unit(head + i).is_some_and(|u| backed(u.load(Ordering::Relaxed)) == 0);
+        let missing = |i| arena.unit(head + i).is_some_and(|u| u.load(Ordering::Relaxed) & BACKED == 0);
         let first = i;
         while i < span && missing(i) {
             i += 1;
@@ -154,10 +165,27 @@ fn back(arena: &Arena, head: u32, span: u32) -> Result<(), NotBacked> {
     Ok(())
 }
 
+/// Notes that the claimed run at `head` becomes a slab whose blocks fill so many magazines; says how many more than were ever
+/// made on account of its units that is. Killed before they are made, they are short: see `LOOSE`.
+pub(crate) fn magazines_due(arena: &Arena, head: u32, span: u32, magazines: u32) -> u32 {
+    let each = magazines.div_ceil(span);
+    let wanted = MAGAZINES.iter().position(|made| *made >= each).unwrap_or(MAGAZINES.len() - 1) as u64;
+    let mut due = 0;
+    for unit in (head..head + span).filter_map(|unit| arena.unit(unit)) {
+        // Ours since the claim: nobody else writes it.
+        let old = unit.load(Ordering::Relaxed);
+        if level(old) < wanted {
+            due += MAGAZINES[wanted as usize] - MAGAZINES[level(old) as usize];
+            unit.store(old & (!KEPT | BACKED) | wanted << LEVEL_SHIFT, Ordering::Relaxed);
+        }
+    }
+    due
+}
+
 /// Says what the claimed run at `head` has become. `SYNC(unit)`: Release, after the headers inside were written.
 pub(crate) fn publish(arena: &Arena, head: u32, what: Word) {
     if let Some(unit) = arena.unit(head) {
-        unit.store(what.0 | backed(unit.load(Ordering::Relaxed)), Ordering::Release);
+        unit.store(what.0 | kept(unit.load(Ordering::Relaxed)), Ordering::Release);
     }
 }
 
@@ -165,9 +193,9 @@ pub(crate) fn publish(arena: &Arena, head: u32, what: Word) {
 pub(crate) fn take(arena: &Arena, me: Owner, head: u32, what: Word) -> bool {
     arena.unit(head).is_some_and(|unit| {
         let old = unit.load(Ordering::Acquire);
-        old & !BACKED == what.0
+        old & !KEPT == what.0
             && unit
-                .compare_exchange(old, Word::of(CLAIMED, me).0 | backed(old), Ordering::AcqRel, Ordering::Relaxed)
+                .compare_exchange(old, Word::of(CLAIMED, me).0 | kept(old), Ordering::AcqRel, Ordering::Relaxed)
                 .is_ok()
     })
 }
@@ -183,12 +211,12 @@ pub(crate) fn release(arena: &Arena, head: u32) {
 fn give_back(arena: &Arena, head: u32) -> u32 {
     let body = Word::number(BODY, u64::from(head)).0;
     let mut end = head + 1;
-    while arena.unit(end).is_some_and(|u| u.load(Ordering::Acquire) & !BACKED == body) {
+    while arena.unit(end).is_some_and(|u| u.load(Ordering::Acquire) & !KEPT == body) {
         end += 1;
     }
     for unit in (head..end).rev() {
         if let Some(unit) = arena.unit(unit) {
-            unit.store(backed(unit.load(Ordering::Relaxed)), Ordering::Release);
+            unit.store(kept(unit.load(Ordering::Relaxed)), Ordering::Release);
         }
     }
     let cursor = &arena.header().unit_cursor;
@@ -201,7 +229,7 @@ fn give_back(arena: &Arena, head: u32) -> u32 {
 /// The head of the run that `unit` belongs to, and what the head says; `None` for a free unit or a broken link.
 #[inline]
 pub(crate) fn head_of(arena: &Arena, unit: u32) -> Option<(u32, Word)> {
-    let load = |unit| Some(Word(arena.unit(unit)?.load(Ordering::Acquire) & !BACKED));
+    let load = |unit| Some(Word(arena.unit(unit)?.load(Ordering::Acquire) & !KEPT));
     let word = load(unit)?;
     match word.kind() {
         FREE => None,
@@ -219,7 +247,7 @@ pub(crate) fn head_of(arena: &Arena, unit: u32) -> Option<(u32, Word)> {
 pub(crate) fn heads(arena: &Arena) -> impl Iterator<Item = (u32, Word)> + '_ {
     let top = arena.header().unit_top.load(Ordering::Acquire);
     (0..top).filter_map(|unit| {
-        let word = Word(arena.unit(unit)?.load(Ordering::Acquire) & !BACKED);
+        let word = Word(arena.unit(unit)?.load(Ordering::Acquire) & !KEPT);
         (!matches!(word.kind(), FREE | BODY)).then_some((unit, word))
     })
 }
@@ -229,7 +257,7 @@ pub(crate) fn count(arena: &Arena) -> (u64, u64) {
     let top = arena.header().unit_top.load(Ordering::Acquire);
     let words = (0..top).filter_map(|unit| arena.unit(unit)).map(|u| u.load(Ordering::Relaxed));
     let (free, backed) = words.fold((0, 0), |(free, mem), word| {
-        (free + u64::from(Word(word).kind() == FREE), mem + u64::from(backed(word) != 0))
+        (free + u64::from(Word(word).kind() == FREE), mem + u64::from(word & BACKED != 0))
     });
     (free + u64::from(arena.geometry().units - top), backed)
 }
@@ -244,18 +272,22 @@ pub(crate) fn recount(arena: &Arena) {
 pub(crate) fn trim(arena: &Arena, me: Owner) -> u64 {
     let top = arena.header().unit_top.load(Ordering::Acquire);
     let mut returned = 0;
-    let is_idle = |u: &AtomicU64| u.load(Ordering::Relaxed) == BACKED;
+    let is_idle = |u: &AtomicU64| {
+        let word = u.load(Ordering::Relaxed);
+        Word(word).kind() == FREE && word & BACKED != 0
+    };
     for at in 0..top {
         if !arena.unit(at).is_some_and(is_idle) || claim_at(arena, me, at, 1) != 1 {
             continue;
         }
         if let Some(unit) = arena.unit(at) {
             // "Not backed" first: killed between the two, the memory is there and will merely be asked for again.
-            unit.store(Word::of(CLAIMED, me).0, Ordering::Release);
+            let old = unit.load(Ordering::Relaxed);
+            unit.store(old & !BACKED, Ordering::Release);
             if arena.punch_units(at, 1) {
                 returned += 1;
             } else {
-                unit.store(Word::of(CLAIMED, me).0 | BACKED, Ordering::Release);
+                unit.store(old, Ordering::Release);
             }
         }
         give_back(arena, at);
