@@ -124,7 +124,10 @@ impl ThreadContext {
     /// # Errors
     /// As [`slice_from`](Self::slice_from).
     pub fn slice_zeroed<T: Pod>(&self, len: usize) -> Result<Record<[T]>, AllocError> {
-        Ok(self.slice_uninit(len)?.fill_with(|_| T::zeroed()))
+        let mut record = self.slice_uninit::<T>(len)?.assume_init();
+        // Not element by element: there may be 2^40 of no size.
+        bytemuck::cast_slice_mut::<T, u8>(&mut record).fill(0);
+        Ok(record)
     }
 
     /// Allocates a record of `len` elements and leaves its contents to be chosen.

@@ -162,7 +162,9 @@ pub(crate) struct Header {
     pub(crate) units_high_water: AtomicU32,
     /// Units in use; for statistics, and counted anew by whoever reaps.
     pub(crate) units_in_use: AtomicU32,
-    _pad2: [AtomicU32; 25],
+    /// Magazines that the blocks of all slabs fill; how many are made follows it. Advisory, counted anew by whoever reaps.
+    pub(crate) magazines_due: AtomicU32,
+    _pad2: [AtomicU32; 24],
 
     /// Raised at every change of a channel's endpoints; waiters for channels and peers sleep on it.
     pub(crate) directory_version: AtomicU32,

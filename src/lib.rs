@@ -56,6 +56,8 @@
 //! 64-bit Linux 5.4 or later. Shared memory is `/dev/shm`, whose size is the limit (64 MiB in many containers): memory is
 //! reserved before it is used, so a full one is an error and not a crash.
 
+#![warn(clippy::cast_possible_truncation)]
+
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("ipc-buffer needs 64-bit Linux: byte leases (F_OFD_SETLK), shared futexes and fallocate");
 

@@ -252,10 +252,11 @@ impl Local {
         if let Some(block) = attempt() {
             return Ok(block);
         }
-        self.cache.flush();
         // Under the control lock, one at a time: two who hold half of a class each would both find no empty slab.
         if let Ok(_control) = hold.control() {
             recovery::collect_loose(&hold, &self.cache);
+            // After that, whose finds end up here: what is cached keeps its slab.
+            self.cache.flush();
             reclaim::empty_slabs(&self.cache);
             if let Some(block) = attempt() {
                 return Ok(block);

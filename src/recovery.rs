@@ -93,6 +93,7 @@ fn give_back(attachment: &Attachment, victims: &[Owner], reaped: &mut Reaped) ->
         return false;
     }
     depot::rebuild(attachment.arena());
+    depot::recount(attachment.arena());
     unit::recount(attachment.arena());
     true
 }
@@ -149,6 +150,8 @@ fn free_owned(cache: &Cache, victims: &[Owner]) -> u64 {
             && at.is_current(cache.arena())
             && block::change(at.header, state, block::owned(cache.me()))
         {
+            // No magazine had room, or a dead process held so much: unlike a plain free, this one may ask for more.
+            depot::grow_if_empty(cache.arena());
             heap::free(cache, at.granule, at.class);
             records += u64::from(is_victims);
         }

@@ -126,6 +126,11 @@ pub(crate) fn capacity(geometry: &Geometry, class: usize) -> u32 {
     u32::try_from(budget / block).unwrap_or(1).clamp(1, MAGAZINE_ENTRIES)
 }
 
+/// Magazines that the blocks of a slab of `class` fill.
+pub(crate) fn magazines_for(geometry: &Geometry, class: usize) -> u32 {
+    class::blocks(class).div_ceil(capacity(geometry, class))
+}
+
 impl std::fmt::Debug for Cache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Cache").field("me", &self.me).field("held", &self.held).finish_non_exhaustive()

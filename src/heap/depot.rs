@@ -23,7 +23,7 @@
 //! Between the holder's CAS and anything else: it is `HELD` by a dead process's context, and reaping puts it back.
 
 use crate::arena::Arena;
-use crate::heap::{class, unit};
+use crate::heap::{cache, class, unit};
 use crate::layout::{HINT_BLOCK, Magazine, POOL, Word};
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::memory::NotBacked;
@@ -173,15 +173,54 @@ pub(crate) fn put(arena: &Arena, index: u32, magazine: &Magazine, class: usize) 
 }
 
 /// Whether the pool looks empty.
-pub(crate) fn pool_is_empty(arena: &Arena) -> bool {
+fn pool_is_empty(arena: &Arena) -> bool {
     let none_recent = arena.header().recent.get(POOL).is_none_or(|recent| recent.word.load(Ordering::Relaxed) == 0);
     none_recent
         && (0..arena.geometry().root_words)
             .all(|root| arena.hint_root(POOL, root).is_none_or(|word| word.load(Ordering::Relaxed) == 0))
 }
 
+/// Sees to it that the pool is not empty, if that can be had.
+pub(crate) fn grow_if_empty(arena: &Arena) {
+    while pool_is_empty(arena) {
+        if !grow_pool(arena).unwrap_or(false) {
+            break;
+        }
+    }
+}
+
+/// Magazines beyond what blocks fill: those that contexts keep half empty.
+const SLACK: u32 = 64;
+
+/// Adds `count` to the magazines that there should be, for a slab whose blocks fill so many, and makes what is missing. With too
+/// few, frees work all the same, but what they free is `LOOSE`; so the count may be wrong until somebody [`recount`]s.
+pub(crate) fn provide(arena: &Arena, count: u32) {
+    let header = arena.header();
+    let due = header.magazines_due.fetch_add(count, Ordering::Relaxed).saturating_add(count);
+    let due = due.saturating_add(SLACK).min(arena.geometry().magazines);
+    while header.magazine_top.load(Ordering::Acquire) < due {
+        if !grow_pool(arena).unwrap_or(false) {
+            break;
+        }
+    }
+}
+
+/// Takes `count` off again: the slab is gone. The magazines stay, for the next one.
+pub(crate) fn retire(arena: &Arena, count: u32) {
+    let due = &arena.header().magazines_due;
+    let _ = due.try_update(Ordering::Relaxed, Ordering::Relaxed, |due| Some(due.saturating_sub(count)));
+}
+
+/// Corrects the count of magazines that there should be, which the dead may have left wrong.
+pub(crate) fn recount(arena: &Arena) {
+    let slabs = unit::heads(arena).filter(|(_, what)| what.kind() == unit::SLAB);
+    let due = slabs.map(|(_, what)| unit::class_of(what)).filter(|class| *class < class::COUNT);
+    let due = due.map(|class| cache::magazines_for(arena.geometry(), class)).fold(0, u32::saturating_add);
+    arena.header().magazines_due.store(due, Ordering::Relaxed);
+}
+
 /// Adds a page of empty magazines to the pool; false if there is no room for more.
-pub(crate) fn grow_pool(arena: &Arena) -> Result<bool, NotBacked> {
+fn grow_pool(arena: &Arena) -> Result<bool, NotBacked> {
     let Some(first) = arena.grow_magazines()? else { return Ok(false) };
     for index in first..arena.header().magazine_top.load(Ordering::Acquire).min(first + 16) {
         if arena.magazine(index).is_some_and(|m| m.holder.load(Ordering::Relaxed) == Word::ZERO.0) {

@@ -81,19 +81,15 @@ fn carve(cache: &Cache, class: usize) -> Result<Block, NoUnits> {
             block.state.store(block::owned(me).0, Ordering::Relaxed);
         }
     }
+    // Here, not in a free: frees must not ask the system for anything. Made for this slab whatever the pool has, because what
+    // is there now is where the blocks handed out already will go.
+    depot::provide(arena, cache::magazines_for(arena.geometry(), class));
     unit::publish(arena, head, unit::slab_word(class, span));
     for i in (0..class::blocks(class)).rev() {
-        while depot::pool_is_empty(arena) {
-            // Here, not in a free: frees must not ask the system for anything.
-            if !depot::grow_pool(arena).unwrap_or(false) {
-                break;
-            }
-        }
+        depot::grow_if_empty(arena);
         cache.push(class, granule(i));
     }
-    if depot::pool_is_empty(arena) {
-        let _ = depot::grow_pool(arena);
-    }
+    depot::grow_if_empty(arena);
     cache.pop(class).map(|found| Block::of(class, found)).ok_or(NoUnits::Full)
 }
 

@@ -12,7 +12,7 @@
 //!   block in two entries (see the table in `cache`).
 
 use crate::arena::Arena;
-use crate::heap::cache::{Cache, revoked};
+use crate::heap::cache::{self, Cache, revoked};
 use crate::heap::{block, class, depot, unit};
 use crate::layout::{CONTEXTS, ContextSlot, Magazine, Owner, UNIT_GRANULES, Word, flag};
 use crate::sync::Ordering;
@@ -150,6 +150,7 @@ fn empty_slabs_of(cache: &Cache, class: usize) -> u64 {
     }
     for head in &empty {
         unit::release(arena, *head);
+        depot::retire(arena, cache::magazines_for(arena.geometry(), class));
     }
     empty.len() as u64 * u64::from(class::span(class))
 }
