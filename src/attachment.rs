@@ -136,9 +136,7 @@ impl Drop for Hold {
             // SAFETY: still listed, so not freed (invariant 1), and the lock keeps it so.
             if known && unsafe { self.0.as_ref() }.holds.load(Ordering::Acquire) == 0 {
                 // SAFETY: as above.
-                unsafe { self.0.as_ref() }.disown_queued();
-                // SAFETY: as above.
-                let left = unsafe { self.0.as_ref() }.records_left();
+                let left = unsafe { self.0.as_ref() }.count_records();
                 // SAFETY: as above.
                 unsafe { self.0.as_ref() }.homeless.store(left, Ordering::Relaxed);
                 if left == 0 {
@@ -330,20 +328,18 @@ impl Attachment {
         Ok(result)
     }
 
-    /// Makes the channels' what this process has queued. There are no contexts and no endpoints. If the control lock can't be
-    /// had, the queued records count as left and the process stays attached: its end frees or queues them.
-    fn disown_queued(&self) {
-        if let Ok(control) = self.control() {
-            directory::disown(&control, &[self.me]);
+    /// How many records are in this process's hands, now that there are no contexts and no endpoints: what is still queued becomes
+    /// the channels', and the blocks it still owns are counted. If the control lock can't be had, the queued ones count too, and
+    /// the process stays attached: its end frees or queues them.
+    fn count_records(&self) -> u64 {
+        let control = self.control();
+        if let Ok(control) = &control {
+            directory::disown(control, &[self.me]);
         }
-    }
-
-    /// Blocks this process owns: records in its hands, when no thread is at work on any.
-    fn records_left(&self) -> u64 {
         let owned = block::owned(self.me);
         let mut left = 0;
         recovery::for_each_block(self.arena(), |at| {
-            left += u64::from(at.header.state.load(Ordering::Acquire) == owned.0);
+            left += u64::from(at.header.state.load(Ordering::Acquire) == owned.0 && at.is_current(self.arena()));
         });
         left
     }
@@ -382,9 +378,9 @@ pub(crate) unsafe fn free_homeless(attachment: NonNull<Attachment>, granule: u32
         return;
     }
     let mut attachments = registry().attachments.lock();
-    let freed = this.with_service(|cache| heap::free(cache, granule, class));
-    if freed.is_err()
-        && usize::from(class) < class::COUNT
+    if class == class::RUN {
+        heap::free_run(this.arena(), this.me, granule);
+    } else if this.with_service(|cache| heap::free(cache, granule, class)).is_err()
         && let Some(block) = this.arena().block(granule)
     {
         // No context slot left to free through: leave it where the next scan finds it.

@@ -17,6 +17,7 @@
 use crate::attachment::{self, Attachment, Hold};
 use crate::error::{AllocError, BufferError};
 use crate::heap::cache::Cache;
+use crate::heap::unit::{self, NoUnits};
 use crate::heap::{self, Block, reclaim};
 use crate::layout::{BLOCK_HEADER, CONTEXTS, Owner};
 use crate::{participant, recovery};
@@ -244,12 +245,12 @@ impl Local {
             Inert::Closed => AllocError::ContextClosed,
         })?;
         let hold = self.hold().ok_or(AllocError::ContextClosed)?;
-        let attempt = || heap::alloc(&self.cache, bytes).ok();
-        if let Some(block) = attempt() {
+        let attempt = || heap::alloc(&self.cache, bytes);
+        if let Ok(block) = attempt() {
             return Ok(block);
         }
         recovery::reap(&hold);
-        if let Some(block) = attempt() {
+        if let Ok(block) = attempt() {
             return Ok(block);
         }
         // Under the control lock, one at a time: two who hold half of a class each would both find no empty slab.
@@ -258,13 +259,21 @@ impl Local {
             // After that, whose finds end up here: what is cached keeps its slab.
             self.cache.flush();
             reclaim::empty_slabs(&self.cache);
-            if let Some(block) = attempt() {
+            if let Ok(block) = attempt() {
                 return Ok(block);
             }
             reclaim::revoke_idle(&self.cache);
             reclaim::empty_slabs(&self.cache);
-            if let Some(block) = attempt() {
-                return Ok(block);
+            match attempt() {
+                Ok(block) => return Ok(block),
+                Err(NoUnits::Full) => {}
+                // The system is out of memory, and free units too short for this hold some of it.
+                Err(NoUnits::NotBacked) => {
+                    unit::trim(hold.arena(), hold.me());
+                    if let Ok(block) = attempt() {
+                        return Ok(block);
+                    }
+                }
             }
         }
         heap::alloc_larger(&self.cache, bytes).ok_or_else(|| AllocError::OutOfMemory {

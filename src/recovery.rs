@@ -84,8 +84,9 @@ fn give_back(attachment: &Attachment, victims: &[Owner], reaped: &mut Reaped) ->
     let finished = attachment.with_service(|cache| {
         let Ok(control) = attachment.control() else { return false };
         reaped.endpoints = directory::vacate(&control, cache, attachment.arena(), victims);
-        drop(control);
+        // Still under the lock: nobody trims away the memory we look at.
         reaped.records = free_owned(cache, victims);
+        drop(control);
         release_units(cache.arena(), victims);
         true
     });
@@ -185,7 +186,7 @@ pub(crate) struct At<'a> {
 
 impl At<'_> {
     /// Whether the slab or run is still what it was when the walk came to it.
-    fn is_current(&self, arena: &Arena) -> bool {
+    pub(crate) fn is_current(&self, arena: &Arena) -> bool {
         unit::head_of(arena, self.head) == Some((self.head, self.what))
     }
 }

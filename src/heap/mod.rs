@@ -17,7 +17,7 @@ pub(crate) mod reclaim;
 pub(crate) mod unit;
 
 use crate::arena::Arena;
-use crate::layout::{BLOCK_HEADER, BlockHeader, MAGAZINE_ENTRIES, UNIT, Word};
+use crate::layout::{BLOCK_HEADER, BlockHeader, MAGAZINE_ENTRIES, Owner, UNIT, Word};
 use crate::sync::Ordering;
 use block::Meta;
 use cache::{Cache, Found};
@@ -131,7 +131,7 @@ pub(crate) unsafe fn free_known(cache: &Cache, granule: u32, class: u8) {
         // SAFETY: by the caller.
         unsafe { cache.push_known(class.into(), granule) };
     } else {
-        free_run(cache, granule);
+        free_run(cache.arena(), cache.me(), granule);
     }
 }
 
@@ -140,14 +140,14 @@ pub(crate) fn free(cache: &Cache, granule: u32, class: u8) {
     if usize::from(class) < class::COUNT {
         cache.push(class.into(), granule);
     } else {
-        free_run(cache, granule);
+        free_run(cache.arena(), cache.me(), granule);
     }
 }
 
+/// Frees a block of whole units that the process `me` owns.
 #[cold]
 #[inline(never)]
-fn free_run(cache: &Cache, granule: u32) {
-    let (arena, me) = (cache.arena(), cache.me());
+pub(crate) fn free_run(arena: &Arena, me: Owner, granule: u32) {
     let head = arena.unit_of(granule);
     let Some(word) = arena.unit(head).map(|u| u.load(Ordering::Acquire)) else { return };
     let what = unit::run_word(u32::try_from(unit::span_of(Word(word))).unwrap_or(0));

@@ -73,15 +73,18 @@ impl From<NotBacked> for NoUnits {
 }
 
 /// Claims `span` contiguous units and backs them. The head stays `CLAIMED` until [`publish`].
+///
+/// Where the system has no memory left, only runs that are backed already will do; if there is none, it is `NotBacked`, and
+/// [`trim`] may help: the memory of free units elsewhere can back new ones.
 pub(crate) fn claim(arena: &Arena, me: Owner, span: u32) -> Result<u32, NoUnits> {
     let units = arena.geometry().units;
     if span == 0 || span > units {
         return Err(NoUnits::Full);
     }
     let header = arena.header();
-    let start = header.unit_cursor.load(Ordering::Relaxed) % units;
+    let mut kept = 0;
+    let mut at = header.unit_cursor.load(Ordering::Relaxed) % units;
     // Two passes from a hint: the second also sees what lies before it. The frontier grows while looking.
-    let mut at = start;
     let mut left = u64::from(units) + u64::from(span);
     while left > 0 {
         if at.checked_add(span).is_none_or(|end| end > units) {
@@ -94,31 +97,35 @@ pub(crate) fn claim(arena: &Arena, me: Owner, span: u32) -> Result<u32, NoUnits>
                 break;
             }
         }
-        let taken = claim_at(arena, me, at, span);
-        if taken == span {
+        let taken = claim_at(arena, me, at, span, kept);
+        if taken == span && back(arena, at, span).is_ok() {
             // A single unit is likely to be followed by another request of its kind; a hint, so a plain store will do.
             header.unit_cursor.store(at + span, Ordering::Relaxed);
             let in_use = header.units_in_use.fetch_add(span, Ordering::Relaxed).saturating_add(span);
             header.units_high_water.fetch_max(in_use.min(units), Ordering::Relaxed);
-            if let Err(error) = back(arena, at, span) {
-                release(arena, at);
-                return Err(error.into());
-            }
             return Ok(at);
+        }
+        if taken == span {
+            give_back(arena, at);
+            // From here on, from the start.
+            (kept, left) = (BACKED, u64::from(units) + u64::from(span));
+            continue;
         }
         at += taken + 1;
         left = left.saturating_sub(u64::from(taken) + 1);
     }
-    Err(NoUnits::Full)
+    Err(if kept == 0 { NoUnits::Full } else { NoUnits::NotBacked })
 }
 
-/// Tries the run at `at`; returns how many of its units were free in a row, having claimed all or none.
-fn claim_at(arena: &Arena, me: Owner, at: u32, span: u32) -> u32 {
+/// Tries the run at `at`, of units that have the bits `with`; returns how many of its units were free in a row, having claimed all
+/// or none.
+fn claim_at(arena: &Arena, me: Owner, at: u32, span: u32, with: u64) -> u32 {
     for i in 0..span {
         let wanted = if i == 0 { Word::of(CLAIMED, me) } else { Word::number(BODY, u64::from(at)) };
         let claimed = arena.unit(at + i).is_some_and(|unit| {
             let old = unit.load(Ordering::Relaxed);
             Word(old).kind() == FREE
+                && old & with == with
                 && unit.compare_exchange(old, wanted.0 | backed(old), Ordering::AcqRel, Ordering::Relaxed).is_ok()
         });
         if !claimed {
@@ -251,7 +258,7 @@ pub(crate) fn trim(arena: &Arena, me: Owner) -> u64 {
     let mut returned = 0;
     let is_idle = |u: &AtomicU64| u.load(Ordering::Relaxed) == BACKED;
     for at in 0..top {
-        if !arena.unit(at).is_some_and(is_idle) || claim_at(arena, me, at, 1) != 1 {
+        if !arena.unit(at).is_some_and(is_idle) || claim_at(arena, me, at, 1, BACKED) != 1 {
             continue;
         }
         if let Some(unit) = arena.unit(at) {
