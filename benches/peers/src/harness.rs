@@ -100,7 +100,7 @@ pub struct Effort {
 
 impl Effort {
     pub const FULL: Self = Self { rounds: 15, slice: Duration::from_millis(150), trips: 1_000_000 };
-    pub const QUICK: Self = Self { rounds: 7, slice: Duration::from_millis(40), trips: 50_000 };
+    pub const QUICK: Self = Self { rounds: 9, slice: Duration::from_millis(50), trips: 50_000 };
 }
 
 /// What a contender's rounds gave, sorted, in ns per operation.

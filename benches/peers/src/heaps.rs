@@ -149,7 +149,7 @@ unsafe impl Block for Record<[u64]> {
 }
 
 /// An allocator of one process, as a `Box` would use it.
-pub trait Allocator: GlobalAlloc + 'static {
+pub trait Allocator: GlobalAlloc + Send + 'static {
     const IT: Self;
 }
 

@@ -74,7 +74,7 @@ fn ours(lab: &Lab) -> Entry {
     ("ours", pair(far, tx, rx))
 }
 
-fn rival<A: Allocator + Send>(name: &'static str, lab: &Lab) -> Entry {
+fn rival<A: Allocator>(name: &'static str, lab: &Lab) -> Entry {
     let (tx, far_rx) = rtrb::<A, WORDS>();
     let (far_tx, rx) = rtrb::<A, WORDS>();
     let far = Far::thread(lab.cores[1], move || Box::new(echo(far_rx, far_tx)));

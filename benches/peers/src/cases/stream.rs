@@ -36,10 +36,7 @@ pub fn flow_of_ours<const W: usize>(lab: &Lab) -> Entry {
 }
 
 /// Boxes through an rtrb ring, between threads.
-pub fn flow_of_rtrb<A: Allocator, const W: usize>(name: &'static str, lab: &Lab) -> Entry
-where
-    A: Send,
-{
+pub fn flow_of_rtrb<A: Allocator, const W: usize>(name: &'static str, lab: &Lab) -> Entry {
     let (tx, rx) = rtrb::<A, W>();
     let far = Far::thread(lab.cores[1], move || Box::new(consume(rx)));
     (name, Box::new(Pair::new(far, Box::new(produce(tx)), Span::Flow)))
