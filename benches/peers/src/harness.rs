@@ -3,7 +3,7 @@
 use crate::floor;
 use crate::report;
 use crate::side::Solo;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// One side's part of a workload.
 pub trait Work {
@@ -92,6 +92,8 @@ impl Lab {
 #[derive(Debug, Clone, Copy)]
 pub struct Effort {
     pub rounds: usize,
+    /// When it is over, no further round begins: on a busy machine spinning sides wait for each other's time slices.
+    pub budget: Duration,
     /// Of one contender in one round.
     pub slice: Duration,
     /// Operations timed one by one.
@@ -99,8 +101,10 @@ pub struct Effort {
 }
 
 impl Effort {
-    pub const FULL: Self = Self { rounds: 15, slice: Duration::from_millis(150), trips: 1_000_000 };
-    pub const QUICK: Self = Self { rounds: 9, slice: Duration::from_millis(50), trips: 50_000 };
+    pub const FULL: Self =
+        Self { rounds: 15, budget: Duration::from_secs(60), slice: Duration::from_millis(150), trips: 1_000_000 };
+    pub const QUICK: Self =
+        Self { rounds: 9, budget: Duration::from_secs(4), slice: Duration::from_millis(50), trips: 50_000 };
 }
 
 /// What a contender's rounds gave, sorted, in ns per operation.
@@ -128,7 +132,11 @@ pub fn run(case: &Case, cores: [usize; 2], effort: Effort, json: bool) {
         entries.iter_mut().map(|(name, one)| calibrate(case.name, name, &mut **one, effort.slice)).collect();
     let mut all: Vec<Measured> =
         entries.iter().map(|(name, _)| Measured { name, rounds_ns: Vec::new(), trips_ns: None }).collect();
+    let start = Instant::now();
     for round in 0..effort.rounds {
+        if start.elapsed() > effort.budget && round > 0 {
+            break;
+        }
         // The floor first, then the others, each round starting with another one.
         let others = entries.len() - 1;
         let order = (0..others).map(|i| 1 + (i + round) % others);
@@ -176,7 +184,7 @@ pub mod progress {
     use std::time::Duration;
 
     static TICKS: AtomicU64 = AtomicU64::new(0);
-    const LIMIT: Duration = Duration::from_secs(30);
+    const LIMIT: Duration = Duration::from_secs(60);
 
     pub fn tick() {
         TICKS.fetch_add(1, Ordering::Relaxed);

@@ -57,7 +57,7 @@ pub fn case(case: &Case, all: &[Measured], json: bool) {
         return;
     }
     let counted: Vec<&str> = peers.map(|peer| peer.name).collect();
-    println!("\n{}: {}", case.name, case.about);
+    println!("\n{}: {} ({} rounds)", case.name, case.about, all[0].rounds_ns.len());
     println!("  {:<16}{:>10}{:>10}{:>10}  {:>7}", "", "ns", "least", "most", "ours/it");
     for one in all {
         let (low, high) = spread(one);
