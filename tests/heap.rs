@@ -88,8 +88,10 @@ fn against_the_twin(
                 Err(AllocError::OutOfMemory { .. }) => {
                     refused += 1;
                     // Others may have it: make room ourselves.
-                    live.truncate(live.len() / 2);
-                    twin.retain(|tag, _| live.iter().any(|(alive, _)| alive == tag));
+                    for (tag, mut record) in live.drain(live.len() / 2..) {
+                        work::check(record.bytes(), tag);
+                        twin.remove(&tag);
+                    }
                 }
                 Err(other) => panic!("{other}"),
             }
@@ -130,8 +132,8 @@ fn one_thread_against_the_twin() {
         let name = Name::new("twin");
         let buffer = Buffer::options().capacity(capacity).open(&name).unwrap();
         let ctx = buffer.context().unwrap();
-        for round in 0..3 {
-            against_the_twin(&ctx, case as u64 * 10 + round, 8000, most_bytes, most_live, false);
+        for round in 0..2 {
+            against_the_twin(&ctx, case as u64 * 10 + round, 2500, most_bytes, most_live, false);
             common::all_free(&buffer);
         }
         // Nothing is so scattered that the whole is not to be had at once.
@@ -154,7 +156,7 @@ fn threads_against_the_twin() {
                     let buffer = &buffer;
                     scope.spawn(move || {
                         let ctx = buffer.context().unwrap();
-                        against_the_twin(&ctx, round * 10 + thread, 5000, most_bytes, most_live, false);
+                        against_the_twin(&ctx, round * 10 + thread, 700, most_bytes, most_live, false);
                     });
                 }
             });
@@ -175,7 +177,7 @@ fn processes_against_the_twin() {
                 let (buffer, role) = (&buffer, &role);
                 scope.spawn(move || {
                     let ctx = buffer.context().unwrap();
-                    against_the_twin(&ctx, seed + thread, 5000, 60_000, 200, role.ends_with('!'));
+                    against_the_twin(&ctx, seed + thread, 1000, 60_000, 200, role.ends_with('!'));
                 });
             }
         });
@@ -190,7 +192,7 @@ fn processes_against_the_twin() {
             .into_iter()
             .collect();
         let ctx = buffer.context().unwrap();
-        against_the_twin(&ctx, round as u64, 5000, 60_000, 200, false);
+        against_the_twin(&ctx, round as u64, 1000, 60_000, 200, false);
         children.into_iter().for_each(common::Process::success);
         buffer.reap().unwrap();
         common::all_free(&buffer);
@@ -242,19 +244,15 @@ fn a_million_in_random_order() {
     let ctx = buffer.context().unwrap();
     let mut rng = work::Rng::new(5);
     let mut live: Vec<Record<[u8]>> = Vec::new();
-    let mut made = 0;
+    let (mut made, mut bytes) = (0, 0);
     while made < 1_000_000 {
-        if live.len() < 4000 && rng.below(8) < 5 || live.is_empty() {
-            let record = match ctx.slice_uninit::<u8>(rng.size(16, 1 << 20)) {
-                Ok(record) => record.assume_init(),
-                Err(error) => {
-                    panic!("{} live, {} MiB: {error}", live.len(), live.iter().map(|r| r.len()).sum::<usize>() >> 20)
-                }
-            };
-            made += 1;
+        // Up to half of the buffer.
+        if bytes < 128 << 20 && rng.below(8) < 5 || live.is_empty() {
+            let record = ctx.slice_uninit::<u8>(rng.size(16, 1 << 20)).unwrap().assume_init();
+            (made, bytes) = (made + 1, bytes + record.len());
             live.push(record);
         } else {
-            live.swap_remove(rng.below(live.len() as u64) as usize);
+            bytes -= live.swap_remove(rng.below(live.len() as u64) as usize).len();
         }
     }
     while !live.is_empty() {
