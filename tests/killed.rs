@@ -225,10 +225,8 @@ fn attend(role: &str, ctx: &ThreadContext, round: u64) {
     match role {
         "producer" => {
             let mut rx = ctx.consumer_with::<[u64]>(1, &slots(64)).unwrap();
-            let mut next = 0;
-            for record in rx.iter() {
+            for (next, record) in (0..).zip(rx.iter()) {
                 assert_eq!(work::number(&record), next, "round {round}");
-                next += 1;
             }
         }
         "consumer" => {
