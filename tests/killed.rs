@@ -230,7 +230,7 @@ fn attend(role: &str, ctx: &ThreadContext, round: u64) {
             let mut rx = ctx.consumer_with::<[u64]>(1, &slots(64)).unwrap();
             for (next, record) in (0..).zip(rx.iter()) {
                 assert_eq!(work::number(&record), next, "round {round}");
-                if round % 8 == 0 {
+                if round.is_multiple_of(8) {
                     // So that much is queued when the producer dies.
                     std::thread::sleep(Duration::from_micros(200));
                 }
