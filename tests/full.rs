@@ -1,81 +1,52 @@
-#![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
+//! A process table full of the dead: who comes next must get in, and give back what they had.
+#![allow(clippy::unwrap_used)]
+
 mod common;
+
 use common::Name;
-use ipc_buffer::Buffer;
+use common::forked::Forked;
+use ipc_buffer::{Buffer, OpenError};
+
+const PROCESSES: i64 = 512;
+
 #[test]
-fn a_table_full_of_the_dead_can_be_opened() {
+fn a_table_full_of_the_living_is_an_error() {
+    let _dog = common::watchdog();
     let name = Name::new("full");
-    let mut pids = vec![];
-    for _ in 0..512 {
-        let mut p = [0; 2];
-        unsafe { libc::pipe(p.as_mut_ptr()) };
-        let pid = unsafe { libc::fork() };
-        if pid == 0 {
-            let b = Buffer::open(&name);
-            unsafe { libc::write(p[1], b"x".as_ptr().cast(), 1) };
-            std::mem::forget(b);
-            loop {
-                unsafe { libc::pause() };
-            }
-        }
-        unsafe {
-            libc::read(p[0], [0_u8; 1].as_mut_ptr().cast(), 1);
-            libc::close(p[0]);
-            libc::close(p[1]);
-        }
-        pids.push(pid);
-    }
-    for p in &pids {
-        unsafe { libc::kill(*p, libc::SIGKILL) };
-    }
-    for p in &pids {
-        unsafe { libc::waitpid(*p, &mut 0, 0) };
-    }
-    let b = Buffer::open(&name);
-    assert!(b.is_ok(), "{}", b.unwrap_err());
+    let children: Vec<Forked> =
+        (0..PROCESSES).map(|_| Forked::after(|| std::mem::forget(Buffer::open(&name).unwrap()))).collect();
+    let error = Buffer::open(&name).unwrap_err();
+    assert!(matches!(error, OpenError::TooManyProcesses { limit: 512, .. }), "{error}");
+    drop(children);
+    // All of them are dead now.
+    let buffer = Buffer::open(&name).unwrap();
+    common::all_free(&buffer);
+    drop(buffer);
+    assert!(!name.exists());
 }
 
-/// The same, with records, roles and queued records; twice, so that an adopted slot is adopted again.
+/// With records, roles and queued records; twice, so that a slot that was taken over is taken over again.
 #[test]
-fn what_an_adopted_slot_had_is_given_back() {
+fn what_the_dead_had_is_given_back() {
+    let _dog = common::watchdog();
     let name = Name::new("adopt");
     for _ in 0..2 {
-        let mut pids = vec![];
-        for i in 0..512 {
-            let mut p = [0; 2];
-            unsafe { libc::pipe(p.as_mut_ptr()) };
-            let pid = unsafe { libc::fork() };
-            if pid == 0 {
-                if let Ok(b) = Buffer::open(&name) {
-                    if i % 5 == 0 {
-                        let ctx = b.context().unwrap();
-                        let mut tx = ctx.producer::<u64>(i).unwrap();
-                        tx.send(ctx.record(1_u64).unwrap()).unwrap();
-                        std::mem::forget((ctx.record(2_u64), ctx.slice_zeroed::<u8>(300_000), tx, ctx));
-                    }
-                    std::mem::forget(b);
+        let child = |i: i64| {
+            Forked::after(|| {
+                let Ok(buffer) = Buffer::open(&name) else { return };
+                if i % 5 == 0 {
+                    let ctx = buffer.context().unwrap();
+                    let mut tx = ctx.producer::<u64>(i).unwrap();
+                    tx.send(ctx.record(1_u64).unwrap()).unwrap();
+                    std::mem::forget((ctx.record(2_u64), ctx.slice_zeroed::<u8>(300_000), tx, ctx));
                 }
-                unsafe { libc::write(p[1], b"x".as_ptr().cast(), 1) };
-                loop {
-                    unsafe { libc::pause() };
-                }
-            }
-            unsafe {
-                libc::read(p[0], [0_u8; 1].as_mut_ptr().cast(), 1);
-                libc::close(p[0]);
-                libc::close(p[1]);
-            }
-            pids.push(pid);
-        }
-        for p in &pids {
-            unsafe { libc::kill(*p, libc::SIGKILL) };
-        }
-        for p in &pids {
-            unsafe { libc::waitpid(*p, &mut 0, 0) };
-        }
+                std::mem::forget(buffer);
+            })
+        };
+        drop((0..PROCESSES).map(child).collect::<Vec<_>>());
     }
-    let b = Buffer::open(&name).unwrap();
-    common::all_free(&b);
-    drop(b);
+    let buffer = Buffer::open(&name).unwrap();
+    common::all_free(&buffer);
+    drop(buffer);
     assert!(!name.exists());
 }

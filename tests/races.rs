@@ -3,27 +3,10 @@
 #![allow(clippy::cast_possible_truncation)]
 mod common;
 use common::Name;
+use common::forked::{Forked, die};
 use ipc_buffer::Buffer;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// As if killed from outside, at this very place.
-fn die() -> ! {
-    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-    unreachable!("SIGKILL leaves nobody here")
-}
-
-/// Runs `part` in a forked child that then is killed; waits for it.
-fn killed(part: impl FnOnce()) {
-    // SAFETY: the child does what the test says and is killed.
-    let pid = unsafe { libc::fork() };
-    if pid == 0 {
-        part();
-        die();
-    }
-    let mut status = 0;
-    unsafe { libc::waitpid(pid, &mut status, 0) };
-}
 
 #[test]
 fn two_threads_reap_at_once() {
@@ -31,7 +14,7 @@ fn two_threads_reap_at_once() {
     let name = Name::new("reap2");
     let buffer = Buffer::options().capacity(64 << 20).open(&name).unwrap();
     for round in 0..200 {
-        killed(|| {
+        Forked::killed_after(|| {
             let b = Buffer::open(&name).unwrap();
             let full = Barrier::new(25);
             std::thread::scope(|s| {
@@ -241,7 +224,7 @@ fn short_timeouts_in_a_row_see_a_killed_peer() {
     let buffer = Buffer::open(&name).unwrap();
     let ctx = buffer.context().unwrap();
     let mut rx = ctx.consumer::<u64>(1).unwrap();
-    killed(|| {
+    Forked::killed_after(|| {
         let b = Buffer::open(&name).unwrap();
         let ctx = b.context().unwrap();
         let _tx = ctx.producer::<u64>(1).unwrap();
@@ -285,7 +268,7 @@ fn a_dead_producers_role_is_free_while_somebody_reaps() {
     let ctx = buffer.context().unwrap();
     let _rx = ctx.consumer::<u64>(1).unwrap();
     for round in 0..300 {
-        killed(|| {
+        Forked::killed_after(|| {
             let b = Buffer::open(&name).unwrap();
             let ctx = b.context().unwrap();
             let _tx = ctx.producer::<u64>(1).unwrap();

@@ -1,6 +1,8 @@
 //! What every test needs: segments that go away, processes that go away, and a watchdog.
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
+pub mod forked;
+
 use ipc_buffer::{Audit, Buffer};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
