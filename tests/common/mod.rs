@@ -5,18 +5,23 @@ pub mod forked;
 
 use ipc_buffer::{Audit, Buffer};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// A buffer name of its own, removed with whatever has it when dropped, also by a panic.
 pub struct Name(pub String);
 
+/// Names in use, for a watchdog that ends the process without any drop.
+static NAMES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
 impl Name {
     pub fn new(tag: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self(format!("ipc-buffer-test-{tag}-{}-{number}", std::process::id()))
+        let name = format!("ipc-buffer-test-{tag}-{}-{number}", std::process::id());
+        NAMES.lock().unwrap_or_else(PoisonError::into_inner).push(name.clone());
+        Self(name)
     }
 
     pub fn path(&self) -> String {
@@ -40,6 +45,7 @@ impl Drop for Name {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(self.path());
         let _ = std::fs::remove_dir(self.path());
+        NAMES.lock().unwrap_or_else(PoisonError::into_inner).retain(|name| *name != self.0);
     }
 }
 
@@ -59,6 +65,9 @@ impl Watchdog {
                 }
             }
             eprintln!("watchdog: nothing after {limit:?}, aborting");
+            for name in NAMES.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                let _ = std::fs::remove_file(format!("/dev/shm/{name}"));
+            }
             std::process::abort();
         });
         Self(done)
