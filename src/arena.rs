@@ -169,6 +169,13 @@ impl Arena {
         (granule - self.first) / UNIT_GRANULES
     }
 
+    /// How far into its unit `granule` lies.
+    #[inline(always)]
+    pub(crate) const fn granules_into_unit(&self, granule: u32) -> u32 {
+        // The data starts on a whole unit.
+        granule % UNIT_GRANULES
+    }
+
     /// The first granule of `unit`.
     pub(crate) const fn granule_of(&self, unit: u32) -> u32 {
         self.first + unit * UNIT_GRANULES

@@ -16,7 +16,7 @@ use crate::error::{
     AllocError, AttachError, BufferError, RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError,
     TrySendError,
 };
-use crate::heap;
+use crate::heap::{self, block};
 use crate::layout::CHANNELS;
 use crate::local::{Attached, Inert, Local};
 use crate::participant;
@@ -345,7 +345,7 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
             Ok(attached) => break Ok(attached),
             Err(Refused::Missing) => match local.alloc(spec.storage_bytes()) {
                 Ok(block) => {
-                    let meta = heap::block::Meta { class: block.class, offset: 64, count: 0 };
+                    let meta = block::Meta { class: block.class, offset: 64, count: 0 };
                     block.header.meta.store(meta.pack(), Ordering::Relaxed);
                     storage = Some(block);
                 }
@@ -550,13 +550,17 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
         let endpoint = &*self.endpoint;
         let cache = endpoint.local.cache();
         let arena = cache.arena();
-        let wake = endpoint.end.take(arena, cache.me(), granule);
+        // A header that says neither "somebody's" nor "the channel's" was not queued by this library.
+        let header = arena.block(granule).filter(|header| block::is_sendable(header));
+        // SAFETY: not ours yet, but queued for us: nobody else writes it. If it is no record, it is left to whoever it is.
+        let record = header
+            .and_then(|header| unsafe { Record::from_block(endpoint.local.attachment(), arena, granule, header) });
+        let wake = endpoint.end.take(arena, cache.me(), record.is_some().then_some(header).flatten());
         if wake {
             let header = endpoint.end.ring().header;
             wait::wake(&header.to_consumer, &header.producer_futex);
         }
-        // SAFETY: taken just now: ours, and in no other record; the attachment is this context's, which is open.
-        unsafe { Record::from_block(endpoint.local.attachment(), arena, granule) }.ok_or(RecvError::Corrupted)
+        record.ok_or(RecvError::Corrupted)
     }
 
     #[cold]

@@ -13,7 +13,8 @@ use crate::arena::Arena;
 use crate::attachment::Attachment;
 use crate::error::AllocError;
 use crate::heap::block::{self, MAX_COUNT, Meta};
-use crate::heap::class;
+use crate::heap::{self, class};
+use crate::layout::{BLOCK_HEADER, BlockHeader};
 use crate::local::{self, Local};
 use crate::sync::Ordering;
 use bytemuck::Pod;
@@ -165,26 +166,52 @@ impl<T: ?Sized + Payload> Record<T> {
         self.granule
     }
 
+    /// What the meta word of a sized record says, and its class, unless alignment or size make it a special case.
+    const USUAL: Option<(u64, u8)> = {
+        let size = size_of::<T::Element>() as u64;
+        match class::for_bytes(size) {
+            Some(class) if !T::SLICE && align_of::<T::Element>() as u64 <= BLOCK_HEADER => {
+                let class = heap::index(class);
+                Some((Meta { class, offset: block::payload_offset(0, 1), count: 1 }.pack(), class))
+            }
+            _ => None,
+        }
+    };
+
     /// The record in the block at `granule`, if its header and its place say it is one of this type.
     ///
     /// # Safety
-    /// The block is `OWNED` by this process and no record names it; `attachment` is this process's and `arena` its arena.
+    /// The block is, or is about to be, `OWNED` by this process, and no record names it; `attachment` is this process's, `arena`
+    /// its arena, `header` the block's.
     #[inline(always)]
-    pub(crate) unsafe fn from_block(attachment: NonNull<Attachment>, arena: &Arena, granule: u32) -> Option<Self> {
-        let meta = Meta::unpack(arena.block(granule)?.meta.load(Ordering::Relaxed));
+    pub(crate) unsafe fn from_block(
+        attachment: NonNull<Attachment>,
+        arena: &Arena,
+        granule: u32,
+        header: &BlockHeader,
+    ) -> Option<Self> {
+        let word = header.meta.load(Ordering::Relaxed);
         // Bounds, class and alignment: the header is shared memory, and a foreign hand may have written it.
-        let count = usize::try_from(meta.count).ok()?;
-        let size = (size_of::<T::Element>() as u64).checked_mul(meta.count)?;
-        let aligned = (u64::from(granule) * crate::layout::GRANULE + u64::from(meta.offset))
-            .is_multiple_of(align_of::<T::Element>() as u64);
-        let fits = u64::from(meta.offset) >= crate::layout::BLOCK_HEADER
-            && size.checked_add(u64::from(meta.offset))? <= block::bytes(arena, granule, meta.class)?
-            && block::is_at(arena, granule, meta.class);
-        if !(aligned && fits && (T::SLICE || count == 1)) {
-            return None;
-        }
-        let payload = arena.payload(granule, u64::from(meta.offset));
-        Some(Self { payload: T::from_raw(payload, count), attachment, granule, class: meta.class })
+        let (offset, count, class) = match Self::USUAL {
+            Some((usual, class)) if word == usual => (BLOCK_HEADER, 1, class),
+            _ => Self::check(arena, granule, word)?,
+        };
+        let payload = block::is_at(arena, granule, class).then(|| arena.payload(granule, offset))?;
+        Some(Self { payload: T::from_raw(payload, count), attachment, granule, class })
+    }
+
+    /// The payload's offset and count, and the block's class, if the meta word makes sense for this type and place.
+    #[inline(never)]
+    fn check(arena: &Arena, granule: u32, word: u64) -> Option<(u64, usize, u8)> {
+        let Meta { class, offset, count } = Meta::unpack(word);
+        let offset = u64::from(offset);
+        let size = (size_of::<T::Element>() as u64).checked_mul(count)?;
+        let start = u64::from(granule) * crate::layout::GRANULE + offset;
+        let ok = start.is_multiple_of(align_of::<T::Element>() as u64)
+            && offset >= BLOCK_HEADER
+            && size.checked_add(offset)? <= block::bytes(arena, granule, class)?
+            && (T::SLICE || count == 1);
+        ok.then_some((offset, usize::try_from(count).ok()?, class))
     }
 }
 

@@ -75,8 +75,18 @@ pub(crate) const fn payload_offset(granule: u32, align: u64) -> u32 {
 
 /// Whether a block of `class` starts at `granule`, by what its unit says (which its header may contradict, if a foreign hand
 /// wrote there).
-#[inline]
+#[inline(always)]
 pub(crate) fn is_at(arena: &Arena, granule: u32, class: u8) -> bool {
+    // Nearly always: a slab of one unit.
+    if usize::from(class) < class::COUNT && unit::is_slab(arena, arena.unit_of(granule), class.into()) {
+        return class::starts_at(class.into(), arena.granules_into_unit(granule));
+    }
+    is_at_slow(arena, granule, class)
+}
+
+#[cold]
+#[inline(never)]
+fn is_at_slow(arena: &Arena, granule: u32, class: u8) -> bool {
     if class == class::RUN {
         return run_bytes(arena, granule).is_some();
     }
@@ -105,6 +115,12 @@ pub(crate) fn bytes(arena: &Arena, granule: u32, class: u8) -> Option<u64> {
 /// Moves `block` from one state to another if it still is in it.
 pub(crate) fn change(block: &BlockHeader, from: Word, to: Word) -> bool {
     block.state.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
+}
+
+/// Whether a block in a channel's window says what such a block may say.
+#[inline(always)]
+pub(crate) fn is_sendable(block: &BlockHeader) -> bool {
+    matches!(Word(block.state.load(Ordering::Relaxed)).kind(), state::OWNED | state::QUEUED)
 }
 
 /// The state that says "held by this process".

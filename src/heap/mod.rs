@@ -59,7 +59,7 @@ pub(crate) fn alloc(cache: &Cache, bytes: u64) -> Result<Block, NoUnits> {
 
 #[inline(always)]
 #[allow(clippy::cast_possible_truncation)] // fewer than 256 classes
-fn index(class: usize) -> u8 {
+pub(crate) const fn index(class: usize) -> u8 {
     const { assert!(class::COUNT < 256) };
     class as u8
 }

@@ -20,6 +20,7 @@
 //! repair, and [`release`] repairs it, again and again if need be.
 
 use crate::arena::Arena;
+use crate::heap::class;
 use crate::layout::{Owner, Word};
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::memory::NotBacked;
@@ -225,6 +226,13 @@ pub(crate) fn head_of(arena: &Arena, unit: u32) -> Option<(u32, Word)> {
         }
         _ => is_inside(arena, unit, word).then_some((unit, word)),
     }
+}
+
+/// Whether `unit` is the head of a slab of `class`.
+#[inline(always)]
+pub(crate) fn is_slab(arena: &Arena, unit: u32, class: usize) -> bool {
+    let wanted = slab_word(class, class::span(class)).0;
+    arena.unit(unit).is_some_and(|unit| unit.load(Ordering::Acquire) & !BACKED == wanted)
 }
 
 /// Every head below the frontier with what it says, in address order; free units are left out.

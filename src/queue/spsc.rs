@@ -36,7 +36,7 @@
 
 use crate::arena::Arena;
 use crate::heap::block;
-use crate::layout::{Owner, SpscHeader};
+use crate::layout::{BlockHeader, Owner, SpscHeader};
 use crate::sync::{AtomicU64, Ordering, compiler_fence, fence};
 use crate::wait::flags;
 use std::cell::Cell;
@@ -202,30 +202,34 @@ impl End {
         self.ring.get().queued(self.position.get())
     }
 
-    /// Takes what [`peek`](Self::peek) showed for the process `me`; skips it if it is no block. True if the producer sleeps and
-    /// must be woken.
+    /// Takes what [`peek`](Self::peek) showed for the process `me`: its header, or `None` to skip what is no block. True if the
+    /// producer sleeps and must be woken.
     #[inline(always)]
-    pub(crate) fn take(&self, arena: &Arena, me: Owner, granule: u32) -> bool {
-        let header = self.ring.get().header;
+    pub(crate) fn take(&self, arena: &Arena, me: Owner, block: Option<&BlockHeader>) -> bool {
+        let ring = self.ring.get();
         let position = self.position.get().wrapping_add(1);
-        if let Some(block) = arena.block(granule) {
+        if let Some(block) = block {
             // SYNC(take)
             block.state.store(block::owned(me).0, Ordering::Relaxed);
         }
-        header.head.store(position, Ordering::Release);
+        ring.header.head.store(position, Ordering::Release);
         self.position.set(position);
         // The slots of a line arrive together; what the last of them names is far away still.
-        if let Some(later) = self.ring.get().slot(position + AHEAD) {
+        if let Some(later) = ring.slot(position.wrapping_add(AHEAD)) {
             #[allow(clippy::cast_possible_truncation)] // the low half is the granule
             arena.prefetch(later.load(Ordering::Relaxed) as u32);
         }
         // SYNC(wake)
-        let flags = header.to_consumer.load(Ordering::Relaxed);
-        if flags == 0 {
-            compiler_fence(Ordering::SeqCst);
-        } else {
-            fence(Ordering::SeqCst);
-        }
-        header.to_consumer.load(Ordering::Relaxed) & flags::ASLEEP != 0 && self.is_worth_waking(position)
+        compiler_fence(Ordering::SeqCst);
+        ring.header.to_consumer.load(Ordering::Relaxed) != 0 && self.must_wake(position)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn must_wake(&self, position: u64) -> bool {
+        // SYNC(wake): a full fence, for those who can't make the other side's barrier heavy (`FENCED`).
+        fence(Ordering::SeqCst);
+        let flags = self.ring.get().header.to_consumer.load(Ordering::Relaxed);
+        flags & flags::ASLEEP != 0 && self.is_worth_waking(position)
     }
 }
