@@ -281,7 +281,8 @@ pub(crate) struct Magazine {
     pub(crate) holder: AtomicU64,
     /// Entries in use; written by the holder only.
     pub(crate) n: AtomicU32,
-    _pad: AtomicU32,
+    /// Index + 1 of the magazine that was put into the depot together with this one, or 0; a hint, written by the holder only.
+    pub(crate) next: AtomicU32,
     pub(crate) entries: [AtomicU32; MAGAZINE_ENTRIES as usize],
 }
 

@@ -1,4 +1,4 @@
-//! A context's free blocks: two magazines a size class, so that nearly every allocation and free is a pop or a push.
+//! A context's free blocks: a few magazines a size class, so that nearly every allocation and free is a pop or a push.
 //!
 //! Promises: [`Cache::pop`] and [`Cache::push`] take no lock, no fence, no read-modify-write and no system call unless a
 //! magazine runs empty or full; a push never fails. Refuses: to be used by two threads.
@@ -79,6 +79,40 @@ impl Held {
     }
 }
 
+/// Most magazines that are put into the depot together.
+const MOST_CHAINED: usize = 4;
+
+/// Magazines in reserve, and the chain in the depot from which the next ones are to be had.
+struct Reserve {
+    held: [Cell<Held>; 2 * MOST_CHAINED],
+    len: Cell<usize>,
+    next: Cell<Option<u32>>,
+}
+
+impl Reserve {
+    fn new() -> Self {
+        Self { held: std::array::from_fn(|_| Cell::new(Held::NONE)), len: Cell::new(0), next: Cell::new(None) }
+    }
+
+    fn push(&self, held: Held) {
+        if let Some(slot) = self.held.get(self.len.get()) {
+            slot.set(held);
+            self.len.set(self.len.get() + 1);
+        }
+    }
+
+    fn pop(&self) -> Option<Held> {
+        let held = self.held.get(self.len.get().wrapping_sub(1))?.replace(Held::NONE);
+        self.len.set(self.len.get() - 1);
+        Some(held)
+    }
+
+    fn retain(&self, keep: impl Fn(Held) -> bool) {
+        let all: Vec<Held> = std::iter::from_fn(|| self.pop()).collect();
+        all.into_iter().rev().filter(|held| keep(*held)).for_each(|held| self.push(held));
+    }
+}
+
 /// What a context holds of one class.
 #[repr(align(64))]
 struct Line {
@@ -86,7 +120,10 @@ struct Line {
     /// Entries the current magazine may have: the class's capacity, at most [`MAGAZINE_ENTRIES`], or 0 if there is no magazine.
     room: Cell<u32>,
     reach: Reach,
-    spare: Cell<Held>,
+    /// Magazines to pop from next.
+    full: Reserve,
+    /// Magazines to push to next.
+    empty: Reserve,
 }
 
 /// Kinds of `ContextSlot::revoked`.
@@ -121,9 +158,18 @@ const AHEAD: u32 = 6;
 
 /// Entries a magazine of `class` may hold: what is cached is worth at most a 4096th of the buffer, within reason.
 pub(crate) fn capacity(geometry: &Geometry, class: usize) -> u32 {
-    let budget = (u64::from(geometry.units) * 16).clamp(16 << 10, 256 << 10);
     let block = u64::from(class::granules(class)) * 64;
-    u32::try_from(budget / block).unwrap_or(1).clamp(1, MAGAZINE_ENTRIES)
+    u32::try_from(budget(geometry) / block).unwrap_or(1).clamp(1, MAGAZINE_ENTRIES)
+}
+
+fn budget(geometry: &Geometry) -> u64 {
+    (u64::from(geometry.units) * 16).clamp(16 << 10, 256 << 10)
+}
+
+/// Magazines of `class` that go to the depot together; a context keeps twice as many full ones. Where blocks are large, one.
+fn chained(geometry: &Geometry, class: usize) -> usize {
+    let magazine = u64::from(capacity(geometry, class) * class::granules(class)) * 64;
+    usize::try_from(budget(geometry) / 2 / magazine).unwrap_or(1).clamp(1, MOST_CHAINED)
 }
 
 /// Magazines that the blocks of a slab of `class` fill.
@@ -145,8 +191,13 @@ impl Cache {
         context: Owner,
         is_dead: impl Fn(Owner) -> bool + 'static,
     ) -> Option<Self> {
-        let none = || Cell::new(Held::NONE);
-        let line = |class| Line { current: none(), room: Cell::new(0), reach: arena.reach(class), spare: none() };
+        let line = |class| Line {
+            current: Cell::new(Held::NONE),
+            room: Cell::new(0),
+            reach: arena.reach(class),
+            full: Reserve::new(),
+            empty: Reserve::new(),
+        };
         let held = Word::of(depot::HELD, context);
         let slot = Cell::new(arena.context(context.index())?);
         Some(Self { arena, slot, me, held, lines: std::array::from_fn(line), is_dead: Box::new(is_dead) })
@@ -176,9 +227,8 @@ impl Cache {
             if word.kind() == revoked::VERIFY {
                 for line in &self.lines {
                     let still = |held: Held| held.magazine.holder.load(Ordering::Acquire) == self.held.0;
-                    if !still(line.spare.get()) {
-                        line.spare.set(Held::NONE);
-                    }
+                    line.full.retain(still);
+                    line.empty.retain(still);
                     if !still(line.current.get()) {
                         line.current.set(Held::NONE);
                         line.room.set(0);
@@ -255,21 +305,15 @@ impl Cache {
     fn refill(&self, class: usize) -> Option<Found> {
         let line = self.lines.get(class)?;
         loop {
-            let (current, spare) = (line.current.get(), line.spare.get());
+            let current = line.current.get();
             if current.is_real() && current.n() > 0 {
                 // An entry that names no block: a foreign hand wrote it. Drop it, or all, and go on.
                 let n = current.n();
                 current.magazine.n.store(if n > MAGAZINE_ENTRIES { 0 } else { n - 1 }, Ordering::Release);
-            } else if spare.is_real() && spare.n() > 0 {
-                self.set_current(class, spare);
-                line.spare.set(current);
             } else {
-                let full = self.take(class)?;
-                // Keep one empty magazine for the frees to come.
-                if spare.is_real() && current.is_real() {
-                    depot::put(&self.arena, current.index, current.magazine, class);
-                } else if current.is_real() {
-                    line.spare.set(current);
+                let full = line.full.pop().or_else(|| self.take_from(class, &line.full))?;
+                if current.is_real() {
+                    self.reserve(class, POOL, &line.empty, current);
                 }
                 self.set_current(class, full);
             }
@@ -277,6 +321,36 @@ impl Cache {
                 return Some(found);
             }
         }
+    }
+
+    /// Takes a magazine of `list`, from the chain this context is at if there is one.
+    fn take_from(&self, list: usize, reserve: &Reserve) -> Option<Held> {
+        let follow = |next| depot::follow(&self.arena, list, next, self.held);
+        let taken = reserve.next.take().and_then(follow);
+        let (index, next) = taken.or_else(|| depot::take_chain(&self.arena, list, self.held))?;
+        reserve.next.set(next);
+        self.held(index)
+    }
+
+    /// Keeps a magazine that belongs to `list`; when there are too many, half of them go to the depot together.
+    fn reserve(&self, class: usize, list: usize, reserve: &Reserve, held: Held) {
+        let chained = chained(self.arena.geometry(), class);
+        if reserve.len.get() >= 2 * chained {
+            self.put_some(list, reserve, chained);
+        }
+        reserve.push(held);
+    }
+
+    fn put_some(&self, list: usize, reserve: &Reserve, count: usize) {
+        let mut chain = [(u32::MAX, Held::NONE.magazine); MOST_CHAINED];
+        let mut len = 0;
+        while len < count.min(MOST_CHAINED)
+            && let Some(held) = reserve.pop()
+        {
+            chain[len] = (held.index, held.magazine);
+            len += 1;
+        }
+        depot::put_chain(&self.arena, list, &chain[..len]);
     }
 
     /// Frees a block of `class` that this process owns.
@@ -340,17 +414,17 @@ impl Cache {
     fn make_room(&self, class: usize) {
         let line = &self.lines[class];
         let room = capacity(self.arena.geometry(), class);
-        let (current, spare) = (line.current.get(), line.spare.get());
+        let current = line.current.get();
         if current.is_real() && current.n() < room {
             // It had room all along: a thief kept us out.
-        } else if spare.is_real() && spare.n() < room {
-            self.set_current(class, spare);
-            line.spare.set(current);
-        } else if let Some(empty) = self.take_room(class, room) {
-            if spare.is_real() {
-                depot::put(&self.arena, spare.index, spare.magazine, class);
+            return;
+        }
+        let empty =
+            line.empty.pop().or_else(|| self.take_from(POOL, &line.empty)).or_else(|| self.take_partial(class, room));
+        if let Some(empty) = empty {
+            if current.is_real() {
+                self.reserve(class, class, &line.full, current);
             }
-            line.spare.set(current);
             self.set_current(class, empty);
         }
     }
@@ -372,11 +446,8 @@ impl Cache {
         Some(Held { magazine: unsafe { &*magazine }, index })
     }
 
-    /// A magazine with room: an empty one, or one of the class that is not full.
-    fn take_room(&self, class: usize, room: u32) -> Option<Held> {
-        if let Some(empty) = self.take(POOL) {
-            return Some(empty);
-        }
+    /// A magazine of the depot that is not full, when there is no empty one.
+    fn take_partial(&self, class: usize, room: u32) -> Option<Held> {
         let partial = self.take(class)?;
         if partial.n() < room {
             return Some(partial);
@@ -388,17 +459,16 @@ impl Cache {
     /// Gives every magazine back.
     pub(crate) fn flush(&self) {
         self.enter_surely();
-        for class in 0..class::COUNT {
-            let line = &self.lines[class];
-            let (current, spare) = (line.current.get(), line.spare.get());
+        for (class, line) in self.lines.iter().enumerate() {
+            let current = line.current.get();
             self.set_current(class, Held::NONE);
-            line.spare.set(Held::NONE);
-            for held in [current, spare] {
-                if held.is_real() {
-                    self.merge(class, held);
-                    depot::put(&self.arena, held.index, held.magazine, class);
-                }
+            let reserves = std::iter::from_fn(|| line.full.pop().or_else(|| line.empty.pop()));
+            for held in std::iter::once(current).filter(|held| held.is_real()).chain(reserves) {
+                self.merge(class, held);
+                depot::put(&self.arena, held.index, held.magazine, class);
             }
+            depot::leave_chain(&self.arena, class, line.full.next.take());
+            depot::leave_chain(&self.arena, POOL, line.empty.next.take());
         }
         self.leave();
     }
@@ -442,9 +512,12 @@ impl Cache {
     /// Never touches the segment again: the context is closed, or (in a forked child) the parent's.
     pub(crate) fn forget(&self) {
         self.slot.set(&NOWHERE.0);
-        for class in 0..class::COUNT {
+        for (class, line) in self.lines.iter().enumerate() {
             self.set_current(class, Held::NONE);
-            self.lines[class].spare.set(Held::NONE);
+            line.full.retain(|_| false);
+            line.empty.retain(|_| false);
+            line.full.next.set(None);
+            line.empty.next.set(None);
         }
     }
 }

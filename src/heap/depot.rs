@@ -12,6 +12,9 @@
 //!          HELD   context     the context's; its `n` and entries are the context's to write
 //! ```
 //!
+//! Magazines put together are chained by `next`, and only the first has a hint; whoever takes one takes over the rest of its
+//! chain, by following it or by giving the next one a hint of its own.
+//!
 //! # Orderings
 //! - `SYNC(magazine)`: [`put`] stores the holder with Release after the entries, [`take`] CASes it with Acquire. It carries
 //!   the entries, and with them every access a former owner made to the blocks listed there.
@@ -119,13 +122,41 @@ fn bits(mut word: u64) -> impl Iterator<Item = u32> {
     })
 }
 
-/// Takes a magazine of `list` for the context `held` names.
+/// Takes a magazine of `list` for the context `held` names. What is chained to it is noted for others.
 pub(crate) fn take(arena: &Arena, list: usize, held: Word) -> Option<u32> {
-    let taken = recall_and_claim(arena, list, held).or_else(|| search(arena, list, held))?;
+    let (index, next) = take_chain(arena, list, held)?;
+    leave_chain(arena, list, next);
+    Some(index)
+}
+
+/// Takes the first magazine of a chain of `list`, and says which one is next, for [`follow`] or [`leave_chain`].
+pub(crate) fn take_chain(arena: &Arena, list: usize, held: Word) -> Option<(u32, Option<u32>)> {
+    let index = recall_and_claim(arena, list, held).or_else(|| search(arena, list, held))?;
     if let Some(recent) = arena.header().recent.get(list) {
         recent.taken.fetch_add(1, Ordering::Relaxed);
     }
-    Some(taken)
+    Some((index, unchain(arena, index)))
+}
+
+/// Takes the magazine `next` of a chain of `list`, if nobody else has, and says which one comes then.
+pub(crate) fn follow(arena: &Arena, list: usize, next: u32, held: Word) -> Option<(u32, Option<u32>)> {
+    claim(arena, next, holder_in(list), held).then(|| (next, unchain(arena, next)))
+}
+
+/// Notes the rest of a chain for others.
+pub(crate) fn leave_chain(arena: &Arena, list: usize, next: Option<u32>) {
+    if let Some(next) = next {
+        set(arena, list, next);
+    }
+}
+
+fn unchain(arena: &Arena, index: u32) -> Option<u32> {
+    // Ours since the claim: nobody else writes it.
+    let word = &arena.magazine(index)?.next;
+    let next = word.load(Ordering::Relaxed).checked_sub(1)?;
+    word.store(0, Ordering::Relaxed);
+    arena.prefetch_magazine(next);
+    Some(next)
 }
 
 fn recall_and_claim(arena: &Arena, list: usize, held: Word) -> Option<u32> {
@@ -166,9 +197,22 @@ pub(crate) fn claim(arena: &Arena, index: u32, from: Word, to: Word) -> bool {
 /// Puts a held magazine where its contents belong: the depot of `class`, or the pool if it is empty.
 pub(crate) fn put(arena: &Arena, index: u32, magazine: &Magazine, class: usize) {
     let list = if magazine.n.load(Ordering::Relaxed) == 0 { POOL } else { class };
-    magazine.holder.store(holder_in(list).0, Ordering::Release);
-    if !remember(arena, list, index) {
-        set(arena, list, index);
+    put_chain(arena, list, &[(index, magazine)]);
+}
+
+/// Puts held magazines of `list` there, chained: all of them empty for the pool, none of them for a class.
+pub(crate) fn put_chain(arena: &Arena, list: usize, chain: &[(u32, &Magazine)]) {
+    let mut next = 0;
+    for (index, magazine) in chain.iter().rev() {
+        magazine.next.store(next, Ordering::Relaxed);
+        // SYNC(magazine)
+        magazine.holder.store(holder_in(list).0, Ordering::Release);
+        next = index + 1;
+    }
+    if let Some(first) = next.checked_sub(1)
+        && !remember(arena, list, first)
+    {
+        set(arena, list, first);
     }
 }
 

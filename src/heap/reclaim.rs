@@ -104,6 +104,8 @@ pub(crate) fn revoke_idle(cache: &Cache) {
             }
         }
     }
+    // What others are about to follow has no hint: chains they have begun.
+    depot::rebuild(arena);
     for (_, slot) in taken {
         slot.revoked.store(Word::number(revoked::VERIFY, 0).0, Ordering::Release);
     }
