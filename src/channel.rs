@@ -93,7 +93,8 @@ impl ChannelOptions {
         self
     }
 
-    /// Keeps the channel, with what is queued in it, when its last endpoint leaves. It goes with
+    /// Keeps the channel, with what is queued in it, when its last endpoint leaves; and a consumer that leaves is not missed:
+    /// sending goes on, and waits when the channel is full, until the next one comes. The channel goes with
     /// [`Buffer::remove_channel`](crate::Buffer::remove_channel), or with the buffer. Counts for who creates the channel.
     #[must_use]
     pub fn persistent(mut self, yes: bool) -> Self {
@@ -188,11 +189,13 @@ impl Endpoint {
         entry.is_some_and(|entry| directory::holder(entry, self.side.other()).is_some())
     }
 
-    /// Whether the other end has left for good: it was here, or it can't come any more because the id is gone.
+    /// Whether the other end has left for good: it was here, or it can't come any more because the id is gone. A producer of a
+    /// persistent channel does not lose its consumers: it queues for the next.
     fn has_lost_peer(&self) -> bool {
         let entry = self.local.cache().arena().directory_entry(self.channel.index);
         entry.is_none_or(|entry| {
-            let was_here = entry.seen.load(Ordering::Acquire) & self.side.other().seen() != 0;
+            let queues_on = self.side == Side::Producer && directory::is_persistent(entry);
+            let was_here = entry.seen.load(Ordering::Acquire) & self.side.other().seen() != 0 && !queues_on;
             (was_here || directory::is_removed(entry)) && directory::holder(entry, self.side.other()).is_none()
         })
     }

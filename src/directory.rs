@@ -152,6 +152,11 @@ pub(crate) fn holder(entry: &DirectoryEntry, side: Side) -> Option<Owner> {
     (word.kind() == HELD_BY).then_some(word.owner())
 }
 
+/// Whether the channel stays without endpoints.
+pub(crate) fn is_persistent(entry: &DirectoryEntry) -> bool {
+    entry.options.load(Ordering::Relaxed) & entry::PERSISTENT != 0
+}
+
 /// Whether the id no longer leads here.
 pub(crate) fn is_removed(entry: &DirectoryEntry) -> bool {
     state_of(entry).kind() == entry::REMOVED
@@ -424,8 +429,10 @@ fn disown_window(arena: &Arena, index: u32, entry: &DirectoryEntry, gone: &[Owne
 /// Empties a role cell whose holder is leaving, or dead and disowned.
 fn vacate_role(arena: &Arena, entry: &DirectoryEntry, side: Side) {
     let ring = ring(arena, entry);
+    // A persistent channel queues for a consumer to come.
     if let Some(ring) = ring
         && side == Side::Consumer
+        && !is_persistent(entry)
     {
         ring.header.to_producer.fetch_or(flags::GONE, Ordering::AcqRel);
     }
@@ -438,7 +445,7 @@ fn vacate_role(arena: &Arena, entry: &DirectoryEntry, side: Side) {
 /// Removes a channel that nobody is attached to, unless it is to stay.
 fn dismantle_if_deserted(control: &Control<'_>, cache: &Cache, index: u32, entry: &DirectoryEntry) {
     let stays = match state_of(entry).kind() {
-        entry::LIVE => entry.options.load(Ordering::Relaxed) & entry::PERSISTENT != 0,
+        entry::LIVE => is_persistent(entry),
         entry::REMOVED => false,
         _ => true,
     };
@@ -559,7 +566,7 @@ pub(crate) fn list<'a>(control: &'a Control<'_>) -> impl Iterator<Item = Facts> 
         id: entry.id.load(Ordering::Relaxed).cast_signed(),
         live: state_of(entry).kind() == entry::LIVE,
         kind: kind(entry),
-        persistent: entry.options.load(Ordering::Relaxed) & entry::PERSISTENT != 0,
+        persistent: is_persistent(entry),
         producer: holder(entry, Side::Producer),
         consumer: holder(entry, Side::Consumer),
         ring: ring(arena, entry),

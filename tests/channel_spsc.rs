@@ -776,3 +776,22 @@ fn a_closed_context_closes_its_ends() {
     drop((again, record, peer, ctx));
     work::end(buffer, &name);
 }
+
+#[test]
+fn a_persistent_channel_queues_for_the_next_consumer() {
+    let _dog = common::watchdog();
+    let name = Name::new("queues-on");
+    let buffer = Buffer::open(&name).unwrap();
+    let ctx = buffer.context().unwrap();
+    let options = ChannelOptions::new().capacity(2).persistent(true);
+    let mut tx = ctx.producer_with::<u32>(1, &options).unwrap();
+    drop(ctx.consumer::<u32>(1).unwrap());
+    tx.send(ctx.record(1).unwrap()).unwrap();
+    tx.send(ctx.record(2).unwrap()).unwrap();
+    assert!(matches!(tx.try_send(ctx.record(3).unwrap()), Err(TrySendError::Full(_))), "full, not disconnected");
+    let mut rx = ctx.consumer::<u32>(1).unwrap();
+    assert_eq!(rx.try_iter().map(|record| *record).collect::<Vec<_>>(), [1, 2]);
+    drop((tx, rx));
+    assert!(buffer.remove_channel(1).unwrap());
+    common::all_free(&buffer);
+}
