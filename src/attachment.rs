@@ -9,8 +9,9 @@
 //! The registry's lock owns the list of attachments, the count of homeless records, and the moment of detaching.
 //!
 //! # After fork
-//! The child gets a fresh registry; every inherited attachment is marked and replaced by a private copy of its pages
-//! ([`Segment::abandon`]): drops do nothing, reads see what was there, writes reach nobody. The parent notices nothing.
+//! The child gets a fresh registry; every inherited attachment is marked and its mapping made copy-on-write
+//! ([`Segment::abandon`]): drops do nothing, writes reach nobody, reads see what the parent's pages hold until they are written
+//! here. The parent notices nothing.
 //!
 //! # Invariants
 //! 1. An attachment is freed only under the registry's lock, when `holds` is 0 and no record of this process is left.

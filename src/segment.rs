@@ -125,7 +125,7 @@ impl Segment {
         lease::release(self.file(), CONTROL_BYTE);
     }
 
-    /// In a forked child: puts a private copy in place of the shared pages and closes the descriptor, so that nothing the
+    /// In a forked child: puts a copy-on-write view in place of the shared pages and closes the descriptor, so that nothing the
     /// child does through old handles reaches the segment, and the parent's lease hangs on the parent alone.
     pub(crate) fn abandon(&self) {
         if let Some(base) = NonNull::new(self.mapping.as_ptr()) {
