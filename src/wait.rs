@@ -10,7 +10,7 @@
 //! changes the futex word, and wakes.
 
 use crate::sync::{AtomicU32, Ordering};
-use crate::sys::{barrier, futex};
+use crate::sys::{barrier, futex, task};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
@@ -33,14 +33,14 @@ const SPIN: Duration = Duration::from_micros(20);
 /// Looks between two readings of the clock, or questions that cost more than a look.
 const LOOKS: u32 = 64;
 
+/// Whether the other side can run while this one looks.
 fn has_other_cores() -> bool {
     static CORES: AtomicU32 = AtomicU32::new(0);
-    let known = CORES.load(Ordering::Relaxed);
-    if known != 0 {
-        return known > 1;
+    let mut cores = CORES.load(Ordering::Relaxed);
+    if cores == 0 {
+        cores = task::cores();
+        CORES.store(cores, Ordering::Relaxed);
     }
-    let cores = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
-    CORES.store(cores, Ordering::Relaxed);
     cores > 1
 }
 
@@ -69,15 +69,20 @@ pub(crate) fn until<R>(
         return Some(result);
     }
     if has_other_cores() {
+        let mut look = || {
+            (0..LOOKS / pace.clamp(1, LOOKS)).find_map(|_| {
+                (0..pace).for_each(|_| std::hint::spin_loop());
+                if glance() { ready() } else { None }
+            })
+        };
+        // In a stream the other side is never far: the first looks don't even ask the clock.
+        if let Some(result) = look() {
+            return Some(result);
+        }
         let start = Instant::now();
         while start.elapsed() < SPIN {
-            for _ in 0..LOOKS / pace.clamp(1, LOOKS) {
-                (0..pace).for_each(|_| std::hint::spin_loop());
-                if glance()
-                    && let Some(result) = ready()
-                {
-                    return Some(result);
-                }
+            if let Some(result) = look() {
+                return Some(result);
             }
         }
     }

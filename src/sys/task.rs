@@ -1,4 +1,6 @@
-//! Who we are, and what nobody else has.
+//! Who we are, where we run, and what nobody else has.
+
+#![allow(unsafe_code)]
 
 /// The user this process acts as.
 pub(crate) fn user() -> u32 {
@@ -18,4 +20,11 @@ pub(crate) fn nonce() -> u64 {
 /// The kernel's id of this thread, for people.
 pub(crate) fn thread_id() -> u32 {
     rustix::thread::gettid().as_raw_pid().unsigned_abs()
+}
+
+/// Cores that are online, whether this thread may run on them or not: the other side may.
+pub(crate) fn cores() -> u32 {
+    // SAFETY: sysconf reads a number.
+    let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    u32::try_from(online).unwrap_or(1).max(1)
 }
