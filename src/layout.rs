@@ -162,7 +162,7 @@ pub(crate) struct Header {
     pub(crate) units_high_water: AtomicU32,
     /// Units in use; for statistics, and counted anew by whoever reaps.
     pub(crate) units_in_use: AtomicU32,
-    /// Magazines that the blocks of all slabs fill; how many are made follows it. Advisory, counted anew by whoever reaps.
+    /// Magazines that the blocks of all slabs fill, and that contexts need; how many are made follows it. Advisory, counted anew by whoever reaps.
     pub(crate) magazines_due: AtomicU32,
     _pad2: [AtomicU32; 24],
 

@@ -18,7 +18,7 @@ use crate::attachment::{self, Attachment, Hold};
 use crate::error::{AllocError, BufferError};
 use crate::heap::cache::Cache;
 use crate::heap::unit::{self, NoUnits};
-use crate::heap::{self, Block, reclaim};
+use crate::heap::{self, Block, depot, reclaim};
 use crate::layout::{BLOCK_HEADER, CONTEXTS, Owner};
 use crate::{participant, recovery};
 use std::cell::{Cell, RefCell};
@@ -89,6 +89,7 @@ pub(crate) fn enter(hold: &Hold) -> Result<Rc<Local>, BufferError> {
                     open()
                 })
                 .ok_or(BufferError::TooManyContexts { limit: CONTEXTS })?;
+            depot::provide(hold.arena(), depot::PER_CONTEXT);
             // SAFETY: `close` makes the cache forget the segment before the hold below goes.
             let cache = unsafe { hold.new_cache(context) };
             let local = Rc::new(Local {
@@ -219,6 +220,7 @@ impl Local {
         let hold = self.hold.take();
         if let Some(hold) = hold {
             participant::close_context(hold.arena(), self.context);
+            depot::retire(hold.arena(), depot::PER_CONTEXT);
         }
     }
 

@@ -27,7 +27,7 @@
 
 use crate::arena::Arena;
 use crate::heap::{cache, class, unit};
-use crate::layout::{HINT_BLOCK, Magazine, POOL, Word};
+use crate::layout::{CONTEXTS, HINT_BLOCK, Magazine, POOL, Word};
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::memory::NotBacked;
 
@@ -233,11 +233,14 @@ pub(crate) fn grow_if_empty(arena: &Arena) {
     }
 }
 
-/// Magazines beyond what blocks fill: those that contexts keep half empty.
+/// Magazines beyond what blocks and contexts need.
 const SLACK: u32 = 64;
 
-/// Adds `count` to the magazines that there should be, for a slab whose blocks fill so many, and makes what is missing. With too
-/// few, frees work all the same, but what they free is `LOOSE`; so the count may be wrong until somebody [`recount`]s.
+/// Magazines that a context may keep empty, or half empty: enough for the few classes that a thread works with.
+pub(crate) const PER_CONTEXT: u32 = 32;
+
+/// Adds `count` to the magazines that there should be, for a slab whose blocks fill so many or a context, and makes what is missing.
+/// With too few, frees work all the same, but what they free is `LOOSE`; so the count may be wrong until somebody [`recount`]s.
 pub(crate) fn provide(arena: &Arena, count: u32) {
     let header = arena.header();
     let due = header.magazines_due.fetch_add(count, Ordering::Relaxed).saturating_add(count);
@@ -249,7 +252,7 @@ pub(crate) fn provide(arena: &Arena, count: u32) {
     }
 }
 
-/// Takes `count` off again: the slab is gone. The magazines stay, for the next one.
+/// Takes `count` off again: the slab or the context is gone. The magazines stay, for the next one.
 pub(crate) fn retire(arena: &Arena, count: u32) {
     let due = &arena.header().magazines_due;
     let _ = due.try_update(Ordering::Relaxed, Ordering::Relaxed, |due| Some(due.saturating_sub(count)));
@@ -260,6 +263,8 @@ pub(crate) fn recount(arena: &Arena) {
     let slabs = unit::heads(arena).filter(|(_, what)| what.kind() == unit::SLAB);
     let due = slabs.map(|(_, what)| unit::class_of(what)).filter(|class| *class < class::COUNT);
     let due = due.map(|class| cache::magazines_for(arena.geometry(), class)).fold(0, u32::saturating_add);
+    let contexts = (0..CONTEXTS).filter_map(|i| arena.context(i)).filter(|c| c.owner.load(Ordering::Relaxed) != 0);
+    let due = contexts.fold(due, |due, _| due.saturating_add(PER_CONTEXT));
     arena.header().magazines_due.store(due, Ordering::Relaxed);
 }
 
