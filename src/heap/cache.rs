@@ -222,24 +222,29 @@ impl Cache {
     fn enter_surely(&self) {
         while !self.enter() {
             self.leave();
-            let slot = self.slot.get();
-            let word = Word(slot.revoked.load(Ordering::Acquire));
-            if word.kind() == revoked::VERIFY {
-                for line in &self.lines {
-                    let still = |held: Held| held.magazine.holder.load(Ordering::Acquire) == self.held.0;
-                    line.full.retain(still);
-                    line.empty.retain(still);
-                    if !still(line.current.get()) {
-                        line.current.set(Held::NONE);
-                        line.room.set(0);
-                    }
-                }
-                let _ = slot.revoked.compare_exchange(word.0, 0, Ordering::AcqRel, Ordering::Relaxed);
-            } else if word.kind() == revoked::TAKING && (self.is_dead)(word.owner()) {
-                let verify = Word::number(revoked::VERIFY, 0).0;
-                let _ = slot.revoked.compare_exchange(word.0, verify, Ordering::AcqRel, Ordering::Relaxed);
+            let revoked = &self.slot.get().revoked;
+            let word = Word(revoked.load(Ordering::Acquire));
+            let change = |to: Word| revoked.compare_exchange(word.0, to.0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+            if word.kind() != revoked::TAKING {
+                self.verify();
+                change(Word::ZERO);
+            } else if (self.is_dead)(word.owner()) {
+                change(Word::number(revoked::VERIFY, 0));
             } else {
                 std::thread::sleep(Duration::from_micros(20));
+            }
+        }
+    }
+
+    /// Forgets the magazines that are no longer this context's.
+    fn verify(&self) {
+        let still = |held: Held| held.magazine.holder.load(Ordering::Acquire) == self.held.0;
+        for line in &self.lines {
+            line.full.retain(still);
+            line.empty.retain(still);
+            if !still(line.current.get()) {
+                line.current.set(Held::NONE);
+                line.room.set(0);
             }
         }
     }
