@@ -2,6 +2,7 @@
 
 use crate::attachment::{self, Hold};
 use crate::audit::{self, Audit};
+use crate::channel::fnv;
 use crate::context::ThreadContext;
 use crate::directory;
 use crate::error::{BufferError, OpenError};
@@ -147,7 +148,8 @@ impl BufferOptions {
     }
 
     /// Permission bits of the segment if this call creates it, whatever the umask; 0o600 unless said. A buffer of another user
-    /// is refused unless its mode gives somebody else access: 0o660 or 0o666 says that it is meant for sharing.
+    /// is refused unless its mode gives somebody else access: 0o660 or 0o666 says that it is meant for sharing. Bits above 0o777 are
+    /// ignored.
     ///
     /// ```
     /// # let name = format!("doc-options-mode-{}", std::process::id());
@@ -370,7 +372,7 @@ impl Buffer {
         wait::for_change(&self.hold.arena().header().directory_version, deadline, look).unwrap_or(Ok(false))
     }
 
-    /// Whether any channel has an endpoint attached.
+    /// Whether any channel has an endpoint attached, removed ones included.
     ///
     /// ```
     /// # let name = format!("doc-active-{}", std::process::id());
@@ -548,10 +550,6 @@ impl Buffer {
 /// What the system says if the path can't be resolved.
 pub fn name_from_path(path: impl AsRef<Path>, project: u32) -> std::io::Result<String> {
     let full = path.as_ref().canonicalize()?;
-    // FNV-1a: fixed for ever, unlike the standard library's hashers.
-    let hash =
-        full.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+    let hash = fnv(full.as_os_str().as_encoded_bytes());
     Ok(format!("ipc-buffer-{hash:016x}-{project}"))
 }

@@ -181,7 +181,7 @@ impl ChannelOptions {
         self
     }
 
-    /// What both ends must agree on besides size and alignment, up to 128 bytes. The default is the type's name without its
+    /// What both ends must agree on besides size and alignment. The default is the type's name without its
     /// path (`Sample`, `f64`), so that two programs may define the same type in different places. Choose a tag to tell
     /// revisions of a layout apart, or to rename a type.
     ///
@@ -211,14 +211,30 @@ impl ChannelOptions {
         if !self.capacity.is_power_of_two() || !(2..=directory::MAX_CAPACITY).contains(&self.capacity) {
             return Err(AttachError::Capacity { capacity: self.capacity, max: directory::MAX_CAPACITY });
         }
-        let mut tag = self.tag.clone().unwrap_or_else(|| short_name(std::any::type_name::<T::Element>()));
-        while tag.len() > directory::TAG_BYTES {
-            tag.pop();
-        }
+        let tag = self.tag.clone().unwrap_or_else(|| short_name(std::any::type_name::<T::Element>()));
+        let tag = shorten(tag, directory::TAG_BYTES);
         let size = size_of::<T::Element>() as u64;
         let kind = Kind { size, align: u32::try_from(align).unwrap_or(0), slice: T::SLICE, tag };
         Ok(Spec { kind, capacity_log2: self.capacity.trailing_zeros(), persistent: self.persistent })
     }
+}
+
+/// At most `limit` bytes that stand for `tag`: a longer one keeps its beginning, and a hash stands for all of it.
+fn shorten(tag: String, limit: usize) -> String {
+    if tag.len() <= limit {
+        return tag;
+    }
+    let hash = format!("#{:016x}", fnv(tag.as_bytes()));
+    let mut short = tag;
+    while short.len() + hash.len() > limit {
+        short.pop();
+    }
+    short + &hash
+}
+
+/// FNV-1a: fixed for ever, unlike the standard library's hashers.
+pub(crate) fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 /// A type's name without the paths: `my_crate::geo::Grid<other::Cell>` is `Grid<Cell>`.
@@ -1053,7 +1069,14 @@ impl<'a, T: ?Sized + Payload> IntoIterator for &'a mut Channel<T, Consumer> {
 
 #[cfg(test)]
 mod tests {
-    use super::short_name;
+    use super::{short_name, shorten};
+
+    #[test]
+    fn long_tags_stay_apart() {
+        assert_eq!(shorten("a".repeat(128), 128), "a".repeat(128));
+        let (one, two) = (shorten("a".repeat(129), 128), shorten("a".repeat(130), 128));
+        assert!(one.len() == 128 && two.len() == 128 && one != two && one.starts_with("aaa"));
+    }
 
     #[test]
     fn names_lose_their_paths() {

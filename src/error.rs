@@ -98,7 +98,9 @@ pub enum OpenError {
         name: String,
     },
     /// The buffer belongs to another user, and its mode shares it with nobody.
-    #[error("buffer {name:?} belongs to user {user} and its mode {mode:o} shares it with nobody")]
+    #[error(
+        "buffer {name:?} belongs to user {user} and its mode {mode:o} shares it with nobody; its owner can create it with BufferOptions::mode"
+    )]
     ForeignOwner {
         /// The buffer.
         name: String,
@@ -193,7 +195,7 @@ pub enum BufferError {
 pub enum AllocError {
     /// No block of this size is free, caches of other processes and leftovers of dead ones included.
     #[error(
-        "out of memory: asked for {asked} bytes, {free} are free but not in one piece; free records or take a larger capacity"
+        "out of memory: asked for {asked} bytes in one piece, {free} are free in all; free records or take a larger capacity"
     )]
     OutOfMemory {
         /// Bytes asked for, with the header.
@@ -242,7 +244,7 @@ pub enum AllocError {
 pub enum AttachError {
     /// The channel carries another type.
     #[error(
-        "channel {id} carries {theirs}, not {ours}; agree on one type, or give both the same ChannelOptions::type_tag"
+        "channel {id} carries {theirs}, not {ours}; agree on one type (if only the names differ, on one ChannelOptions::type_tag)"
     )]
     TypeMismatch {
         /// The channel.
@@ -285,7 +287,7 @@ pub enum AttachError {
         limit: u32,
     },
     /// There is no room for the channel's slots.
-    #[error("out of memory for a new channel: asked for {asked} bytes, {free} are free but not in one piece")]
+    #[error("out of memory for a new channel: asked for {asked} bytes in one piece, {free} are free in all")]
     OutOfMemory {
         /// Bytes asked for.
         asked: u64,
@@ -579,7 +581,7 @@ pub enum Error {
     #[error("the handle was made before fork; open the buffer anew in the child")]
     Forked,
     /// No memory for a record or a channel.
-    #[error("out of memory: asked for {asked} bytes, {free} are free but not in one piece")]
+    #[error("out of memory: asked for {asked} bytes in one piece, {free} are free in all")]
     OutOfMemory {
         /// Bytes asked for.
         asked: u64,
