@@ -1,0 +1,37 @@
+//! A process killed after any store to the segment, in any operation: what is left is a buffer that works.
+//!
+//! - *Breadth*: an operation is run with a stop after each store to the segment (see `tracee`); the segment as it is then is
+//!   copied under another name. Nobody holds a lease there, so everybody in it is dead. The copy is opened, which reaps; it
+//!   must be sound, owe nothing to the dead, deliver what was sent and not received, once and in order, and go on working.
+//! - *Truth*: the same operation again, killed for good after the k-th event and some instructions, with a live process
+//!   attached, which waits, reaps, and goes on.
+//!
+//! Without arguments: of each storing instruction the states after the first times it is executed, and some of the others.
+//! `--full` (or `IPC_BUFFER_KILL_FULL=1`): every distinct state. Other arguments choose cases by a part of their names.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+#![allow(unsafe_code)] // fork, ptrace
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+fn main() {
+    println!("0 passed, 0 failed (the tracer knows the registers of x86-64 only)");
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[path = "kill_every_step/cases.rs"]
+mod cases;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod common;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[path = "kill_every_step/run.rs"]
+mod run;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[path = "kill_every_step/tracee.rs"]
+mod tracee;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[path = "common/work.rs"]
+mod work;
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn main() {
+    run::main();
+}
