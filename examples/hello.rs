@@ -30,7 +30,7 @@ fn send() -> Outcome {
 } // the last process out removes the segment
 
 fn receive(name: String) -> Outcome {
-    let ctx = Buffer::open(&name)?.context()?;
+    let ctx = Buffer::options().must_exist(true).open(&name)?.context()?;
     for sample in ctx.consumer::<Sample>(1)? {
         println!("process {} got {} C at {} s", process::id(), sample.celsius, sample.second); // read in place
     }

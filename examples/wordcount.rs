@@ -25,6 +25,7 @@ use ipc_buffer::{
 use std::collections::VecDeque;
 use std::error::Error;
 use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
 use std::io::{self, Read};
 use std::os::unix::{fs::OpenOptionsExt, process::CommandExt};
 use std::path::{Path, PathBuf};
@@ -66,7 +67,10 @@ impl Options {
         while let Some(arg) = args.next() {
             let mut number = || args.next().and_then(|n| n.to_str()?.parse().ok()).filter(|n| *n > 0);
             match arg.to_str() {
-                Some("--workers") => workers = number().ok_or("--workers takes a number above 0")?,
+                Some("--workers") => {
+                    // A buffer has 512 process slots, and one is the parent's.
+                    workers = number().filter(|n| *n < 512).ok_or("--workers takes a number from 1 to 511")?;
+                }
                 Some("--buffer") => buffer_mib = Some(number().ok_or("--buffer takes a number of MiB")?),
                 Some("--") => paths.extend(args.by_ref().map(PathBuf::from)),
                 Some(option) if option.starts_with('-') => {
@@ -478,7 +482,7 @@ fn count(options: &Options) -> Outcome<ExitCode> {
     }
     let unreadable = found.unreadable + crew.unreadable;
     let (total, workers) = crew.finish()?;
-    println!("{:>8} {:>8} {:>8} total", total.lines, total.words, total.bytes);
+    writeln!(std::io::stdout(), "{:>8} {:>8} {:>8} total", total.lines, total.words, total.bytes)?;
     workers.iter().for_each(|line| eprintln!("{line}"));
     Ok(ExitCode::from(u8::from(unreadable > 0)))
 }

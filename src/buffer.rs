@@ -25,7 +25,10 @@ use std::time::{Duration, Instant};
 /// is detached; the last process out removes the segment, unless it is [`persist`](BufferOptions::persist)ent.
 ///
 /// A process that is killed is detached by the kernel; what it held is given back by whoever opens, waits, runs short of
-/// memory, or calls [`reap`](Self::reap). No signal handler is installed, and none is needed.
+/// memory, or calls [`reap`](Self::reap). No signal handler is installed, and none is needed. If the last process is killed (or ends
+/// without dropping its handles), nobody is left to remove the segment: it stays until somebody opens it and leaves in good order, or
+/// calls [`unlink`](Self::unlink). A program that must leave nothing behind whatever happens unlinks the name as soon as everybody
+/// is in.
 ///
 /// In a child made by `fork`, a buffer opened before answers `Forked`; open it anew there.
 ///
@@ -37,9 +40,15 @@ use std::time::{Duration, Instant};
 /// assert_eq!(buffer.capacity(), same.capacity());
 /// # Ok::<(), ipc_buffer::Error>(())
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Buffer {
     hold: Hold,
+}
+
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Buffer").field("name", &self.name()).field("capacity", &self.capacity()).finish_non_exhaustive()
+    }
 }
 
 /// How to open a [`Buffer`].
@@ -112,7 +121,7 @@ impl BufferOptions {
         self
     }
 
-    /// Fails with `NotFound` if there is no such buffer.
+    /// Fails with `NotFound` if there is no such buffer. Together with `create_new` it always fails.
     ///
     /// ```
     /// # let name = format!("doc-options-must-{}", std::process::id());
@@ -149,7 +158,8 @@ impl BufferOptions {
 
     /// Permission bits of the segment if this call creates it, whatever the umask; 0o600 unless said. A buffer of another user
     /// is refused unless its mode gives somebody else access: 0o660 or 0o666 says that it is meant for sharing. Bits above 0o777 are
-    /// ignored.
+    /// ignored. `/dev/shm` is sticky: only the owner's processes can remove the segment, so if another user's is the last one out,
+    /// it stays.
     ///
     /// ```
     /// # let name = format!("doc-options-mode-{}", std::process::id());

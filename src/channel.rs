@@ -260,8 +260,10 @@ struct Endpoint {
     side: Side,
     channel: ChannelRef,
     attached: Cell<bool>,
-    /// Polls in a row that found nothing.
+    /// Polls that found nothing.
     idle: Cell<u32>,
+    /// When polling last looked whether the peer lives.
+    looked: Cell<Instant>,
     /// See [`Bed`].
     slept: Cell<Duration>,
 }
@@ -320,11 +322,12 @@ impl Endpoint {
         }
     }
 
-    /// For those who poll and never wait: every so many polls in vain, see if the peer lives.
+    /// For those who poll and never wait: sees now and then if the peer lives. The clock is cheap, but not for each poll.
     fn polled_in_vain(&self) {
         let idle = self.idle.get().wrapping_add(1);
         self.idle.set(idle);
-        if idle.is_multiple_of(1 << 14) {
+        if idle.is_multiple_of(16) && self.looked.get().elapsed() >= wait::TICK {
+            self.looked.set(Instant::now());
             self.check_peer();
         }
     }
@@ -337,7 +340,8 @@ impl Endpoint {
 /// [`consumer`](crate::ThreadContext::consumer); stays in that thread, and works as long as that context is open. Dropping it
 /// releases the role: the peer then gets `Disconnected` (a consumer after it has received everything queued), and another
 /// endpoint may take the role and go on. When both ends have left, the channel and what is queued in it are freed, unless it is
-/// [`persistent`](ChannelOptions::persistent).
+/// [`persistent`](ChannelOptions::persistent). So what a producer sends before any consumer has come is gone if it leaves, or is killed,
+/// before one does: [wait for it](Channel::wait_for_consumer), or make the channel persistent.
 ///
 /// If the process of one end is killed, the other end sees a peer that has left, within 250 ms if it waits; records that were
 /// sent are still received, in order and once.
@@ -392,6 +396,7 @@ impl<T: ?Sized + Payload, R: Role> Channel<T, R> {
             channel,
             attached: Cell::new(true),
             idle: Cell::new(0),
+            looked: Cell::new(Instant::now()),
             slept: Cell::new(Duration::ZERO),
         });
         let weak: Weak<Endpoint> = Rc::downgrade(&endpoint);
@@ -522,7 +527,7 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
                 break Err(AttachError::TypeMismatch { id, ours, theirs });
             }
             Err(Refused::NotBacked) => {
-                let free = heap::free_bytes(hold.arena());
+                let free = heap::free_bytes(hold.arena(), heap::unit::NoUnits::NotBacked);
                 break Err(AttachError::OutOfMemory { asked: crate::layout::PAGE, free });
             }
             Err(Refused::Full) => break Err(AttachError::TooManyChannels { limit: CHANNELS }),
@@ -614,8 +619,9 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
     /// ```
     ///
     /// # Errors
-    /// As [`try_send`](Self::try_send) without `Full`. A consumer whose process is killed counts as one that has left, within 250
-    /// ms.
+    /// As [`try_send`](Self::try_send) without `Full`. A consumer whose process is killed counts as one that has left: within 250 ms
+    /// for a sender that waits, and for others when the channel is full, or anybody reaps (as [`has_consumer`](Self::has_consumer)
+    /// does). What was sent meanwhile stays queued for the next consumer.
     #[inline(always)]
     pub fn send(&mut self, record: Record<T>) -> Result<(), SendError<T>> {
         match self.try_send(record) {
@@ -806,7 +812,8 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
         Err(TryRecvError::Empty)
     }
 
-    /// Receives the next record, waiting for it.
+    /// Receives the next record, waiting for it. Before the first producer has come nobody is disconnected, so this waits for one
+    /// to come, if need be for ever.
     ///
     /// ```
     /// # let name = format!("doc-recv-{}", std::process::id());
@@ -898,7 +905,12 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
         wait::until(bed, deadline, 1, || endpoint.end.peek().is_some(), ready, tick)
     }
 
-    /// Receives until the producer has left and everything is drained, waiting for each record.
+    /// Receives until the producer has left and everything is drained, waiting for each record. Skips what is
+    /// [`Corrupted`](RecvError::Corrupted).
+    ///
+    /// # Panics
+    /// The iterator panics if the endpoint's context is closed, or was made before this process was forked off: that is not the end
+    /// of the records. Mind `buffer.context()?.consumer(1)?` in one expression: its context is closed at the end of it.
     ///
     /// ```
     /// # let name = format!("doc-chan-iter-{}", std::process::id());
@@ -1046,7 +1058,11 @@ fn next<T: ?Sized + Payload>(channel: &mut Channel<T, Consumer>) -> Option<Recor
         match channel.recv() {
             Ok(record) => return Some(record),
             Err(RecvError::Corrupted) => {}
-            Err(_) => return None,
+            Err(RecvError::Disconnected) => return None,
+            // Not "no more records": the loop would end as if all were well.
+            Err(error @ (RecvError::ContextClosed | RecvError::Forked)) => {
+                panic!("iterating channel {}: {error}", channel.id())
+            }
         }
     }
 }

@@ -58,7 +58,7 @@ pub enum OpenError {
         name: String,
     },
     /// `must_exist` was asked for, or a removal, and there is no such buffer.
-    #[error("there is no buffer {name:?}; leave must_exist out to create it")]
+    #[error("there is no buffer {name:?}; opening without must_exist would create it")]
     NotFound {
         /// The name.
         name: String,
@@ -92,7 +92,7 @@ pub enum OpenError {
         expected: u64,
     },
     /// The system denies access.
-    #[error("no permission for buffer {name:?}; its owner can share it with BufferOptions::mode")]
+    #[error("no permission for buffer {name:?}: only its owner can remove it, or share it with BufferOptions::mode")]
     PermissionDenied {
         /// The buffer.
         name: String,
@@ -110,10 +110,14 @@ pub enum OpenError {
         mode: u32,
     },
     /// The system has no memory left for the buffer's tables.
-    #[error("no space left in /dev/shm for buffer {name:?}; free some, or mount it larger")]
+    #[error(
+        "no space left in /dev/shm for buffer {name:?}, whose tables need {needed} bytes; free some, or mount it larger"
+    )]
     NoSpace {
         /// The buffer.
         name: String,
+        /// Bytes of its tables before the first record.
+        needed: u64,
     },
     /// Another process keeps the buffer's control lock.
     #[error("buffer {name:?} is being changed by process {pid}, which did not finish in time; is it stopped?")]
@@ -195,7 +199,7 @@ pub enum BufferError {
 pub enum AllocError {
     /// No block of this size is free, caches of other processes and leftovers of dead ones included.
     #[error(
-        "out of memory: asked for {asked} bytes in one piece, {free} are free in all; free records or take a larger capacity"
+        "out of memory: asked for {asked} bytes in one piece, {free} are free in all; free records, or take a larger capacity (or /dev/shm)"
     )]
     OutOfMemory {
         /// Bytes asked for, with the header.

@@ -255,6 +255,7 @@ impl Local {
         if let Ok(block) = attempt() {
             return Ok(block);
         }
+        let mut why = NoUnits::Full;
         // Under the control lock, one at a time: two who hold half of a class each would both find no empty slab.
         if let Ok(_control) = hold.control() {
             recovery::collect_loose(&hold, &self.cache);
@@ -271,6 +272,7 @@ impl Local {
                 Err(NoUnits::Full) => {}
                 // The system is out of memory, and free units too short for this hold some of it.
                 Err(NoUnits::NotBacked) => {
+                    why = NoUnits::NotBacked;
                     unit::trim(hold.arena(), hold.me());
                     if let Ok(block) = attempt() {
                         return Ok(block);
@@ -280,7 +282,7 @@ impl Local {
         }
         heap::alloc_larger(&self.cache, bytes).ok_or_else(|| AllocError::OutOfMemory {
             asked: bytes.saturating_add(BLOCK_HEADER),
-            free: heap::free_bytes(hold.arena()),
+            free: heap::free_bytes(hold.arena(), why),
         })
     }
 }

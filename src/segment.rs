@@ -220,7 +220,7 @@ fn os_error(name: &str, what: &'static str, source: io::Error) -> OpenError {
         Reason::Link => OpenError::NotASegment { name, why: "it is a symbolic link" },
         Reason::Directory => OpenError::NotASegment { name, why: "it is a directory" },
         Reason::Special => OpenError::NotASegment { name, why: "it is a socket or a pipe" },
-        Reason::NoSpace => OpenError::NoSpace { name },
+        Reason::NoSpace => OpenError::NoSpace { name, needed: Geometry::TABLES },
         Reason::Other => OpenError::Os { name, what, source },
     }
 }
@@ -365,7 +365,7 @@ fn check_header(name: &str, file: &OwnedFd, size: u64) -> Result<Geometry, OpenE
     let [magic, version, hash, capacity, ..] = shm::read_words::<8>(file).map_err(|e| os_error(name, "read", e))?;
     if magic == 0 {
         // Zeroes in a size that only we give a file: a segment nobody has completed.
-        return Geometry::for_total(size).ok_or(not("it is empty of content and of no size that we make"));
+        return Geometry::for_total(size).ok_or(not("it is all zeroes, in a size that no buffer has"));
     }
     if magic != MAGIC {
         return Err(not("it does not start with the magic number"));
@@ -388,7 +388,7 @@ fn check_header(name: &str, file: &OwnedFd, size: u64) -> Result<Geometry, OpenE
 /// Makes the segment complete if it is not. False if mapping and descriptor turn out to be two different files.
 fn complete(segment: &Segment, wish: &Wish) -> Result<bool, OpenError> {
     let arena = &segment.arena;
-    let no_space = || OpenError::NoSpace { name: segment.name.clone() };
+    let no_space = || OpenError::NoSpace { name: segment.name.clone(), needed: arena.geometry().fixed() };
     let [magic, ..] = shm::read_words::<1>(segment.file()).map_err(|e| os_error(&segment.name, "read", e))?;
     let fresh = magic == 0;
     if fresh && arena.back_fixed().is_err() {

@@ -696,7 +696,7 @@ fn foreign_files_are_left_alone() {
     }
     for zeroes in [1, 8, 4096, 1 << 20, (1 << 20) + 1] {
         fs::write(name.path(), vec![0; zeroes]).unwrap();
-        is_no_segment(&name, "no size that we make");
+        is_no_segment(&name, "a size that no buffer has");
         assert_eq!(fs::read(name.path()).unwrap(), vec![0; zeroes]);
     }
 }

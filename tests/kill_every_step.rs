@@ -8,7 +8,7 @@
 //!
 //! Without arguments: of each storing instruction the states after the first times it is executed, and some of the others.
 //! `--full` (or `IPC_BUFFER_KILL_FULL=1`): every distinct state. Other arguments choose cases by a part of their names.
-#![allow(clippy::unwrap_used, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::type_complexity, unreachable_pub)]
 #![allow(unsafe_code)] // fork, ptrace
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]

@@ -158,10 +158,10 @@ pub(crate) fn free_run(arena: &Arena, me: Owner, granule: u32) {
     }
 }
 
-/// Bytes of data that are free or could be made free without anybody giving anything back: an upper bound for one record is
-/// less, as it must be contiguous.
-pub(crate) fn free_bytes(arena: &Arena) -> u64 {
-    let mut total = unit::count(arena).0 * UNIT;
+/// Bytes of data that are free, in whatever pieces. If the system has nothing left to back more with, only what is backed counts.
+pub(crate) fn free_bytes(arena: &Arena, why: NoUnits) -> u64 {
+    let mut total =
+        UNIT * if why == NoUnits::NotBacked { unit::count_backed_free(arena) } else { unit::count(arena).0 };
     for index in 0..arena.header().magazine_top.load(Ordering::Acquire) {
         let Some(magazine) = arena.magazine(index) else { break };
         let holder = Word(magazine.holder.load(Ordering::Relaxed));

@@ -254,6 +254,12 @@ pub(crate) fn count(arena: &Arena) -> (u64, u64) {
     (free + u64::from(arena.geometry().units - top), backed)
 }
 
+/// How many units are free and have memory behind them.
+pub(crate) fn count_backed_free(arena: &Arena) -> u64 {
+    let top = arena.header().unit_top.load(Ordering::Acquire).min(arena.geometry().units);
+    (0..top).filter_map(|unit| arena.unit(unit)).filter(|u| u.load(Ordering::Relaxed) == BACKED).count() as u64
+}
+
 /// Corrects the count of units in use, which the dead may have left wrong.
 pub(crate) fn recount(arena: &Arena) {
     let in_use = u64::from(arena.geometry().units).saturating_sub(count(arena).0);

@@ -80,9 +80,16 @@ impl Drop for Watchdog {
     }
 }
 
-/// A minute: more than any one test takes on a busy machine.
+/// Three minutes: more than any one test takes, also where several suites share two cores.
 pub fn watchdog() -> Watchdog {
-    Watchdog::new(Duration::from_secs(60))
+    Watchdog::new(Duration::from_secs(180))
+}
+
+/// Whether iterating a channel panics: its context is closed, or another process's.
+pub fn iterating_panics<T: ?Sized + ipc_buffer::Payload>(
+    rx: &mut ipc_buffer::Channel<T, ipc_buffer::Consumer>,
+) -> bool {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| rx.iter().count())).is_err()
 }
 
 const ROLE: &str = "IPC_BUFFER_TEST_ROLE";
