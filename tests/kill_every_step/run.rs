@@ -25,6 +25,8 @@ struct Plan {
     /// Of the other states, one in so many.
     one_in: u64,
     kills: u64,
+    /// Only this one: after so many events and instructions.
+    only: Option<(u64, u64)>,
 }
 
 #[derive(Default)]
@@ -41,6 +43,7 @@ static AT: Mutex<String> = Mutex::new(String::new());
 pub fn main() {
     let mut full = std::env::var_os("IPC_BUFFER_KILL_FULL").is_some();
     let mut seed = 1;
+    let mut only = None;
     let mut filters = Vec::new();
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -48,14 +51,15 @@ pub fn main() {
             "--list" => return cases::all().iter().for_each(|case| println!("{}: test", case.name)),
             "--full" => full = true,
             "--seed" => seed = arguments.next().and_then(|seed| seed.parse().ok()).expect("--seed N"),
+            "--kill" => only = arguments.next().and_then(|at| event_and_step(&at)),
             _ if argument.starts_with('-') => {}
             _ => filters.push(argument),
         }
     }
     let plan = if full {
-        Plan { full, executions: u32::MAX, one_in: 1, kills: 200 }
+        Plan { full, executions: u32::MAX, one_in: 1, kills: 200, only }
     } else {
-        Plan { full, executions: 1, one_in: 400, kills: 6 }
+        Plan { full, executions: 1, one_in: 400, kills: 6, only }
     };
     let chosen = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
     let (mut passed, mut failed) = (0, 0);
@@ -65,6 +69,9 @@ pub fn main() {
         let mut counts = Counts::default();
         let mut rng = Rng::new(seed);
         let ended = catch_unwind(AssertUnwindSafe(|| {
+            if let Some((after, steps)) = plan.only {
+                return kill(&case, after, steps, false);
+            }
             breadth(&case, &plan, &mut rng, &mut counts);
             truth(&case, &plan, &mut rng, &mut counts);
         }));
@@ -85,6 +92,11 @@ pub fn main() {
     println!("{} states, {} of them checked, {} kills; seed {seed}", total.states, total.checked, total.kills);
     println!("{passed} passed, {failed} failed");
     std::process::exit(i32::from(failed > 0));
+}
+
+fn event_and_step(text: &str) -> Option<(u64, u64)> {
+    let (event, step) = text.split_once(',')?;
+    Some((event.parse().ok()?, step.parse().ok()?))
 }
 
 fn note(what: String) {
@@ -327,20 +339,30 @@ fn finish(buffer: &Buffer, ctx: ThreadContext) {
 fn truth(case: &Case, plan: &Plan, rng: &mut Rng, counts: &mut Counts) {
     let events = counts.events as u64;
     let kills = plan.kills.min(events);
-    for kill in 0..kills {
+    for n in 0..kills {
         // One in each of so many equal parts.
-        let (from, to) = (kill * events / kills, (kill + 1) * events / kills);
+        let (from, to) = (n * events / kills, (n + 1) * events / kills);
         let (after, steps) = (from + rng.below((to - from).max(1)), rng.below(30));
-        note(format!("killed {steps} instructions after event {after}"));
-        let mut stage = Stage::set(case);
-        let stopped = (0..after).any(|_| stage.victim.next() == Event::Stopped);
-        if !stopped && !stage.victim.is_in_a_call() {
-            stage.victim.release();
-            let _ = (0..steps).all(|_| stage.victim.step());
-        }
-        kill_and_go_on(case, stage, kill % 2 == 0);
+        kill(case, after, steps, n % 2 == 0);
         counts.kills += 1;
     }
+}
+
+fn kill(case: &Case, after: u64, steps: u64, reaps_first: bool) {
+    let mut stage = Stage::set(case);
+    let mut last = None;
+    for _ in 0..after {
+        last = Some(stage.victim.next());
+        if last == Some(Event::Stopped) {
+            break;
+        }
+    }
+    note(format!("--kill {after},{steps} (so many events, so many instructions; the last event: {last:x?})"));
+    if last != Some(Event::Stopped) && !stage.victim.is_in_a_call() {
+        stage.victim.release();
+        let _ = (0..steps).all(|_| stage.victim.step());
+    }
+    kill_and_go_on(case, stage, reaps_first);
 }
 
 /// Kills the victim; the live process finds out, repairs, and goes on.
