@@ -16,6 +16,19 @@ use std::collections::{BTreeMap, HashMap};
 ///
 /// Exact when nobody is at work in the buffer meanwhile; under traffic, what moves while the audit walks may be counted twice or
 /// reported in [`problems`](Self::problems).
+///
+/// ```
+/// # let name = format!("doc-audit-type-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// let kept = ctx.record([1_u8; 64])?;
+/// let audit = buffer.audit()?;
+/// let parts = [audit.free_bytes, audit.cached_bytes, audit.owned_bytes(), audit.queued_bytes(), audit.channel_bytes];
+/// assert_eq!(parts.iter().sum::<u64>(), audit.capacity_bytes);
+/// assert!(audit.problems.is_empty(), "{:?}", audit.problems);
+/// # drop(kept);
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Audit {
@@ -38,6 +51,18 @@ pub struct Audit {
 }
 
 /// Part of an [`Audit`]: the records of one process.
+///
+/// ```
+/// # let name = format!("doc-audit-owned-type-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// let kept = ctx.record(1_u64)?;
+/// let owned = &buffer.audit()?.owned[0];
+/// assert_eq!((owned.pid, owned.records, owned.bytes), (std::process::id(), 1, 64));
+/// assert!(owned.is_self && owned.is_alive);
+/// # drop(kept);
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Owned {
@@ -54,6 +79,17 @@ pub struct Owned {
 }
 
 /// Part of an [`Audit`]: the records in one channel.
+///
+/// ```
+/// # let name = format!("doc-audit-queued-type-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// let mut tx = ctx.producer::<u64>(7)?;
+/// tx.send(ctx.record(1)?)?;
+/// let queued = &buffer.audit()?.queued[0];
+/// assert_eq!((queued.channel, queued.records, queued.bytes), (7, 1, 64));
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Queued {
@@ -67,21 +103,65 @@ pub struct Queued {
 
 impl Audit {
     /// Bytes of records in anybody's hands.
+    ///
+    /// ```
+    /// # let name = format!("doc-audit-owned-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let kept = ctx.record(1_u64)?;
+    /// assert_eq!(buffer.audit()?.owned_bytes(), 64);
+    /// drop(kept);
+    /// assert_eq!(buffer.audit()?.owned_bytes(), 0);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     pub fn owned_bytes(&self) -> u64 {
         self.owned.iter().map(|owned| owned.bytes).sum()
     }
 
     /// Bytes of queued records.
+    ///
+    /// ```
+    /// # let name = format!("doc-audit-queued-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let mut tx = ctx.producer::<u64>(7)?;
+    /// tx.send(ctx.record(1)?)?;
+    /// let audit = buffer.audit()?;
+    /// assert_eq!((audit.queued_bytes(), audit.owned_bytes()), (64, 0));
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     pub fn queued_bytes(&self) -> u64 {
         self.queued.iter().map(|queued| queued.bytes).sum()
     }
 
     /// Whether every byte is accounted for.
+    ///
+    /// ```
+    /// # let name = format!("doc-audit-sound-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let kept = ctx.record(1_u64)?;
+    /// let audit = buffer.audit()?;
+    /// assert!(audit.is_sound() && audit.unaccounted_bytes == 0);
+    /// # drop(kept);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     pub fn is_sound(&self) -> bool {
         self.unaccounted_bytes == 0 && self.problems.is_empty()
     }
 
     /// Whether nothing is in use: every byte is free or cached.
+    ///
+    /// ```
+    /// # let name = format!("doc-audit-free-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let kept = ctx.record(1_u64)?;
+    /// assert!(!buffer.audit()?.is_all_free());
+    /// drop(kept);
+    /// assert!(buffer.audit()?.is_all_free());
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     pub fn is_all_free(&self) -> bool {
         self.is_sound() && self.free_bytes + self.cached_bytes == self.capacity_bytes
     }

@@ -2,6 +2,7 @@
 
 use crate::attachment::{self, Hold};
 use crate::audit::{self, Audit};
+use crate::channel::fnv;
 use crate::context::ThreadContext;
 use crate::directory;
 use crate::error::{BufferError, OpenError};
@@ -63,6 +64,14 @@ impl Default for BufferOptions {
 
 impl BufferOptions {
     /// Create or attach; 1 GiB of address space if it must be created, for this user alone.
+    ///
+    /// ```
+    /// # let name = format!("doc-options-new-{}", std::process::id());
+    /// use ipc_buffer::BufferOptions;
+    /// let buffer = BufferOptions::new().open(&name)?;
+    /// assert_eq!(buffer.capacity(), 1 << 30);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -70,6 +79,16 @@ impl BufferOptions {
 
     /// Bytes for records, from 256 KiB to 224 GiB, rounded up to whole units of 64 KiB. Address space, not memory: pages are
     /// reserved as they are first used. Opening a buffer of another capacity is an error; leave this out to take it as it is.
+    ///
+    /// ```
+    /// # let name = format!("doc-options-capacity-{}", std::process::id());
+    /// use ipc_buffer::{Buffer, OpenError};
+    /// let buffer = Buffer::options().capacity(1_000_000).open(&name)?;
+    /// assert_eq!(buffer.capacity(), 1_048_576);
+    /// let other = Buffer::options().capacity(2_000_000).open(&name);
+    /// assert!(matches!(other, Err(OpenError::CapacityMismatch { actual: 1_048_576, .. })));
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     #[must_use]
     pub fn capacity(mut self, bytes: u64) -> Self {
         self.wish.capacity = Some(bytes);
@@ -77,6 +96,16 @@ impl BufferOptions {
     }
 
     /// Fails with `AlreadyExists` if the name is taken.
+    ///
+    /// ```
+    /// # let name = format!("doc-options-new-only-{}", std::process::id());
+    /// use ipc_buffer::{Buffer, OpenError};
+    /// let first = Buffer::options().create_new(true).open(&name)?;
+    /// let second = Buffer::options().create_new(true).open(&name);
+    /// assert!(matches!(second, Err(OpenError::AlreadyExists { .. })));
+    /// # drop(first);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     #[must_use]
     pub fn create_new(mut self, yes: bool) -> Self {
         self.wish.create_new = yes;
@@ -84,6 +113,17 @@ impl BufferOptions {
     }
 
     /// Fails with `NotFound` if there is no such buffer.
+    ///
+    /// ```
+    /// # let name = format!("doc-options-must-{}", std::process::id());
+    /// use ipc_buffer::{Buffer, OpenError};
+    /// let too_early = Buffer::options().must_exist(true).open(&name);
+    /// assert!(matches!(too_early, Err(OpenError::NotFound { .. })));
+    /// let buffer = Buffer::open(&name)?;
+    /// assert!(Buffer::options().must_exist(true).open(&name).is_ok());
+    /// # drop(buffer);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     #[must_use]
     pub fn must_exist(mut self, yes: bool) -> Self {
         self.wish.must_exist = yes;
@@ -91,6 +131,16 @@ impl BufferOptions {
     }
 
     /// Keeps the segment when the last process leaves, until [`Buffer::unlink`]. Sticky: one opener who wants it is enough.
+    ///
+    /// ```
+    /// # let name = format!("doc-options-persist-{}", std::process::id());
+    /// use ipc_buffer::Buffer;
+    /// drop(Buffer::options().persist(true).open(&name)?);
+    /// let same = Buffer::options().must_exist(true).open(&name)?;
+    /// assert!(same.is_persistent());
+    /// Buffer::unlink(&name)?;
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     #[must_use]
     pub fn persist(mut self, yes: bool) -> Self {
         self.wish.persist = yes;
@@ -98,7 +148,18 @@ impl BufferOptions {
     }
 
     /// Permission bits of the segment if this call creates it, whatever the umask; 0o600 unless said. A buffer of another user
-    /// is refused unless its mode gives somebody else access: 0o660 or 0o666 says that it is meant for sharing.
+    /// is refused unless its mode gives somebody else access: 0o660 or 0o666 says that it is meant for sharing. Bits above 0o777 are
+    /// ignored.
+    ///
+    /// ```
+    /// # let name = format!("doc-options-mode-{}", std::process::id());
+    /// use std::os::unix::fs::PermissionsExt;
+    /// let shared = ipc_buffer::Buffer::options().mode(0o660).open(&name)?;
+    /// let file = std::fs::metadata(format!("/dev/shm/{name}")).unwrap();
+    /// assert_eq!(file.permissions().mode() & 0o777, 0o660);
+    /// # drop(shared);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     #[must_use]
     pub fn mode(mut self, bits: u32) -> Self {
         self.wish.mode = bits & 0o777;
@@ -106,6 +167,16 @@ impl BufferOptions {
     }
 
     /// Opens the buffer `name`: 1 to 200 bytes without slash and NUL.
+    ///
+    /// ```
+    /// # let name = format!("doc-options-open-{}", std::process::id());
+    /// use ipc_buffer::{BufferOptions, OpenError};
+    /// let options = BufferOptions::new().capacity(1 << 20);
+    /// let buffer = options.open(&name)?;
+    /// assert_eq!(buffer.name(), name);
+    /// assert!(matches!(options.open("a/b"), Err(OpenError::InvalidName { .. })));
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     ///
     /// # Errors
     /// See [`OpenError`]; nothing is created or changed when one is returned, except that a segment left unfinished by a creator
@@ -116,6 +187,18 @@ impl BufferOptions {
 }
 
 /// A channel, as [`Buffer::channels`] found it.
+///
+/// ```
+/// # let name = format!("doc-channel-info-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// let tx = ctx.producer::<f32>(-3)?;
+/// let info = &buffer.channels()?[0];
+/// assert_eq!((info.id, info.kind, info.capacity, info.queued), (-3, "spsc", 1024, 0));
+/// assert_eq!((info.producer, info.consumer), (Some(std::process::id()), None));
+/// # drop(tx);
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ChannelInfo {
@@ -140,6 +223,14 @@ pub struct ChannelInfo {
 impl Buffer {
     /// Opens the buffer `name`, creating it if there is none, with default [`BufferOptions`].
     ///
+    /// ```
+    /// # let name = format!("doc-open-{}", std::process::id());
+    /// use ipc_buffer::Buffer;
+    /// let buffer = Buffer::open(&name)?;
+    /// assert_eq!((buffer.name(), buffer.capacity()), (name.as_str(), 1 << 30));
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// See [`BufferOptions::open`].
     pub fn open(name: &str) -> Result<Self, OpenError> {
@@ -147,6 +238,14 @@ impl Buffer {
     }
 
     /// Options to open a buffer with.
+    ///
+    /// ```
+    /// # let name = format!("doc-options-fn-{}", std::process::id());
+    /// use ipc_buffer::Buffer;
+    /// let buffer = Buffer::options().capacity(1 << 20).open(&name)?;
+    /// assert_eq!(buffer.capacity(), 1 << 20);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     #[must_use]
     pub fn options() -> BufferOptions {
         BufferOptions::new()
@@ -171,6 +270,17 @@ impl Buffer {
 
     /// This thread's context: made by the first call, the same one for every later call as long as it is open.
     ///
+    /// ```
+    /// # let name = format!("doc-buffer-context-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// let ctx = buffer.context()?;
+    /// let here = ctx.producer::<u8>(1)?;
+    /// drop(ctx);
+    /// assert!(!buffer.has_active_channels()?, "its last handle is gone, and so are its endpoints");
+    /// # drop(here);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// `TooManyContexts`, `Forked`.
     pub fn context(&self) -> Result<ThreadContext, BufferError> {
@@ -178,16 +288,44 @@ impl Buffer {
     }
 
     /// The name it was opened by.
+    ///
+    /// ```
+    /// # let name = format!("doc-name-{}", std::process::id());
+    /// let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// assert_eq!(buffer.name(), name);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     pub fn name(&self) -> &str {
         self.hold.segment().name()
     }
 
     /// Bytes for records.
+    ///
+    /// ```
+    /// # let name = format!("doc-capacity-{}", std::process::id());
+    /// let buffer = ipc_buffer::Buffer::options().capacity(1).open(&name);
+    /// assert!(buffer.is_err(), "256 KiB is the least");
+    /// let buffer = ipc_buffer::Buffer::options().capacity(256 << 10).open(&name)?;
+    /// assert_eq!(buffer.capacity(), 256 << 10);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     pub fn capacity(&self) -> u64 {
         u64::from(self.hold.arena().geometry().units) * UNIT
     }
 
     /// Whether the segment stays when the last process leaves.
+    ///
+    /// ```
+    /// # let name = format!("doc-persistent-{}", std::process::id());
+    /// use ipc_buffer::Buffer;
+    /// let buffer = Buffer::open(&name)?;
+    /// assert!(!buffer.is_persistent());
+    /// let same = Buffer::options().persist(true).open(&name)?;
+    /// assert!(buffer.is_persistent());
+    /// Buffer::unlink(&name)?;
+    /// # drop(same);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     pub fn is_persistent(&self) -> bool {
         self.hold.arena().header().flags.load(Ordering::Acquire) & flag::PERSIST != 0
     }
@@ -212,6 +350,17 @@ impl Buffer {
 
     /// Waits until channel `id` exists; false if it did not in time.
     ///
+    /// ```
+    /// # let name = format!("doc-wait-channel-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use std::time::Duration;
+    /// assert!(!buffer.wait_for_channel(1, Duration::from_millis(1))?);
+    /// let _tx = ctx.producer::<u8>(1)?;
+    /// assert!(buffer.wait_for_channel(1, Duration::from_millis(1))?);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// `Busy`, `Forked`.
     pub fn wait_for_channel(&self, id: i64, timeout: Duration) -> Result<bool, BufferError> {
@@ -223,7 +372,19 @@ impl Buffer {
         wait::for_change(&self.hold.arena().header().directory_version, deadline, look).unwrap_or(Ok(false))
     }
 
-    /// Whether any channel has an endpoint attached.
+    /// Whether any channel has an endpoint attached, removed ones included.
+    ///
+    /// ```
+    /// # let name = format!("doc-active-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use ipc_buffer::ChannelOptions;
+    /// let tx = ctx.producer_with::<u8>(1, &ChannelOptions::new().persistent(true))?;
+    /// assert!(buffer.has_active_channels()?);
+    /// drop(tx);
+    /// assert!(buffer.has_channel(1)? && !buffer.has_active_channels()?);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     ///
     /// # Errors
     /// `Busy`, `Forked`.
@@ -389,10 +550,6 @@ impl Buffer {
 /// What the system says if the path can't be resolved.
 pub fn name_from_path(path: impl AsRef<Path>, project: u32) -> std::io::Result<String> {
     let full = path.as_ref().canonicalize()?;
-    // FNV-1a: fixed for ever, unlike the standard library's hashers.
-    let hash =
-        full.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+    let hash = fnv(full.as_os_str().as_encoded_bytes());
     Ok(format!("ipc-buffer-{hash:016x}-{project}"))
 }

@@ -32,10 +32,36 @@ use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
 /// The sending end of a [`Channel`].
+///
+/// ```
+/// # let name = format!("doc-producer-marker-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// use ipc_buffer::{Channel, Producer};
+/// struct Sensor {
+///     readings: Channel<f32, Producer>,
+/// }
+/// let mut sensor = Sensor { readings: ctx.producer(1)? };
+/// sensor.readings.send(ctx.record(0.5)?)?;
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub enum Producer {}
 
 /// The receiving end of a [`Channel`].
+///
+/// ```
+/// # let name = format!("doc-consumer-marker-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// use ipc_buffer::{Channel, Consumer};
+/// struct Display {
+///     readings: Channel<f32, Consumer>,
+/// }
+/// let mut display = Display { readings: ctx.consumer(1)? };
+/// assert!(display.readings.try_recv().is_err(), "nothing is queued");
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub enum Consumer {}
 
@@ -46,6 +72,20 @@ mod sealed {
 }
 
 /// [`Producer`] or [`Consumer`].
+///
+/// ```
+/// # let name = format!("doc-role-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// use ipc_buffer::{Channel, Role};
+/// /// Slots left, as either end sees it.
+/// fn free_slots<R: Role>(channel: &Channel<u64, R>) -> usize {
+///     channel.capacity() - channel.len()
+/// }
+/// assert_eq!(free_slots(&ctx.producer(1)?), 1024);
+/// assert_eq!(free_slots(&ctx.consumer(1)?), 1024);
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 pub trait Role: sealed::Sealed {
     #[doc(hidden)]
     const SENDS: bool;
@@ -80,6 +120,19 @@ impl Default for ChannelOptions {
 
 impl ChannelOptions {
     /// 1024 slots, not persistent, the type's own name as its tag.
+    ///
+    /// ```
+    /// # let name = format!("doc-chan-options-new-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use ipc_buffer::ChannelOptions;
+    /// let tx = ctx.producer_with::<u64>(1, &ChannelOptions::new())?;
+    /// let info = &buffer.channels()?[0];
+    /// assert_eq!((info.capacity, info.persistent), (1024, false));
+    /// assert_eq!(info.carries, "u64 (8 bytes, align 8)");
+    /// # drop(tx);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -87,6 +140,19 @@ impl ChannelOptions {
 
     /// Records the channel can queue: a power of two from 2 to 2^24. Counts for who creates the channel; who attaches later gets
     /// what is there.
+    ///
+    /// ```
+    /// # let name = format!("doc-chan-options-cap-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use ipc_buffer::{AttachError, ChannelOptions};
+    /// let slots = |n| ChannelOptions::new().capacity(n);
+    /// assert!(matches!(ctx.producer_with::<u8>(1, &slots(3)), Err(AttachError::Capacity { capacity: 3, .. })));
+    /// let tx = ctx.producer_with::<u8>(1, &slots(4))?;
+    /// let rx = ctx.consumer_with::<u8>(1, &slots(64))?;
+    /// assert_eq!((tx.capacity(), rx.capacity()), (4, 4));
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     #[must_use]
     pub fn capacity(mut self, slots: usize) -> Self {
         self.capacity = slots;
@@ -96,15 +162,41 @@ impl ChannelOptions {
     /// Keeps the channel, with what is queued in it, when its last endpoint leaves; and a consumer that leaves is not missed:
     /// sending goes on, and waits when the channel is full, until the next one comes. The channel goes with
     /// [`Buffer::remove_channel`](crate::Buffer::remove_channel), or with the buffer. Counts for who creates the channel.
+    ///
+    /// ```
+    /// # let name = format!("doc-chan-options-persist-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use ipc_buffer::ChannelOptions;
+    /// let mut tx = ctx.producer_with::<u64>(1, &ChannelOptions::new().persistent(true))?;
+    /// tx.send(ctx.record(5)?)?;
+    /// drop(tx);
+    /// assert_eq!(*ctx.consumer::<u64>(1)?.recv()?, 5);
+    /// assert!(buffer.remove_channel(1)?);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     #[must_use]
     pub fn persistent(mut self, yes: bool) -> Self {
         self.persistent = yes;
         self
     }
 
-    /// What both ends must agree on besides size and alignment, up to 128 bytes. The default is the type's name without its
+    /// What both ends must agree on besides size and alignment. The default is the type's name without its
     /// path (`Sample`, `f64`), so that two programs may define the same type in different places. Choose a tag to tell
     /// revisions of a layout apart, or to rename a type.
+    ///
+    /// ```
+    /// # let name = format!("doc-chan-options-tag-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use ipc_buffer::{AttachError, ChannelOptions};
+    /// let tag = |tag| ChannelOptions::new().type_tag(tag);
+    /// let _tx = ctx.producer_with::<[f32; 2]>(1, &tag("point/2"))?;
+    /// let old = ctx.consumer_with::<[f32; 2]>(1, &tag("point/1"));
+    /// assert!(matches!(old, Err(AttachError::TypeMismatch { .. })));
+    /// assert!(ctx.consumer_with::<[f32; 2]>(1, &tag("point/2")).is_ok());
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     #[must_use]
     pub fn type_tag(mut self, tag: impl Into<String>) -> Self {
         self.tag = Some(tag.into());
@@ -119,14 +211,30 @@ impl ChannelOptions {
         if !self.capacity.is_power_of_two() || !(2..=directory::MAX_CAPACITY).contains(&self.capacity) {
             return Err(AttachError::Capacity { capacity: self.capacity, max: directory::MAX_CAPACITY });
         }
-        let mut tag = self.tag.clone().unwrap_or_else(|| short_name(std::any::type_name::<T::Element>()));
-        while tag.len() > directory::TAG_BYTES {
-            tag.pop();
-        }
+        let tag = self.tag.clone().unwrap_or_else(|| short_name(std::any::type_name::<T::Element>()));
+        let tag = shorten(tag, directory::TAG_BYTES);
         let size = size_of::<T::Element>() as u64;
         let kind = Kind { size, align: u32::try_from(align).unwrap_or(0), slice: T::SLICE, tag };
         Ok(Spec { kind, capacity_log2: self.capacity.trailing_zeros(), persistent: self.persistent })
     }
+}
+
+/// At most `limit` bytes that stand for `tag`: a longer one keeps its beginning, and a hash stands for all of it.
+fn shorten(tag: String, limit: usize) -> String {
+    if tag.len() <= limit {
+        return tag;
+    }
+    let hash = format!("#{:016x}", fnv(tag.as_bytes()));
+    let mut short = tag;
+    while short.len() + hash.len() > limit {
+        short.pop();
+    }
+    short + &hash
+}
+
+/// FNV-1a: fixed for ever, unlike the standard library's hashers.
+pub(crate) fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 /// A type's name without the paths: `my_crate::geo::Grid<other::Cell>` is `Grid<Cell>`.
@@ -292,22 +400,64 @@ impl<T: ?Sized + Payload, R: Role> Channel<T, R> {
     }
 
     /// The channel's id.
+    ///
+    /// ```
+    /// # let name = format!("doc-chan-id-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// assert_eq!(ctx.producer::<u8>(i64::MIN)?.id(), i64::MIN);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     pub fn id(&self) -> i64 {
         self.endpoint.id
     }
 
     /// Records it can queue; fixed when the channel was created. 0 once the endpoint is detached.
+    ///
+    /// ```
+    /// # let name = format!("doc-chan-capacity-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let tx = ctx.producer::<u8>(1)?;
+    /// assert_eq!(tx.capacity(), 1024);
+    /// drop(ctx);
+    /// assert_eq!(tx.capacity(), 0, "its context has closed");
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     pub fn capacity(&self) -> usize {
         self.endpoint.end.ring().slots.len()
     }
 
     /// Records queued. The other end may change it at any time: what the producer sees can only shrink meanwhile, what the
     /// consumer sees only grow. Looks at every queued slot.
+    ///
+    /// ```
+    /// # let name = format!("doc-chan-len-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let mut tx = ctx.producer::<u8>(1)?;
+    /// let rx = ctx.consumer::<u8>(1)?;
+    /// tx.send(ctx.record(1)?)?;
+    /// tx.send(ctx.record(2)?)?;
+    /// assert_eq!((tx.len(), rx.len()), (2, 2));
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     pub fn len(&self) -> usize {
         spsc::window(self.endpoint.end.ring()).count()
     }
 
     /// Whether nothing is queued; see [`len`](Self::len).
+    ///
+    /// ```
+    /// # let name = format!("doc-chan-empty-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let mut tx = ctx.producer::<u8>(1)?;
+    /// assert!(tx.is_empty());
+    /// tx.send(ctx.record(1)?)?;
+    /// assert!(!tx.is_empty());
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -445,6 +595,24 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
 
     /// Queues the record, waiting for a free slot.
     ///
+    /// ```
+    /// # let name = format!("doc-send-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// # use ipc_buffer::ChannelOptions;
+    /// let mut tx = ctx.producer_with::<u64>(1, &ChannelOptions::new().capacity(2))?;
+    /// # let receiver = std::thread::spawn({ let buffer = buffer.clone(); move || -> Result<u64, ipc_buffer::Error> {
+    /// #     let ctx = buffer.context()?;
+    /// #     Ok(ctx.consumer::<u64>(1)?.iter().map(|record| *record).sum())
+    /// # } });
+    /// for i in 0..100 {
+    ///     tx.send(ctx.record(i)?)?; // waits for a receiver in another thread, which frees the two slots
+    /// }
+    /// # drop(tx);
+    /// # assert_eq!(receiver.join().unwrap()?, 4950);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`try_send`](Self::try_send) without `Full`. A consumer whose process is killed counts as one that has left, within 250
     /// ms.
@@ -469,6 +637,21 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
 
     /// Queues the record, waiting for a free slot up to `timeout`.
     ///
+    /// ```
+    /// # let name = format!("doc-send-timeout-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use ipc_buffer::{ChannelOptions, SendTimeoutError};
+    /// use std::time::Duration;
+    /// let mut tx = ctx.producer_with::<u8>(1, &ChannelOptions::new().capacity(2))?;
+    /// tx.send_timeout(ctx.record(1)?, Duration::from_millis(1))?;
+    /// tx.send_timeout(ctx.record(2)?, Duration::from_millis(1))?;
+    /// let late = tx.send_timeout(ctx.record(3)?, Duration::from_millis(1));
+    /// let Err(SendTimeoutError::Timeout(record)) = late else { panic!("it has two slots") };
+    /// assert_eq!(*record, 3);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`send`](Self::send), and `Timeout`.
     pub fn send_timeout(&mut self, record: Record<T>, timeout: Duration) -> Result<(), SendTimeoutError<T>> {
@@ -476,6 +659,21 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
     }
 
     /// Queues the record, waiting for a free slot until `deadline`.
+    ///
+    /// ```
+    /// # let name = format!("doc-send-deadline-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use ipc_buffer::{ChannelOptions, SendTimeoutError};
+    /// use std::time::{Duration, Instant};
+    /// let mut tx = ctx.producer_with::<u8>(1, &ChannelOptions::new().capacity(2))?;
+    /// let deadline = Instant::now() + Duration::from_millis(1);
+    /// tx.send_deadline(ctx.record(1)?, deadline)?;
+    /// tx.send_deadline(ctx.record(2)?, deadline)?;
+    /// let late = tx.send_deadline(ctx.record(3)?, deadline);
+    /// assert!(matches!(late, Err(SendTimeoutError::Timeout(_))));
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`send`](Self::send), and `Timeout`.
@@ -511,11 +709,34 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
     }
 
     /// Whether a consumer is attached and alive now.
+    ///
+    /// ```
+    /// # let name = format!("doc-has-consumer-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let tx = ctx.producer::<u8>(1)?;
+    /// assert!(!tx.has_consumer());
+    /// let _rx = ctx.consumer::<u8>(1)?;
+    /// assert!(tx.has_consumer());
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     pub fn has_consumer(&self) -> bool {
         self.has_peer()
     }
 
     /// Waits until a consumer is attached; false if none came in time.
+    ///
+    /// ```
+    /// # let name = format!("doc-wait-consumer-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use std::time::Duration;
+    /// let tx = ctx.producer::<u8>(1)?;
+    /// assert!(!tx.wait_for_consumer(Duration::from_millis(1)));
+    /// let _rx = ctx.consumer::<u8>(1)?;
+    /// assert!(tx.wait_for_consumer(Duration::from_millis(1)));
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     pub fn wait_for_consumer(&self, timeout: Duration) -> bool {
         self.wait_for_peer(timeout)
     }
@@ -587,6 +808,22 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
 
     /// Receives the next record, waiting for it.
     ///
+    /// ```
+    /// # let name = format!("doc-recv-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let mut rx = ctx.consumer::<u64>(1)?;
+    /// # let sender = std::thread::spawn({ let buffer = buffer.clone(); move || -> Result<(), ipc_buffer::Error> {
+    /// #     let ctx = buffer.context()?;
+    /// #     Ok(ctx.producer(1)?.send(ctx.record(5_u64)?)?)
+    /// # } });
+    /// // Another thread sends one record and leaves.
+    /// assert_eq!(*rx.recv()?, 5);
+    /// assert_eq!(rx.recv().unwrap_err(), ipc_buffer::RecvError::Disconnected);
+    /// # sender.join().unwrap()?;
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`try_recv`](Self::try_recv) without `Empty`. A producer whose process is killed counts as one that has left, within
     /// 250 ms.
@@ -601,6 +838,20 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
 
     /// Receives the next record, waiting for it up to `timeout`.
     ///
+    /// ```
+    /// # let name = format!("doc-recv-timeout-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use ipc_buffer::RecvTimeoutError;
+    /// use std::time::Duration;
+    /// let (mut tx, mut rx) = (ctx.producer::<u8>(1)?, ctx.consumer::<u8>(1)?);
+    /// let wait = Duration::from_millis(1);
+    /// assert_eq!(rx.recv_timeout(wait).unwrap_err(), RecvTimeoutError::Timeout(wait));
+    /// tx.send(ctx.record(5)?)?;
+    /// assert_eq!(*rx.recv_timeout(wait)?, 5);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`recv`](Self::recv), and `Timeout`.
     pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Record<T>, RecvTimeoutError> {
@@ -609,6 +860,20 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
     }
 
     /// Receives the next record, waiting for it until `deadline`.
+    ///
+    /// ```
+    /// # let name = format!("doc-recv-deadline-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use ipc_buffer::RecvTimeoutError;
+    /// use std::time::{Duration, Instant};
+    /// let (mut tx, mut rx) = (ctx.producer::<u8>(1)?, ctx.consumer::<u8>(1)?);
+    /// tx.send(ctx.record(5)?)?;
+    /// let deadline = Instant::now() + Duration::from_millis(1);
+    /// assert_eq!(*rx.recv_deadline(deadline)?, 5);
+    /// assert!(matches!(rx.recv_deadline(deadline), Err(RecvTimeoutError::Timeout(_))));
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`recv`](Self::recv), and `Timeout`.
@@ -634,35 +899,123 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
     }
 
     /// Receives until the producer has left and everything is drained, waiting for each record.
+    ///
+    /// ```
+    /// # let name = format!("doc-chan-iter-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let (mut tx, mut rx) = (ctx.producer::<u8>(1)?, ctx.consumer::<u8>(1)?);
+    /// tx.send(ctx.record(5)?)?;
+    /// drop(tx);
+    /// let all: Vec<u8> = rx.iter().map(|record| *record).collect();
+    /// assert_eq!(all, [5]);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     pub fn iter(&mut self) -> Iter<'_, T> {
         Iter(self)
     }
 
     /// Receives what is queued now, without waiting.
+    ///
+    /// ```
+    /// # let name = format!("doc-chan-try-iter-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let (mut tx, mut rx) = (ctx.producer::<u8>(1)?, ctx.consumer::<u8>(1)?);
+    /// tx.send(ctx.record(5)?)?;
+    /// assert_eq!(rx.try_iter().count(), 1);
+    /// assert_eq!(rx.try_iter().count(), 0, "and the producer is still there");
+    /// # drop(tx);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     pub fn try_iter(&mut self) -> TryIter<'_, T> {
         TryIter(self)
     }
 
     /// Whether a producer is attached and alive now.
+    ///
+    /// ```
+    /// # let name = format!("doc-has-producer-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let rx = ctx.consumer::<u8>(1)?;
+    /// assert!(!rx.has_producer());
+    /// let _tx = ctx.producer::<u8>(1)?;
+    /// assert!(rx.has_producer());
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     pub fn has_producer(&self) -> bool {
         self.has_peer()
     }
 
     /// Waits until a producer is attached; false if none came in time.
+    ///
+    /// ```
+    /// # let name = format!("doc-wait-producer-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use std::time::Duration;
+    /// let rx = ctx.consumer::<u8>(1)?;
+    /// assert!(!rx.wait_for_producer(Duration::from_millis(1)));
+    /// let _tx = ctx.producer::<u8>(1)?;
+    /// assert!(rx.wait_for_producer(Duration::from_millis(1)));
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     pub fn wait_for_producer(&self, timeout: Duration) -> bool {
         self.wait_for_peer(timeout)
     }
 }
 
 /// Records until the producer has left; see [`Channel::iter`].
+///
+/// ```
+/// # let name = format!("doc-iter-type-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// let (mut tx, mut rx) = (ctx.producer::<u8>(1)?, ctx.consumer::<u8>(1)?);
+/// tx.send(ctx.record(5)?)?;
+/// drop(tx);
+/// for record in &mut rx {
+///     assert_eq!(*record, 5);
+/// }
+/// // The endpoint is still ours: the next producer can come.
+/// assert!(!rx.has_producer());
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Iter<'a, T: ?Sized + Payload>(&'a mut Channel<T, Consumer>);
 
 /// Records queued now; see [`Channel::try_iter`].
+///
+/// ```
+/// # let name = format!("doc-try-iter-type-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// let (mut tx, mut rx) = (ctx.producer::<u8>(1)?, ctx.consumer::<u8>(1)?);
+/// for i in 0..10 {
+///     tx.send(ctx.record(i)?)?;
+/// }
+/// let first: Vec<u8> = rx.try_iter().take(3).map(|record| *record).collect();
+/// assert_eq!((first.as_slice(), rx.len()), (&[0, 1, 2][..], 7));
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct TryIter<'a, T: ?Sized + Payload>(&'a mut Channel<T, Consumer>);
 
 /// Records until the producer has left; owns the endpoint.
+///
+/// ```
+/// # let name = format!("doc-into-iter-type-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// let mut tx = ctx.producer::<u8>(1)?;
+/// let mut records: ipc_buffer::IntoIter<u8> = ctx.consumer(1)?.into_iter();
+/// tx.send(ctx.record(5)?)?;
+/// assert_eq!(records.next().as_deref(), Some(&5));
+/// drop(records);
+/// assert!(!tx.has_consumer(), "the endpoint went with it");
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct IntoIter<T: ?Sized + Payload>(Channel<T, Consumer>);
 
@@ -716,7 +1069,14 @@ impl<'a, T: ?Sized + Payload> IntoIterator for &'a mut Channel<T, Consumer> {
 
 #[cfg(test)]
 mod tests {
-    use super::short_name;
+    use super::{short_name, shorten};
+
+    #[test]
+    fn long_tags_stay_apart() {
+        assert_eq!(shorten("a".repeat(128), 128), "a".repeat(128));
+        let (one, two) = (shorten("a".repeat(129), 128), shorten("a".repeat(130), 128));
+        assert!(one.len() == 128 && two.len() == 128 && one != two && one.starts_with("aaa"));
+    }
 
     #[test]
     fn names_lose_their_paths() {

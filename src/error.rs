@@ -8,6 +8,16 @@ use std::io;
 use std::time::Duration;
 
 /// Why a buffer could not be opened, created or removed.
+///
+/// ```
+/// # let name = format!("doc-open-error-{}", std::process::id());
+/// use ipc_buffer::{Buffer, OpenError};
+/// let buffer = Buffer::options().capacity(1 << 20).open(&name)?;
+/// let error = Buffer::options().capacity(2 << 20).open(&name).unwrap_err();
+/// let OpenError::CapacityMismatch { asked, actual, .. } = error else { panic!("{error}") };
+/// assert_eq!((asked, actual), (2 << 20, buffer.capacity()));
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
@@ -88,7 +98,9 @@ pub enum OpenError {
         name: String,
     },
     /// The buffer belongs to another user, and its mode shares it with nobody.
-    #[error("buffer {name:?} belongs to user {user} and its mode {mode:o} shares it with nobody")]
+    #[error(
+        "buffer {name:?} belongs to user {user} and its mode {mode:o} shares it with nobody; its owner can create it with BufferOptions::mode"
+    )]
     ForeignOwner {
         /// The buffer.
         name: String,
@@ -133,6 +145,20 @@ pub enum OpenError {
 }
 
 /// Why a question to a [`Buffer`](crate::Buffer) has no answer.
+///
+/// ```
+/// # let name = format!("doc-buffer-error-{}", std::process::id());
+/// use ipc_buffer::{Buffer, BufferError};
+/// let buffer = Buffer::open(&name)?;
+/// if unsafe { libc::fork() } == 0 {
+///     assert_eq!(buffer.has_channel(1), Err(BufferError::Forked));
+///     unsafe { libc::_exit(0) };
+/// }
+/// # let mut status = -1;
+/// # unsafe { libc::wait(&mut status) };
+/// # assert_eq!(status, 0);
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BufferError {
@@ -154,12 +180,22 @@ pub enum BufferError {
 }
 
 /// Why a record could not be allocated.
+///
+/// ```
+/// # let name = format!("doc-alloc-error-{}", std::process::id());
+/// use ipc_buffer::{AllocError, Buffer};
+/// let buffer = Buffer::options().capacity(1 << 20).open(&name)?;
+/// let error = buffer.context()?.slice_zeroed::<u8>(2 << 20).unwrap_err();
+/// let AllocError::OutOfMemory { asked, free } = error else { panic!("{error}") };
+/// assert!(asked > 2 << 20 && free <= 1 << 20);
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AllocError {
     /// No block of this size is free, caches of other processes and leftovers of dead ones included.
     #[error(
-        "out of memory: asked for {asked} bytes, {free} are free but not in one piece; free records or take a larger capacity"
+        "out of memory: asked for {asked} bytes in one piece, {free} are free in all; free records or take a larger capacity"
     )]
     OutOfMemory {
         /// Bytes asked for, with the header.
@@ -190,12 +226,25 @@ pub enum AllocError {
 }
 
 /// Why an endpoint could not be attached to a channel.
+///
+/// ```
+/// # let name = format!("doc-attach-error-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// use ipc_buffer::AttachError;
+/// let _tx = ctx.producer::<u64>(1)?;
+/// let mismatch = ctx.consumer::<f32>(1).unwrap_err().to_string();
+/// assert!(mismatch.starts_with("channel 1 carries u64 (8 bytes, align 8), not f32 (4 bytes, align 4)"));
+/// let taken = ctx.producer::<u64>(1).unwrap_err();
+/// assert!(matches!(taken, AttachError::RoleTaken { role: "producer", pid, .. } if pid == std::process::id()));
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttachError {
     /// The channel carries another type.
     #[error(
-        "channel {id} carries {theirs}, not {ours}; agree on one type, or give both the same ChannelOptions::type_tag"
+        "channel {id} carries {theirs}, not {ours}; agree on one type (if only the names differ, on one ChannelOptions::type_tag)"
     )]
     TypeMismatch {
         /// The channel.
@@ -238,7 +287,7 @@ pub enum AttachError {
         limit: u32,
     },
     /// There is no room for the channel's slots.
-    #[error("out of memory for a new channel: asked for {asked} bytes, {free} are free but not in one piece")]
+    #[error("out of memory for a new channel: asked for {asked} bytes in one piece, {free} are free in all")]
     OutOfMemory {
         /// Bytes asked for.
         asked: u64,
@@ -266,7 +315,8 @@ pub enum AttachError {
 }
 
 macro_rules! send_error {
-    ($(#[$doc:meta])* $name:ident { $($(#[$extra_doc:meta])* $extra:ident = $text:literal,)? }) => {
+    ($(#[$doc:meta])* $name:ident { $($(#[$extra_doc:meta])* $extra:ident = $text:literal,)? }
+     $(#[$into_doc:meta])* into_record) => {
         $(#[$doc])*
         #[non_exhaustive]
         pub enum $name<T: ?Sized + Payload> {
@@ -282,7 +332,7 @@ macro_rules! send_error {
         }
 
         impl<T: ?Sized + Payload> $name<T> {
-            /// The record that was not sent.
+            $(#[$into_doc])*
             pub fn into_record(self) -> Record<T> {
                 match self {
                     $(Self::$extra(record) => record,)?
@@ -327,24 +377,119 @@ const CLOSED: &str = "the endpoint's context is closed; keep its ThreadContext a
 
 send_error! {
     /// Why a record was not sent; each variant gives it back.
+    ///
+    /// ```
+    /// # let name = format!("doc-send-error-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use ipc_buffer::SendError;
+    /// let mut tx = ctx.producer::<u8>(1)?;
+    /// drop(ctx.consumer::<u8>(1)?);
+    /// let error = tx.send(ctx.record(5)?).unwrap_err();
+    /// let SendError::Disconnected(record) = error else { panic!("{error}") };
+    /// assert_eq!(*record, 5);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     SendError {}
+    /// The record that was not sent.
+    ///
+    /// ```
+    /// # let name = format!("doc-send-error-into-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let mut tx = ctx.producer::<u8>(1)?;
+    /// drop(ctx.consumer::<u8>(1)?);
+    /// let record = tx.send(ctx.record(5)?).unwrap_err().into_record();
+    /// assert_eq!(*record, 5);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    into_record
 }
 send_error! {
     /// Why a record was not sent at once; each variant gives it back.
+    ///
+    /// ```
+    /// # let name = format!("doc-try-send-error-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use ipc_buffer::{Buffer, TrySendError};
+    /// # let other_name = format!("{name}-2");
+    /// let other = Buffer::open(&other_name)?;
+    /// let mut tx = ctx.producer::<u8>(1)?;
+    /// let error = tx.try_send(other.context()?.record(5)?).unwrap_err();
+    /// let TrySendError::ForeignRecord(record) = error else { panic!("{error}") };
+    /// assert_eq!(*record, 5);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     TrySendError {
         /// Every slot is taken.
         Full = "the channel is full; the record is handed back",
     }
+    /// The record that was not sent.
+    ///
+    /// ```
+    /// # let name = format!("doc-try-send-error-into-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let mut tx = ctx.producer::<u8>(1)?;
+    /// drop(ctx.consumer::<u8>(1)?);
+    /// let record = tx.try_send(ctx.record(5)?).unwrap_err().into_record();
+    /// assert_eq!(*record, 5);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    into_record
 }
 send_error! {
     /// Why a record was not sent in time; each variant gives it back.
+    ///
+    /// ```
+    /// # let name = format!("doc-send-timeout-error-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use ipc_buffer::{ChannelOptions, SendTimeoutError};
+    /// use std::time::Duration;
+    /// let mut tx = ctx.producer_with::<u8>(1, &ChannelOptions::new().capacity(2))?;
+    /// tx.send(ctx.record(1)?)?;
+    /// tx.send(ctx.record(2)?)?;
+    /// let error = tx.send_timeout(ctx.record(3)?, Duration::from_millis(1)).unwrap_err();
+    /// let SendTimeoutError::Timeout(record) = error else { panic!("{error}") };
+    /// assert_eq!(*record, 3);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     SendTimeoutError {
         /// Every slot was taken until the time was up.
         Timeout = "the channel stayed full until the time was up; the record is handed back",
     }
+    /// The record that was not sent.
+    ///
+    /// ```
+    /// # let name = format!("doc-send-timeout-error-into-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use std::time::Duration;
+    /// let mut tx = ctx.producer::<u8>(1)?;
+    /// drop(ctx.consumer::<u8>(1)?);
+    /// let error = tx.send_timeout(ctx.record(5)?, Duration::from_millis(1)).unwrap_err();
+    /// assert_eq!(*error.into_record(), 5);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    into_record
 }
 
 /// Why a wait for a record ended without one.
+///
+/// ```
+/// # let name = format!("doc-recv-error-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// use ipc_buffer::RecvError;
+/// let mut rx = ctx.consumer::<u8>(1)?;
+/// drop(ctx.producer::<u8>(1)?);
+/// assert_eq!(rx.recv().unwrap_err(), RecvError::Disconnected);
+/// ctx.producer(1)?.send(ctx.record(5_u8)?)?;
+/// assert_eq!(*rx.recv()?, 5);
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecvError {
@@ -363,6 +508,18 @@ pub enum RecvError {
 }
 
 /// Why there is no record now.
+///
+/// ```
+/// # let name = format!("doc-try-recv-error-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// use ipc_buffer::{RecvError, TryRecvError};
+/// let mut rx = ctx.consumer::<u8>(1)?;
+/// assert_eq!(rx.try_recv().unwrap_err(), TryRecvError::Empty);
+/// drop(ctx);
+/// assert_eq!(rx.try_recv().unwrap_err(), TryRecvError::Recv(RecvError::ContextClosed));
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TryRecvError {
@@ -375,6 +532,21 @@ pub enum TryRecvError {
 }
 
 /// Why a wait with an end gave no record.
+///
+/// ```
+/// # let name = format!("doc-recv-timeout-error-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// use ipc_buffer::{RecvError, RecvTimeoutError};
+/// use std::time::Duration;
+/// let mut rx = ctx.consumer::<u8>(1)?;
+/// let error = rx.recv_timeout(Duration::from_millis(2)).unwrap_err();
+/// assert_eq!(error.to_string(), "nothing was received within 2ms");
+/// drop(ctx.producer::<u8>(1)?);
+/// let error = rx.recv_timeout(Duration::from_millis(2)).unwrap_err();
+/// assert_eq!(error, RecvTimeoutError::Recv(RecvError::Disconnected));
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecvTimeoutError {
@@ -387,6 +559,21 @@ pub enum RecvTimeoutError {
 }
 
 /// Any error of this crate, for `?`. What a failed send gave back is dropped, which frees it.
+///
+/// ```
+/// # let name = format!("doc-error-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// use ipc_buffer::{Error, ThreadContext};
+/// fn next(ctx: &ThreadContext) -> Result<u64, Error> {
+///     let mut rx = ctx.consumer::<u64>(1)?;
+///     Ok(*rx.try_recv()?)
+/// }
+/// assert!(matches!(next(&ctx), Err(Error::Empty)));
+/// let _tx = ctx.producer::<f32>(1)?;
+/// assert!(matches!(next(&ctx), Err(Error::Attach(_))));
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -394,7 +581,7 @@ pub enum Error {
     #[error("the handle was made before fork; open the buffer anew in the child")]
     Forked,
     /// No memory for a record or a channel.
-    #[error("out of memory: asked for {asked} bytes, {free} are free but not in one piece")]
+    #[error("out of memory: asked for {asked} bytes in one piece, {free} are free in all")]
     OutOfMemory {
         /// Bytes asked for.
         asked: u64,

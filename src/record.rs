@@ -32,6 +32,20 @@ mod sealed {
 /// What a record can hold and a channel can carry: any plain-data type (`bytemuck::Pod`), or a slice of one.
 ///
 /// Sealed: derive [`bytemuck::Pod`] for a type, and both forms work.
+///
+/// ```
+/// # let name = format!("doc-payload-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// use ipc_buffer::{Payload, Record};
+/// /// Bytes of an element, for records of either form.
+/// fn element_bytes<T: ?Sized + Payload>(_: &Record<T>) -> usize {
+///     size_of::<T::Element>()
+/// }
+/// assert_eq!(element_bytes(&ctx.record(5_u32)?), 4);
+/// assert_eq!(element_bytes(&ctx.slice_from(&[5_u32, 6])?), 4);
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 pub trait Payload: sealed::Sealed {
     /// The type itself, or what it is a slice of.
     type Element: Pod;
@@ -145,6 +159,17 @@ impl<T: ?Sized + Payload> AsMut<T> for Record<T> {
 
 impl<T: ?Sized + Payload> Record<T> {
     /// Bytes the block has room for from the payload's start on: at least the payload's size, fixed at allocation.
+    ///
+    /// ```
+    /// # let name = format!("doc-capacity-bytes-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let mut bytes = ctx.slice_zeroed::<u8>(100)?;
+    /// let room = bytes.capacity_bytes();
+    /// bytes.truncate(1);
+    /// assert!(room >= 100 && bytes.capacity_bytes() == room);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     pub fn capacity_bytes(&self) -> usize {
         // SAFETY: invariant 2: the attachment is there as long as the record.
         let arena = unsafe { self.attachment.as_ref() }.arena();
@@ -244,6 +269,18 @@ impl<T: Pod> Record<[T]> {
 /// A record whose contents are not yet chosen: what it holds is whatever lay there before, possibly another record's bytes.
 ///
 /// Dropping it early frees the block.
+///
+/// ```
+/// # let name = format!("doc-uninit-type-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// use std::io::Read;
+/// let mut record = ctx.slice_uninit::<u8>(5)?;
+/// let mut source = &b"hello world"[..];
+/// source.read_exact(record.as_mut()).expect("five bytes");
+/// assert_eq!(&*record.assume_init(), b"hello");
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 pub struct RecordUninit<T: ?Sized + Payload>(Record<T>);
 
 impl<T: ?Sized + Payload> fmt::Debug for RecordUninit<T> {
@@ -254,6 +291,16 @@ impl<T: ?Sized + Payload> fmt::Debug for RecordUninit<T> {
 
 impl<T: Pod> RecordUninit<T> {
     /// Writes the value.
+    ///
+    /// ```
+    /// # let name = format!("doc-uninit-write-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let room = ctx.uninit::<[u32; 2]>()?;
+    /// let record = room.write([1, 2]);
+    /// assert_eq!(record[1], 2);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     #[inline(always)]
     pub fn write(mut self, value: T) -> Record<T> {
         *self.0 = value;
@@ -264,6 +311,16 @@ impl<T: Pod> RecordUninit<T> {
 impl<T: Pod> RecordUninit<[T]> {
     /// Copies `from` into the slice, element by element.
     ///
+    /// ```
+    /// # let name = format!("doc-uninit-copy-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let room = ctx.slice_uninit::<u16>(3)?;
+    /// let record = room.copy_from_slice(&[7, 8, 9]);
+    /// assert_eq!(&*record, [7, 8, 9]);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
     /// # Panics
     /// If the lengths differ.
     pub fn copy_from_slice(mut self, from: &[T]) -> Record<[T]> {
@@ -272,6 +329,16 @@ impl<T: Pod> RecordUninit<[T]> {
     }
 
     /// Sets element `i` to `element(i)`, for each.
+    ///
+    /// ```
+    /// # let name = format!("doc-uninit-fill-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let room = ctx.slice_uninit::<u32>(4)?;
+    /// let record = room.fill_with(|i| 1 << i);
+    /// assert_eq!(&*record, [1, 2, 4, 8]);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     pub fn fill_with(mut self, mut element: impl FnMut(usize) -> T) -> Record<[T]> {
         for (i, slot) in self.0.iter_mut().enumerate() {
             *slot = element(i);
@@ -282,6 +349,16 @@ impl<T: Pod> RecordUninit<[T]> {
 
 impl<T: ?Sized + Payload> RecordUninit<T> {
     /// Takes the contents as they are. Safe, because every byte pattern is a value of plain data; which one is unspecified.
+    ///
+    /// ```
+    /// # let name = format!("doc-uninit-assume-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let mut room = ctx.slice_uninit::<u8>(3)?;
+    /// room.as_mut().fill(b'x');
+    /// assert_eq!(&*room.assume_init(), b"xxx");
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
     pub fn assume_init(self) -> Record<T> {
         self.0
     }

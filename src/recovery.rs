@@ -35,6 +35,24 @@ use crate::sync::Ordering;
 use crate::sys::lease;
 
 /// What reaping gave back.
+///
+/// ```
+/// # let victim = std::env::var("DOC_REAPED");
+/// # let name = victim.clone().unwrap_or(format!("doc-reaped-{}", std::process::id()));
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// # if victim.is_ok() {
+/// #     let _kept = ctx.record(1_u64)?;
+/// #     std::process::exit(0);
+/// # }
+/// # let mut another = std::process::Command::new(std::env::current_exe().unwrap());
+/// # another.env("DOC_REAPED", &name);
+/// // Another process allocates a record and ends without dropping it.
+/// assert!(another.status().is_ok_and(|status| status.success()));
+/// let reaped = buffer.reap()?;
+/// assert_eq!((reaped.processes, reaped.records, reaped.endpoints), (1, 1, 0));
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Reaped {

@@ -10,6 +10,19 @@ use crate::sync::Ordering;
 
 /// How a buffer's memory is used; made by [`Buffer::stats`](crate::Buffer::stats). Under traffic, a snapshot whose parts are from
 /// slightly different moments.
+///
+/// ```
+/// # let name = format!("doc-stats-type-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// let large = ctx.slice_zeroed::<u8>(1 << 20)?;
+/// let stats = buffer.stats()?;
+/// assert_eq!((stats.large_records, stats.used_bytes), (1, stats.large_bytes));
+/// drop(large);
+/// let stats = buffer.stats()?;
+/// assert!(stats.used_bytes == 0 && stats.high_water_bytes > 1 << 20);
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -32,6 +45,18 @@ pub struct Stats {
 }
 
 /// Part of [`Stats`]: one size class.
+///
+/// ```
+/// # let name = format!("doc-stats-class-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// let kept = ctx.record(1_u64)?;
+/// let class = &buffer.stats()?.classes[0];
+/// assert_eq!(class.block_bytes, 64);
+/// assert_eq!(class.blocks - class.free - class.cached, 1);
+/// # drop(kept);
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ClassStats {

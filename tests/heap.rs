@@ -340,16 +340,19 @@ fn another_contexts_idle_cache() {
     }
     let name = Name::new("idle");
     let buffer = Buffer::options().capacity(capacity as u64).open(&name).unwrap();
-    let (ready, go) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let (go, goes) = std::sync::mpsc::channel::<()>();
     std::thread::scope(|scope| {
+        let go = go;
         scope.spawn(|| {
             let ctx = idle(&buffer);
-            ready.wait();
-            go.wait();
+            ready.send(()).unwrap();
+            // Ends when the other thread is done with it, be it by a panic.
+            let _ = goes.into_iter().next();
             // What it cached is gone, and it goes on.
             assert_eq!(*ctx.record(5_u64).unwrap(), 5);
         });
-        ready.wait();
+        is_ready.recv().unwrap();
         let _other = common::start("another_contexts_idle_cache", "idle", &name);
         assert!(buffer.wait_for_channel(1, LONG).unwrap());
         let ctx = buffer.context().unwrap();
@@ -359,7 +362,7 @@ fn another_contexts_idle_cache() {
             let used: usize = until_full(&ctx, bytes).iter().map(|record| record.capacity_bytes() + 16).sum();
             assert!(used * 100 >= capacity * 85, "{used} of {capacity} bytes by records of {bytes}");
         }
-        go.wait();
+        drop(go);
     });
     buffer.reap().unwrap();
     let ctx = buffer.context().unwrap();
