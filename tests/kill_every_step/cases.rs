@@ -149,6 +149,7 @@ fn wealthy(name: &str) {
 /// Dies making a channel, inside the control lock, if killed late enough.
 fn creator(name: &str) {
     let ctx = context(name);
+    drop(ctx.producer_with::<[u64]>(4, &passing()).unwrap());
     stop();
     let tx = ctx.producer_with::<[u64]>(3, &passing()).unwrap();
     stop();
@@ -448,12 +449,19 @@ pub fn all() -> Vec<Case> {
         })
         .corpse(wealthy, 0)
         .expect(1, 1..=1, 4..=4),
-        case("reap_a_half_made_channel", |name| {
+        case("reap_a_channel_being_made", |name| {
             let buffer = open(name);
             stop();
             assert_eq!(buffer.reap().unwrap().processes, 1);
             stop();
         })
-        .corpse(creator, 100),
+        .corpse(creator, 20),
+        case("reap_a_channel_nearly_made", |name| {
+            let buffer = open(name);
+            stop();
+            assert_eq!(buffer.reap().unwrap().processes, 1);
+            stop();
+        })
+        .corpse(creator, 55),
     ]
 }

@@ -25,6 +25,10 @@ struct Plan {
     /// Of the other states, one in so many.
     one_in: u64,
     kills: u64,
+    /// As many kills as that many events from the start allow.
+    kill_events: u64,
+    /// One in so many copies is opened by a reaper first that is killed while opening.
+    reaper_one_in: u64,
     /// Only this one: after so many events and instructions.
     only: Option<(u64, u64)>,
 }
@@ -34,7 +38,10 @@ struct Counts {
     events: usize,
     states: usize,
     checked: usize,
+    reapers: usize,
     kills: usize,
+    /// Events at which a storing instruction was executed for the first time.
+    firsts: Vec<u64>,
 }
 
 /// What is being checked, for the report of a failure.
@@ -57,9 +64,9 @@ pub fn main() {
         }
     }
     let plan = if full {
-        Plan { full, executions: u32::MAX, one_in: 1, kills: 200, only }
+        Plan { full, executions: u32::MAX, one_in: 1, kills: 200, kill_events: 400_000, reaper_one_in: 8, only }
     } else {
-        Plan { full, executions: 1, one_in: 400, kills: 6, only }
+        Plan { full, executions: 1, one_in: 50, kills: 8, kill_events: 30_000, reaper_one_in: 4, only }
     };
     let chosen = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
     let (mut passed, mut failed) = (0, 0);
@@ -75,10 +82,10 @@ pub fn main() {
             breadth(&case, &plan, &mut rng, &mut counts);
             truth(&case, &plan, &mut rng, &mut counts);
         }));
-        let Counts { events, states, checked, kills } = counts;
+        let Counts { events, states, checked, reapers, kills, .. } = counts;
         let said = if ended.is_ok() { "ok" } else { "FAILED" };
         println!(
-            "test {} ... {said} ({events} events, {states} states, {checked} of them checked, {kills} kills)",
+            "test {} ... {said} ({events} events, {states} states, {checked} checked, {kills} kills, {reapers} of reapers)",
             case.name
         );
         if ended.is_err() {
@@ -87,9 +94,11 @@ pub fn main() {
         (passed, failed) = (passed + u32::from(ended.is_ok()), failed + u32::from(ended.is_err()));
         total.states += states;
         total.checked += checked;
+        total.reapers += reapers;
         total.kills += kills;
     }
-    println!("{} states, {} of them checked, {} kills; seed {seed}", total.states, total.checked, total.kills);
+    let Counts { states, checked, reapers, kills, .. } = total;
+    println!("{states} states, {checked} of them checked; {kills} kills, {reapers} of reapers; seed {seed}");
     println!("{passed} passed, {failed} failed");
     std::process::exit(i32::from(failed > 0));
 }
@@ -219,10 +228,19 @@ fn breadth(case: &Case, plan: &Plan, rng: &mut Rng, counts: &mut Counts) {
                 Event::Store { at, .. } => *executed.entry(at).and_modify(|n| *n += 1).or_insert(1),
                 _ => 1,
             };
+            if times == 1 {
+                counts.firsts.push(counts.events as u64);
+            }
             if plan.full || times <= plan.executions || rng.below(plan.one_in) == 0 {
                 note(format!("in the copy after event {}, {event:x?}", counts.events));
                 counts.checked += 1;
-                check_copy(case, &image, &mut history);
+                check_copy(case, &image, None, Some(&mut history));
+                if rng.below(plan.reaper_one_in) == 0 {
+                    let killed_after = rng.size(1, 3000);
+                    note(format!("after event {}, {event:x?}, opener killed after {killed_after}", counts.events));
+                    (counts.reapers, counts.kills) = (counts.reapers + 1, counts.kills + 1);
+                    check_copy(case, &image, Some(killed_after), None);
+                }
             }
         }
         note(format!("after event {}, {event:x?}", counts.events));
@@ -257,9 +275,18 @@ fn breadth(case: &Case, plan: &Plan, rng: &mut Rng, counts: &mut Counts) {
 #[derive(Default)]
 struct History(HashMap<i64, (u64, u64)>);
 
-fn check_copy(case: &Case, image: &Image, history: &mut History) {
+fn check_copy(case: &Case, image: &Image, reaper_events: Option<usize>, mut history: Option<&mut History>) {
     let name = Name::new("copy");
     image.copy(&name);
+    if let Some(events) = reaper_events {
+        let part = || {
+            let _ = Buffer::options().must_exist(true).open(&name).map(std::mem::forget);
+            crate::tracee::stop();
+        };
+        let mut reaper = Tracee::fork(&name.path(), part);
+        reaper.observe();
+        let _ = (0..events).all(|_| reaper.next() != Event::Stopped);
+    }
     let buffer = match Buffer::options().must_exist(true).open(&name) {
         Ok(buffer) => buffer,
         // An empty file is no segment yet, and is removed; then one is made.
@@ -274,7 +301,7 @@ fn check_copy(case: &Case, image: &Image, history: &mut History) {
     for expect in &case.expect {
         let numbers = drain(&buffer, &ctx, expect);
         delivered += numbers.as_ref().map_or(0, Vec::len);
-        judge(expect, numbers.as_deref(), Some(history));
+        judge(expect, numbers.as_deref(), history.as_deref_mut());
     }
     let queued: u64 = audit.queued.iter().map(|queued| queued.records).sum();
     assert_eq!(delivered as u64, queued, "everything queued is delivered");
@@ -338,12 +365,17 @@ fn finish(buffer: &Buffer, ctx: ThreadContext) {
 
 fn truth(case: &Case, plan: &Plan, rng: &mut Rng, counts: &mut Counts) {
     let events = counts.events as u64;
-    let kills = plan.kills.min(events);
-    for n in 0..kills {
-        // One in each of so many equal parts.
-        let (from, to) = (n * events / kills, (n + 1) * events / kills);
-        let (after, steps) = (from + rng.below((to - from).max(1)), rng.below(30));
-        kill(case, after, steps, n % 2 == 0);
+    let kills = plan.kills.min(events).min(plan.kill_events / events);
+    for n in 0..2 * kills {
+        // One in each of so many equal parts, and as many where an instruction stores for the first time.
+        let (from, to) = (n / 2 * events / kills, (n / 2 + 1) * events / kills);
+        let after = if n % 2 == 0 || counts.firsts.is_empty() {
+            from + rng.below((to - from).max(1))
+        } else {
+            counts.firsts[rng.below(counts.firsts.len() as u64) as usize]
+        };
+        let steps = rng.below(30);
+        kill(case, after, steps, n / 2 % 2 == 0);
         counts.kills += 1;
     }
 }
