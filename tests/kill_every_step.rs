@@ -6,8 +6,12 @@
 //! - *Truth*: the same operation again, killed for good after the k-th event and some instructions, with a live process
 //!   attached, which waits, reaps, and goes on.
 //!
-//! Without arguments: of each storing instruction the states after the first times it is executed, and some of the others.
-//! `--full` (or `IPC_BUFFER_KILL_FULL=1`): every distinct state. Other arguments choose cases by a part of their names.
+//! - *Second kill*: some of the copies are opened first by a process that is killed while it reaps, then judged as above.
+//!
+//! Without arguments: of each storing instruction the state after its first execution, and some of the others. `--full` (or
+//! `IPC_BUFFER_KILL_FULL=1`): every distinct state; best with `--release`, which also is the code that is used. `--seed N` chooses
+//! other samples; a failed kill says how to repeat it (`CASE --kill EVENTS,INSTRUCTIONS`). Other arguments choose cases by a part of
+//! their names.
 #![allow(clippy::unwrap_used, clippy::type_complexity, unreachable_pub)]
 #![allow(unsafe_code)] // fork, ptrace
 

@@ -29,18 +29,23 @@ pub struct Expect {
     pub may_vanish: bool,
 }
 
+/// Somebody who is killed, and after how many events.
+type Corpse = (fn(&str), usize);
+
 pub struct Case {
     pub name: &'static str,
     /// Prepares, calls `stop`, operates, calls `stop`. What it has then is not dropped.
     pub victim: fn(&str),
     pub survivor: fn(&str) -> Survivor,
     /// Killed right before the operation: at its first stop, or after so many events from there on.
-    pub corpse: Option<(fn(&str), usize)>,
+    pub corpse: Option<Corpse>,
+    /// Takes tens of thousands of events: left to `--full`, unless it is asked for by name.
+    pub is_long: bool,
     pub expect: Vec<Expect>,
 }
 
 fn case(name: &'static str, victim: fn(&str)) -> Case {
-    Case { name, victim, survivor: attached, corpse: None, expect: Vec::new() }
+    Case { name, victim, survivor: attached, corpse: None, is_long: false, expect: Vec::new() }
 }
 
 impl Case {
@@ -55,6 +60,10 @@ impl Case {
     fn expect(mut self, id: i64, first: RangeInclusive<u64>, sent: RangeInclusive<u64>) -> Self {
         self.expect.push(Expect { id, first, sent, may_vanish: false });
         self
+    }
+
+    fn long(self) -> Self {
+        Self { is_long: true, ..self }
     }
 
     fn or_gone(mut self) -> Self {
@@ -149,6 +158,7 @@ fn wealthy(name: &str) {
 /// Dies making a channel, inside the control lock, if killed late enough.
 fn creator(name: &str) {
     let ctx = context(name);
+    drop(ctx.producer_with::<[u64]>(4, &passing()).unwrap());
     stop();
     let tx = ctx.producer_with::<[u64]>(3, &passing()).unwrap();
     stop();
@@ -223,8 +233,9 @@ pub fn all() -> Vec<Case> {
             let ctx = context(name);
             let mut tx = ctx.producer_with::<[u64]>(1, &kept()).unwrap();
             send(&ctx, &mut tx, 0..3);
+            let record = work::numbered(&ctx, 3, 20);
             stop();
-            send(&ctx, &mut tx, 3..4);
+            tx.try_send(record).unwrap();
             stop();
             drop(tx);
         })
@@ -268,9 +279,10 @@ pub fn all() -> Vec<Case> {
             let mut tx = ctx.producer_with::<[u64]>(1, &kept()).unwrap();
             let mut rx = ctx.consumer_with::<[u64]>(1, &kept()).unwrap();
             send(&ctx, &mut tx, 0..2);
+            let records: Vec<_> = (2..5).map(|number| work::numbered(&ctx, number, 20)).collect();
             stop();
-            for number in 2..5 {
-                send(&ctx, &mut tx, number..number + 1);
+            for record in records {
+                tx.try_send(record).unwrap();
                 drop(rx.try_recv().unwrap());
             }
             stop();
@@ -448,12 +460,20 @@ pub fn all() -> Vec<Case> {
         })
         .corpse(wealthy, 0)
         .expect(1, 1..=1, 4..=4),
-        case("reap_a_half_made_channel", |name| {
+        case("reap_a_channel_being_made", |name| {
             let buffer = open(name);
             stop();
             assert_eq!(buffer.reap().unwrap().processes, 1);
             stop();
         })
-        .corpse(creator, 100),
+        .corpse(creator, 20)
+        .long(),
+        case("reap_a_channel_nearly_made", |name| {
+            let buffer = open(name);
+            stop();
+            assert_eq!(buffer.reap().unwrap().processes, 1);
+            stop();
+        })
+        .corpse(creator, 55),
     ]
 }

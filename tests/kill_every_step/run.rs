@@ -25,6 +25,12 @@ struct Plan {
     /// Of the other states, one in so many.
     one_in: u64,
     kills: u64,
+    /// As many kills as that many events from the start allow.
+    kill_events: u64,
+    /// One in so many copies is opened by a reaper first that is killed while opening.
+    reaper_one_in: u64,
+    /// Only this one: after so many events and instructions.
+    only: Option<(u64, u64)>,
 }
 
 #[derive(Default)]
@@ -32,7 +38,10 @@ struct Counts {
     events: usize,
     states: usize,
     checked: usize,
+    reapers: usize,
     kills: usize,
+    /// Events at which a storing instruction was executed for the first time.
+    firsts: Vec<u64>,
 }
 
 /// What is being checked, for the report of a failure.
@@ -41,6 +50,7 @@ static AT: Mutex<String> = Mutex::new(String::new());
 pub fn main() {
     let mut full = std::env::var_os("IPC_BUFFER_KILL_FULL").is_some();
     let mut seed = 1;
+    let mut only = None;
     let mut filters = Vec::new();
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -48,30 +58,37 @@ pub fn main() {
             "--list" => return cases::all().iter().for_each(|case| println!("{}: test", case.name)),
             "--full" => full = true,
             "--seed" => seed = arguments.next().and_then(|seed| seed.parse().ok()).expect("--seed N"),
+            "--kill" => only = arguments.next().and_then(|at| event_and_step(&at)),
             _ if argument.starts_with('-') => {}
             _ => filters.push(argument),
         }
     }
     let plan = if full {
-        Plan { full, executions: u32::MAX, one_in: 1, kills: 200 }
+        Plan { full, executions: u32::MAX, one_in: 1, kills: 150, kill_events: 200_000, reaper_one_in: 8, only }
     } else {
-        Plan { full, executions: 1, one_in: 400, kills: 6 }
+        Plan { full, executions: 1, one_in: 50, kills: 8, kill_events: 30_000, reaper_one_in: 4, only }
     };
-    let chosen = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
+    let chosen = |case: &Case| {
+        let named = filters.iter().any(|filter| case.name.contains(filter.as_str()));
+        named || filters.is_empty() && (full || !case.is_long)
+    };
     let (mut passed, mut failed) = (0, 0);
     let mut total = Counts::default();
-    for case in cases::all().into_iter().filter(|case| chosen(case.name)) {
+    for case in cases::all().into_iter().filter(chosen) {
         let _dog = Watchdog::new(Duration::from_secs(if full { 3600 } else { 120 }));
         let mut counts = Counts::default();
         let mut rng = Rng::new(seed);
         let ended = catch_unwind(AssertUnwindSafe(|| {
+            if let Some((after, steps)) = plan.only {
+                return kill(&case, after, steps, false);
+            }
             breadth(&case, &plan, &mut rng, &mut counts);
             truth(&case, &plan, &mut rng, &mut counts);
         }));
-        let Counts { events, states, checked, kills } = counts;
+        let Counts { events, states, checked, reapers, kills, .. } = counts;
         let said = if ended.is_ok() { "ok" } else { "FAILED" };
         println!(
-            "test {} ... {said} ({events} events, {states} states, {checked} of them checked, {kills} kills)",
+            "test {} ... {said} ({events} events, {states} states, {checked} checked, {kills} kills, {reapers} of reapers)",
             case.name
         );
         if ended.is_err() {
@@ -80,11 +97,18 @@ pub fn main() {
         (passed, failed) = (passed + u32::from(ended.is_ok()), failed + u32::from(ended.is_err()));
         total.states += states;
         total.checked += checked;
+        total.reapers += reapers;
         total.kills += kills;
     }
-    println!("{} states, {} of them checked, {} kills; seed {seed}", total.states, total.checked, total.kills);
+    let Counts { states, checked, reapers, kills, .. } = total;
+    println!("{states} states, {checked} of them checked; {kills} kills, {reapers} of reapers; seed {seed}");
     println!("{passed} passed, {failed} failed");
     std::process::exit(i32::from(failed > 0));
+}
+
+fn event_and_step(text: &str) -> Option<(u64, u64)> {
+    let (event, step) = text.split_once(',')?;
+    Some((event.parse().ok()?, step.parse().ok()?))
 }
 
 fn note(what: String) {
@@ -207,10 +231,19 @@ fn breadth(case: &Case, plan: &Plan, rng: &mut Rng, counts: &mut Counts) {
                 Event::Store { at, .. } => *executed.entry(at).and_modify(|n| *n += 1).or_insert(1),
                 _ => 1,
             };
+            if times == 1 {
+                counts.firsts.push(counts.events as u64);
+            }
             if plan.full || times <= plan.executions || rng.below(plan.one_in) == 0 {
                 note(format!("in the copy after event {}, {event:x?}", counts.events));
                 counts.checked += 1;
-                check_copy(case, &image, &mut history);
+                check_copy(case, &image, None, Some(&mut history));
+                if rng.below(plan.reaper_one_in) == 0 {
+                    let killed_after = rng.size(1, 3000);
+                    note(format!("after event {}, {event:x?}, opener killed after {killed_after}", counts.events));
+                    (counts.reapers, counts.kills) = (counts.reapers + 1, counts.kills + 1);
+                    check_copy(case, &image, Some(killed_after), None);
+                }
             }
         }
         note(format!("after event {}, {event:x?}", counts.events));
@@ -245,9 +278,18 @@ fn breadth(case: &Case, plan: &Plan, rng: &mut Rng, counts: &mut Counts) {
 #[derive(Default)]
 struct History(HashMap<i64, (u64, u64)>);
 
-fn check_copy(case: &Case, image: &Image, history: &mut History) {
+fn check_copy(case: &Case, image: &Image, reaper_events: Option<usize>, mut history: Option<&mut History>) {
     let name = Name::new("copy");
     image.copy(&name);
+    if let Some(events) = reaper_events {
+        let part = || {
+            let _ = Buffer::options().must_exist(true).open(&name).map(std::mem::forget);
+            crate::tracee::stop();
+        };
+        let mut reaper = Tracee::fork(&name.path(), part);
+        reaper.observe();
+        let _ = (0..events).all(|_| reaper.next() != Event::Stopped);
+    }
     let buffer = match Buffer::options().must_exist(true).open(&name) {
         Ok(buffer) => buffer,
         // An empty file is no segment yet, and is removed; then one is made.
@@ -262,7 +304,7 @@ fn check_copy(case: &Case, image: &Image, history: &mut History) {
     for expect in &case.expect {
         let numbers = drain(&buffer, &ctx, expect);
         delivered += numbers.as_ref().map_or(0, Vec::len);
-        judge(expect, numbers.as_deref(), Some(history));
+        judge(expect, numbers.as_deref(), history.as_deref_mut());
     }
     let queued: u64 = audit.queued.iter().map(|queued| queued.records).sum();
     assert_eq!(delivered as u64, queued, "everything queued is delivered");
@@ -326,21 +368,36 @@ fn finish(buffer: &Buffer, ctx: ThreadContext) {
 
 fn truth(case: &Case, plan: &Plan, rng: &mut Rng, counts: &mut Counts) {
     let events = counts.events as u64;
-    let kills = plan.kills.min(events);
-    for kill in 0..kills {
-        // One in each of so many equal parts.
-        let (from, to) = (kill * events / kills, (kill + 1) * events / kills);
-        let (after, steps) = (from + rng.below((to - from).max(1)), rng.below(30));
-        note(format!("killed {steps} instructions after event {after}"));
-        let mut stage = Stage::set(case);
-        let stopped = (0..after).any(|_| stage.victim.next() == Event::Stopped);
-        if !stopped && !stage.victim.is_in_a_call() {
-            stage.victim.release();
-            let _ = (0..steps).all(|_| stage.victim.step());
-        }
-        kill_and_go_on(case, stage, kill % 2 == 0);
+    let kills = plan.kills.min(events).min(plan.kill_events / events);
+    for n in 0..2 * kills {
+        // One in each of so many equal parts, and as many where an instruction stores for the first time.
+        let (from, to) = (n / 2 * events / kills, (n / 2 + 1) * events / kills);
+        let after = if n % 2 == 0 || counts.firsts.is_empty() {
+            from + rng.below((to - from).max(1))
+        } else {
+            counts.firsts[rng.below(counts.firsts.len() as u64) as usize]
+        };
+        let steps = rng.below(30);
+        kill(case, after, steps, n / 2 % 2 == 0);
         counts.kills += 1;
     }
+}
+
+fn kill(case: &Case, after: u64, steps: u64, reaps_first: bool) {
+    let mut stage = Stage::set(case);
+    let mut last = None;
+    for _ in 0..after {
+        last = Some(stage.victim.next());
+        if last == Some(Event::Stopped) {
+            break;
+        }
+    }
+    note(format!("--kill {after},{steps} (so many events, so many instructions; the last event: {last:x?})"));
+    if last != Some(Event::Stopped) && !stage.victim.is_in_a_call() {
+        stage.victim.release();
+        let _ = (0..steps).all(|_| stage.victim.step());
+    }
+    kill_and_go_on(case, stage, reaps_first);
 }
 
 /// Kills the victim; the live process finds out, repairs, and goes on.

@@ -14,7 +14,7 @@ use std::ptr::null_mut;
 /// What a tracee did last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// The instruction at `at` stored to the segment, at this offset (or tried: a failed CAS is a store that changes nothing).
+    /// The instruction at `at` (an address in the binary, for addr2line) stored to the segment, at this offset (or tried: a failed CAS is a store that changes nothing).
     Store { at: u64, offset: u64 },
     /// Came back from this system call.
     Call(i64),
@@ -188,7 +188,8 @@ impl Tracee {
             self.protect(libc::PROT_READ | libc::PROT_WRITE);
             assert_eq!(self.go(libc::PTRACE_SINGLESTEP), libc::SIGTRAP, "one instruction");
             self.protect(libc::PROT_READ);
-            return Event::Store { at: registers.rip, offset: address - range.start + range.offset };
+            let at = registers.rip.wrapping_sub(&raw const __ehdr_start as u64);
+            return Event::Store { at, offset: address - range.start + range.offset };
         }
     }
 
@@ -227,6 +228,11 @@ impl Drop for Tracee {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+unsafe extern "C" {
+    /// Where the binary is loaded; from the linker.
+    static __ehdr_start: u8;
 }
 
 /// Where the C library has one; the same place in every child.
