@@ -189,6 +189,10 @@ impl Life {
             }
             return true;
         }
+        if all && self.tx.len() + self.rx.len() < 4 && self.rng.below(8) == 0 {
+            let sends = self.rng.below(2) == 0;
+            self.attach(sends);
+        }
         let Some(buffer) = &self.buffer else { return true };
         if self.ctx.is_none() {
             match buffer.context() {
@@ -209,8 +213,8 @@ impl Life {
             402..404 => self.expect(buffer.channels()),
             // What it says under traffic is not to be relied on; that it ends is.
             404..405 => self.expect(buffer.audit()),
-            405..410 => self.ctx.iter().for_each(ThreadContext::flush),
-            410..412 => return false,
+            405..411 => self.ctx.iter().for_each(ThreadContext::flush),
+            411..412 if self.rng.below(4) == 0 => return false,
             _ if !all => {}
             412..440 => self.attach(true),
             440..468 => self.attach(false),
@@ -378,7 +382,7 @@ impl Life {
 
     fn send_on(&mut self, mut record: Record<[u64]>) {
         let Some(place) = self.rng.index(self.tx.len()) else { return self.keep(record) };
-        let (form, wait) = (self.rng.below(10), Duration::from_micros(self.rng.below(5000)));
+        let (form, wait) = (self.rng.below(1000), Duration::from_micros(self.rng.below(2000)));
         let Tx { end, channel, next, .. } = self.tx[place];
         self.tx[place].next += 1;
         stamp(&mut record, channel, end, next);
@@ -390,7 +394,7 @@ impl Life {
         let tx = &mut self.tx[place].tx;
         let result = match form {
             0 if for_ever => tx.send(record).map_err(|error| (error.to_string(), error.into_record())),
-            0..3 => match tx.send_timeout(record, wait) {
+            0..50 => match tx.send_timeout(record, wait) {
                 Err(SendTimeoutError::Timeout(record)) => Err((String::new(), record)),
                 other => other.map_err(|error| (error.to_string(), error.into_record())),
             },
@@ -410,7 +414,7 @@ impl Life {
 
     fn receive(&mut self) {
         let Some(place) = self.rng.index(self.rx.len()) else { return };
-        let (form, wait) = (self.rng.below(10), Duration::from_micros(self.rng.below(5000)));
+        let (form, wait) = (self.rng.below(1000), Duration::from_micros(self.rng.below(2000)));
         let Rx { end, channel, .. } = self.rx[place];
         let for_ever = form == 0 && self.rx[place].rx.has_producer();
         if for_ever {
@@ -419,7 +423,7 @@ impl Life {
         let rx = &mut self.rx[place].rx;
         let result = match form {
             0 if for_ever => rx.recv().map_err(RecvTimeoutError::Recv),
-            0..3 => rx.recv_timeout(wait),
+            0..50 => rx.recv_timeout(wait),
             _ => rx.try_recv().map_err(|error| match error {
                 ipc_buffer::TryRecvError::Recv(error) => RecvTimeoutError::Recv(error),
                 _ => RecvTimeoutError::Timeout(Duration::ZERO),
