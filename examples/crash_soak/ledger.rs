@@ -11,7 +11,7 @@
 //! announced by a doomed worker and not noted as done may have happened or not. Nothing else is excused.
 
 use ipc_buffer::Audit;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -151,6 +151,10 @@ impl Log {
     }
 }
 
+/// Events that are kept, and of these, that are told with the first violation.
+const RECENT: usize = 1 << 17;
+const TOLD: usize = 60;
+
 /// An attached end.
 struct End {
     worker: u32,
@@ -199,6 +203,8 @@ pub(crate) struct Worker {
 #[derive(Default)]
 pub(crate) struct Checker {
     clock: u64,
+    /// The last events, for who has to find out what went wrong.
+    recent: VecDeque<(u64, Event)>,
     pub(crate) workers: HashMap<u32, Worker>,
     ends: HashMap<u64, End>,
     producers: HashMap<u64, Producer>,
@@ -233,6 +239,36 @@ impl Checker {
 
     pub(crate) fn apply(&mut self, event: Event) {
         self.clock += 1;
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((self.clock, event));
+        let violations = self.violations;
+        self.follow(event);
+        if violations == 0 && self.violations > 0 {
+            self.tell(event);
+        }
+    }
+
+    /// What happened lately at the channel, and to those who were there.
+    fn tell(&self, event: Event) {
+        let at_channel = |event: &Event, channel| {
+            use What::*;
+            let is_about_channel = !matches!(event.what, Paused | Wrong | Doomed | Dead);
+            is_about_channel && event.channel == channel
+        };
+        let workers: HashSet<u32> =
+            self.recent.iter().filter(|(_, e)| at_channel(e, event.channel)).map(|(_, e)| e.worker).collect();
+        let matters = |e: &Event| {
+            at_channel(e, event.channel) || matches!(e.what, What::Doomed | What::Dead) && workers.contains(&e.worker)
+        };
+        let lately: Vec<_> = self.recent.iter().filter(|(_, e)| matters(e)).collect();
+        for (clock, Event { what, worker, channel, end, peer, seq }) in &lately[lately.len().saturating_sub(TOLD)..] {
+            eprintln!("  {clock}: worker {worker} {what:?} channel {channel} end {end:x} peer {peer:x} seq {seq}");
+        }
+    }
+
+    fn follow(&mut self, event: Event) {
         let worker = self.workers.entry(event.worker).or_default();
         let was_dead = worker.dead;
         if event.what != What::Doomed
@@ -301,7 +337,10 @@ impl Checker {
     fn attached(&mut self, event: Event) {
         let Event { worker, channel, .. } = event;
         let sends = event.what == What::Produces;
-        let is_removed = |since: u64| {
+        let since = self.workers.get(&worker).map_or(0, |worker| worker.attaches);
+        // This one or that one may be at a channel that was removed after it had come.
+        let is_removed = |other: u64| {
+            let since = other.min(since);
             self.workers.values().any(|worker| worker.removes == Some(channel))
                 || self.removed.get(&channel).is_some_and(|when| *when > since)
         };
@@ -322,7 +361,6 @@ impl Checker {
         robbed
             .into_iter()
             .for_each(|who| self.violation(format_args!("worker {who} lives and has the role: {event:?}")));
-        let since = self.workers.get(&worker).map_or(0, |worker| worker.attaches);
         self.ends.insert(event.end, End { worker, channel, sends, since, from: None, excused: false });
         if sends {
             self.producers.insert(event.end, Producer { worker, channel, at: self.clock, received: None });

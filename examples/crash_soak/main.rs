@@ -179,6 +179,8 @@ impl Soak {
         // They create it, and are killed meanwhile.
         let open_for = Duration::from_millis(self.rng.below(100));
         self.rage(Instant::now() + open_for, None)?;
+        // Who is stopped may have the lock that opening needs.
+        self.go_on();
         let capacity = u64::from(self.options.buffer_mib) << 20;
         let buffer = Buffer::options().capacity(capacity).open(&self.name)?;
         while self.checker.violations == 0 {
@@ -275,6 +277,15 @@ impl Soak {
         Ok(())
     }
 
+    /// Nobody is stopped any more.
+    fn go_on(&mut self) {
+        for process in &mut self.processes {
+            if process.stopped.take().is_some() {
+                process.signal(Signal::CONT);
+            }
+        }
+    }
+
     /// Kills and starts workers until then. `buffer`: once it is there.
     fn rage(&mut self, until: Instant, buffer: Option<&Buffer>) -> Outcome {
         while Instant::now() < until && self.checker.violations == 0 {
@@ -307,7 +318,10 @@ impl Soak {
                         process.signal(Signal::STOP);
                     }
                 }
-                _ => drop(buffer.map(Buffer::reap).transpose()?),
+                _ => {
+                    self.go_on();
+                    buffer.map(Buffer::reap).transpose()?;
+                }
             }
             thread::sleep(Duration::from_micros(self.rng.below(25_000)));
         }
@@ -327,11 +341,7 @@ impl Soak {
 
     /// Waits until every worker is in the last pause, or has left. Those who wait for somebody who is in it are killed.
     fn settle(&mut self, buffer: &Buffer) -> Outcome {
-        for process in &mut self.processes {
-            if process.stopped.take().is_some() {
-                process.signal(Signal::CONT);
-            }
-        }
+        self.go_on();
         let start = Instant::now();
         loop {
             self.attend(false)?;
