@@ -1,0 +1,3 @@
+//! Kills at labelled points; see sys/crash.rs.
+
+fn main() {}
