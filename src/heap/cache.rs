@@ -310,6 +310,10 @@ impl Cache {
     fn refill(&self, class: usize) -> Option<Found> {
         let line = self.lines.get(class)?;
         loop {
+            // First of all what is at hand: it may be a thief that kept the fast path out.
+            if let Some(found) = self.pop_inside(class) {
+                return Some(found);
+            }
             let current = line.current.get();
             if current.is_real() && current.n() > 0 {
                 // An entry that names no block: a foreign hand wrote it. Drop it, or all, and go on.
@@ -322,9 +326,6 @@ impl Cache {
                     self.reserve(class, POOL, &line.empty, current);
                 }
                 self.set_current(class, full);
-            }
-            if let Some(found) = self.pop_inside(class) {
-                return Some(found);
             }
         }
     }
