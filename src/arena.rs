@@ -18,6 +18,7 @@ use crate::layout::{
     Header, INDEX_CELLS, LISTS, Magazine, PAGE, PROCESSES, ProcessSlot, Shared, SpscHeader, UNIT, UNIT_GRANULES,
 };
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sys::crash::point;
 use crate::sys::memory::{self, NotBacked};
 use std::os::fd::{BorrowedFd, RawFd};
 use std::ptr::NonNull;
@@ -265,8 +266,10 @@ impl Arena {
         let per_page = u32::try_from(PAGE / entry).unwrap_or(1);
         let new = (old + per_page).min(limit);
         self.back(table + u64::from(old) * entry, u64::from(new - old) * entry)?;
+        point!("frontier: backed");
         // SYNC(frontier): Release after the page is backed; readers of the frontier Acquire it before they touch the page.
         let _ = top.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire);
+        point!("frontier: raised");
         Ok(Some(old))
     }
 

@@ -29,6 +29,7 @@ use crate::participant;
 use crate::recovery;
 use crate::segment::{self, Segment, Wish};
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use crate::sys::crash::point;
 use crate::sys::{barrier, fork};
 use parking_lot::{Mutex, MutexGuard};
 use std::cell::Cell;
@@ -186,6 +187,7 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
         }
     }
     let mut segment = segment::enter(name, wish)?;
+    point!("open: entered");
     let joined = participant::join(&segment);
     let adopted = joined.is_none();
     let Some(me) = joined.or_else(|| participant::adopt(&segment)) else {
@@ -207,7 +209,9 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
     if attachment.fenced {
         attachment.arena().header().flags.fetch_or(flag::FENCED, Ordering::AcqRel);
     }
+    point!("open: joined");
     attachment.segment.unlock();
+    point!("open: unlocked");
     if adopted && !recovery::inherit(&attachment) {
         // The lease goes with the descriptor: dead again, as found.
         attachment.segment.close();
@@ -238,6 +242,7 @@ pub(crate) struct Control<'a> {
 impl Drop for Control<'_> {
     fn drop(&mut self) {
         self.attachment.arena().header().control_owner.store(0, Ordering::Release);
+        point!("control: cleared");
         self.attachment.segment.unlock();
     }
 }
@@ -280,9 +285,11 @@ impl Attachment {
         let busy = || BufferError::Busy { pid: u32::try_from(header.control_pid.load(Ordering::Relaxed)).unwrap_or(0) };
         let threads = self.control.try_lock_for(PATIENCE).ok_or_else(busy)?;
         self.segment.lock(PATIENCE).map_err(|_| busy())?;
+        point!("control: locked");
         let dirty = header.control_owner.swap(Word::of(1, self.me).0, Ordering::AcqRel) != 0;
         header.control_pid.store(std::process::id().into(), Ordering::Relaxed);
         let control = Control { attachment: self, _threads: threads };
+        point!("control: named");
         if dirty {
             directory::rebuild_index(self.arena());
         }
@@ -336,6 +343,7 @@ impl Attachment {
         let control = self.control();
         if let Ok(control) = &control {
             directory::disown(control, &[self.me]);
+            point!("leave: disowned");
         }
         let owned = block::owned(self.me);
         let mut left = 0;
@@ -351,10 +359,13 @@ impl Attachment {
             cache.flush();
             participant::close_context(self.arena(), context);
         }
+        point!("leave: flushed");
         let control = self.control();
+        point!("leave: locked");
         let persists = self.arena().header().flags.load(Ordering::Acquire) & flag::PERSIST != 0;
         if control.is_ok() && !persists && !participant::has_company(&self.segment, self.me) {
             self.segment.unlink();
+            point!("leave: unlinked");
         }
         // A role that could not be given up (see `channel`) would be nobody's for ever if the slot went: then leave as the
         // killed do, slot taken and lease dropped with the descriptor, and the next reaper finds everything.

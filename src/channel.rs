@@ -24,6 +24,7 @@ use crate::queue::spsc::{self, End, NotPushed, Ring};
 use crate::record::{Payload, Record};
 use crate::recovery;
 use crate::sync::Ordering;
+use crate::sys::crash::point;
 use crate::wait::{self, Bed};
 use std::cell::Cell;
 use std::fmt;
@@ -574,6 +575,7 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
             Ok(wake) => {
                 record.into_granule();
                 if wake {
+                    point!("send: before the wake");
                     let header = endpoint.end.ring().header;
                     wait::wake(&header.to_producer, &header.consumer_futex);
                 }
@@ -787,6 +789,7 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
             .and_then(|header| unsafe { Record::from_block(endpoint.local.attachment(), arena, granule, header) });
         let wake = endpoint.end.take(arena, cache.me(), record.is_some().then_some(header).flatten());
         if wake {
+            point!("recv: before the wake");
             let header = endpoint.end.ring().header;
             wait::wake(&header.to_consumer, &header.producer_futex);
         }

@@ -33,6 +33,7 @@ use crate::heap::{self, Block};
 use crate::layout::{CHANNELS, DirectoryEntry, HELD_BY, INDEX_CELLS, Owner, Word, entry};
 use crate::queue::spsc::{self, Ring};
 use crate::sync::{AtomicU64, Ordering};
+use crate::sys::crash::point;
 use crate::sys::memory::NotBacked;
 use crate::sys::task;
 use crate::wait::{self, flags};
@@ -237,6 +238,7 @@ pub(crate) fn rebuild_index(arena: &Arena) {
     for cell in (0..INDEX_CELLS).filter_map(|i| arena.index_cell(i)) {
         cell.store(0, Ordering::Relaxed);
     }
+    point!("index: zeroed");
     for (index, entry) in entries(arena).filter(|(_, entry)| state_of(entry).kind() == entry::LIVE) {
         let id = entry.id.load(Ordering::Relaxed).cast_signed();
         for probe in probes(id) {
@@ -247,6 +249,7 @@ pub(crate) fn rebuild_index(arena: &Arena) {
             }
         }
     }
+    point!("index: rebuilt");
 }
 
 /// What the channel carries.
@@ -310,6 +313,7 @@ pub(crate) fn attach(
     let ring = ring(arena, entry).ok_or(Refused::Corrupted)?;
     if side == Side::Consumer {
         ring.header.to_producer.fetch_and(!flags::GONE, Ordering::AcqRel);
+        point!("attach: returned");
     }
     let thread = task::thread_id();
     match side {
@@ -317,7 +321,9 @@ pub(crate) fn attach(
         Side::Consumer => entry.consumer_thread.store(thread, Ordering::Relaxed),
     }
     cell(entry, side).store(Word::of(HELD_BY, me).0, Ordering::Release);
+    point!("attach: role");
     entry.seen.fetch_or(side.seen(), Ordering::AcqRel);
+    point!("attach: seen");
     if control.is_fenced() {
         ring.header.to_producer.fetch_or(flags::FENCED, Ordering::AcqRel);
         ring.header.to_consumer.fetch_or(flags::FENCED, Ordering::AcqRel);
@@ -338,6 +344,7 @@ fn create(arena: &Arena, me: Owner, id: i64, spec: &Spec, storage: &mut Option<B
     let (index, entry) = free_entry(arena)?;
     let channel = ChannelRef { index, generation: entry.generation.load(Ordering::Relaxed).wrapping_add(1) };
     entry.state.store(Word::of(entry::BUSY, me).0, Ordering::Release);
+    point!("create: busy");
     entry.generation.store(channel.generation, Ordering::Relaxed);
     entry.id.store(id.cast_unsigned(), Ordering::Relaxed);
     entry.capacity_log2.store(spec.capacity_log2, Ordering::Relaxed);
@@ -347,14 +354,20 @@ fn create(arena: &Arena, me: Owner, id: i64, spec: &Spec, storage: &mut Option<B
     entry.producer.store(0, Ordering::Relaxed);
     entry.consumer.store(0, Ordering::Relaxed);
     set_kind(entry, &spec.kind);
+    point!("create: written");
     entry.storage.store(granule, Ordering::Release);
+    point!("create: storage");
     let ring = ring(arena, entry).ok_or(Refused::Corrupted)?;
     clear(ring);
+    point!("create: emptied");
     let block = arena.block(granule).ok_or(Refused::Corrupted)?;
     block.state.store(Word::of(state::STORAGE, channel.owner()).0, Ordering::Release);
+    point!("create: block");
     *storage = None;
     entry.state.store(Word::number(entry::LIVE, channel.generation).0, Ordering::Release);
+    point!("create: live");
     insert(arena, id, index);
+    point!("create: indexed");
     Ok(channel)
 }
 
@@ -422,6 +435,7 @@ fn disown_window(arena: &Arena, index: u32, entry: &DirectoryEntry, gone: &[Owne
         if state.kind() == state::OWNED && gone.contains(&state.owner()) {
             // Fails if the consumer takes it at this moment: then it is the consumer's.
             block::change(block, state, Word::of(state::QUEUED, channel.owner()));
+            point!("reap: queued");
         }
     }
 }
@@ -435,8 +449,10 @@ fn vacate_role(arena: &Arena, entry: &DirectoryEntry, side: Side) {
         && !is_persistent(entry)
     {
         ring.header.to_producer.fetch_or(flags::GONE, Ordering::AcqRel);
+        point!("vacate: gone");
     }
     cell(entry, side).store(0, Ordering::Release);
+    point!("vacate: cell");
     if let Some(ring) = ring {
         wake_both(ring);
     }
@@ -459,7 +475,9 @@ fn dismantle(control: &Control<'_>, cache: &Cache, index: u32, entry: &Directory
     let arena = control.arena();
     let channel = ChannelRef { index, generation: entry.generation.load(Ordering::Relaxed) };
     entry.state.store(Word::of(entry::BUSY, cache.me()).0, Ordering::Release);
+    point!("dismantle: busy");
     remove_from_index(arena, entry.id.load(Ordering::Relaxed).cast_signed(), index);
+    point!("dismantle: unindexed");
     let granule = entry.storage.load(Ordering::Acquire);
     let owned = Word::of(state::STORAGE, channel.owner());
     if let Some(block) = arena.block(granule)
@@ -468,11 +486,15 @@ fn dismantle(control: &Control<'_>, cache: &Cache, index: u32, entry: &Directory
         if let Some(ring) = ring(arena, entry) {
             drain(arena, cache, ring);
         }
+        point!("dismantle: drained");
         if block::change(block, owned, block::owned(cache.me())) {
+            point!("dismantle: owned");
             free_block(arena, cache, granule);
         }
     }
+    point!("dismantle: freed");
     entry.storage.store(0, Ordering::Release);
+    point!("dismantle: no storage");
     entry.state.store(0, Ordering::Release);
     arena.header().directory_cursor.fetch_min(index, Ordering::Relaxed);
 }
@@ -484,7 +506,9 @@ fn drain(arena: &Arena, cache: &Cache, ring: Ring) {
         if let Some(block) = block {
             block.state.store(block::owned(cache.me()).0, Ordering::Release);
         }
+        point!("drain: owned");
         ring.header.head.store(position + 1, Ordering::Release);
+        point!("drain: head");
         if block.is_some() {
             free_block(arena, cache, granule);
         }
@@ -506,7 +530,9 @@ pub(crate) fn remove(control: &Control<'_>, cache: &Cache, id: i64) -> bool {
     let Some(channel) = find(control, id) else { return false };
     let Some(entry) = arena.directory_entry(channel.index) else { return false };
     entry.state.store(Word::number(entry::REMOVED, channel.generation).0, Ordering::Release);
+    point!("remove: state");
     remove_from_index(arena, id, channel.index);
+    point!("remove: unindexed");
     // Who waits for a peer that can't come any more wakes up.
     if let Some(ring) = ring(arena, entry) {
         wake_both(ring);

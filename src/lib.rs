@@ -89,6 +89,13 @@ mod segment;
 mod sync;
 mod sys;
 
+/// Places to be killed at, for tests of this crate.
+#[cfg(feature = "crash-points")]
+#[doc(hidden)]
+pub mod crash_points {
+    pub use crate::sys::crash::{ALL, arm};
+}
+
 pub use audit::{Audit, Owned, Queued};
 pub use buffer::{Buffer, BufferOptions, ChannelInfo, name_from_path};
 pub use channel::{Channel, ChannelOptions, Consumer, IntoIter, Iter, Producer, Role, TryIter};

@@ -20,6 +20,7 @@ use crate::heap::cache::Cache;
 use crate::heap::unit::{self, NoUnits};
 use crate::heap::{self, Block, depot, reclaim};
 use crate::layout::{BLOCK_HEADER, CONTEXTS, Owner};
+use crate::sys::crash::point;
 use crate::{participant, recovery};
 use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
@@ -211,7 +212,9 @@ impl Local {
                 endpoint.detach();
             }
         }
+        point!("close: detached");
         self.cache.flush();
+        point!("close: flushed");
         self.cache.forget();
         self.status.set(Err(Inert::Closed));
         if std::ptr::eq(CURRENT.get(), self) {
@@ -219,6 +222,7 @@ impl Local {
         }
         let hold = self.hold.take();
         if let Some(hold) = hold {
+            point!("close: forgotten");
             participant::close_context(hold.arena(), self.context);
             depot::retire(hold.arena(), depot::PER_CONTEXT);
         }

@@ -13,6 +13,7 @@ use crate::arena::Arena;
 use crate::layout::{CONTEXTS, HELD_BY, Owner, PROCESSES, Word, process};
 use crate::segment::{LEASE_BYTES, REAP_BYTE, Segment};
 use crate::sync::Ordering;
+use crate::sys::crash::point;
 use crate::sys::{lease, task};
 
 /// Takes a process slot and its lease. The caller holds the control lock.
@@ -26,10 +27,13 @@ pub(crate) fn join(segment: &Segment) -> Option<Owner> {
         if !lease::try_take(segment.file(), LEASE_BYTES + u64::from(index)).unwrap_or(false) {
             return None;
         }
+        point!("join: lease");
         let me = Owner::new(index, slot.epoch.load(Ordering::Relaxed).wrapping_add(1));
         slot.epoch.store(me.epoch(), Ordering::Relaxed);
+        point!("join: epoch");
         slot.pid.store(std::process::id(), Ordering::Relaxed);
         slot.word.store(Word::of(process::ALIVE, me).0, Ordering::Release);
+        point!("join: alive");
         Some(me)
     })
 }
@@ -55,6 +59,7 @@ pub(crate) fn adopt(segment: &Segment) -> Option<Owner> {
 pub(crate) fn leave(segment: &Segment, me: Owner) {
     if let Some(slot) = segment.arena().process(me.index()) {
         slot.word.store(0, Ordering::Release);
+        point!("leave: slot");
     }
     lease::release(segment.file(), LEASE_BYTES + u64::from(me.index()));
 }
@@ -113,8 +118,10 @@ pub(crate) fn open_context(arena: &Arena, me: Owner) -> Option<Owner> {
         if !free || slot.owner.compare_exchange(0, taken, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return None;
         }
+        point!("context: owner");
         let epoch = slot.epoch.load(Ordering::Relaxed).wrapping_add(1);
         slot.epoch.store(epoch, Ordering::Relaxed);
+        point!("context: epoch");
         // A thief may still be at the last user's magazines: `revoked` is left for the cache to settle.
         slot.gate.store(0, Ordering::Relaxed);
         slot.thread.store(task::thread_id(), Ordering::Relaxed);

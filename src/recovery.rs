@@ -32,6 +32,7 @@ use crate::layout::{BlockHeader, CONTEXTS, Owner, Word};
 use crate::participant;
 use crate::segment::REAP_BYTE;
 use crate::sync::Ordering;
+use crate::sys::crash::point;
 use crate::sys::lease;
 
 /// What reaping gave back.
@@ -79,14 +80,17 @@ pub(crate) fn reap(attachment: &Attachment) -> Reaped {
     if !lease::try_take(segment.file(), REAP_BYTE).unwrap_or(false) {
         return reaped;
     }
+    point!("reap: locked");
     // Judged again under the lock: the last reaper may just have finished.
     let victims = participant::dead(segment, attachment.me());
     if !victims.is_empty() && give_back(attachment, &victims, &mut reaped) {
         for victim in &victims {
             participant::bury(attachment.arena(), *victim);
+            point!("reap: buried");
         }
         reaped.processes = victims.len();
     }
+    point!("reap: done");
     lease::release(segment.file(), REAP_BYTE);
     reaped
 }
@@ -102,18 +106,23 @@ fn give_back(attachment: &Attachment, victims: &[Owner], reaped: &mut Reaped) ->
     let finished = attachment.with_service(|cache| {
         let Ok(control) = attachment.control() else { return false };
         reaped.endpoints = directory::vacate(&control, cache, attachment.arena(), victims);
+        point!("reap: vacated");
         // Still under the lock: nobody trims away the memory we look at.
         reaped.records = free_owned(cache, victims);
+        point!("reap: records done");
         drop(control);
         release_units(cache.arena(), victims);
+        point!("reap: units done");
         true
     });
     if finished != Ok(true) {
         return false;
     }
     depot::rebuild(attachment.arena());
+    point!("reap: hints");
     depot::recount(attachment.arena());
     unit::recount(attachment.arena());
+    point!("reap: counted");
     true
 }
 
@@ -144,15 +153,20 @@ fn return_magazines(arena: &Arena, me: Owner, victims: &[Owner]) -> u64 {
         for block in depot::entries(magazine).filter_map(|granule| arena.block(granule)) {
             block.state.store(Word::ZERO.0, Ordering::Release);
         }
+        point!("reap: magazine freed");
         blocks += u64::from(magazine.n.load(Ordering::Relaxed));
         depot::put(arena, index, magazine, class);
+        point!("reap: magazine put");
     }
+    point!("reap: magazines done");
     for index in contexts {
         if let Some(slot) = arena.context(index) {
             slot.gate.store(0, Ordering::Relaxed);
+            point!("reap: context gate");
             slot.owner.store(0, Ordering::Release);
         }
     }
+    point!("reap: contexts done");
     blocks
 }
 
@@ -169,9 +183,11 @@ fn free_owned(cache: &Cache, victims: &[Owner]) -> u64 {
             && at.is_current(cache.arena())
             && block::change(at.header, state, block::owned(cache.me()))
         {
+            point!("reap: record taken");
             // No magazine had room, or a dead process held so much: unlike a plain free, this one may ask for more.
             depot::grow_if_empty(cache.arena());
             heap::free(cache, at.granule, at.class);
+            point!("reap: record freed");
             records += u64::from(is_victims);
         }
     });
@@ -189,6 +205,7 @@ fn release_units(arena: &Arena, victims: &[Owner]) {
     for (head, what) in unit::heads(arena) {
         if what.kind() == unit::CLAIMED && victims.contains(&what.owner()) {
             unit::release(arena, head);
+            point!("reap: unit released");
         }
     }
 }

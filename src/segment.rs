@@ -30,6 +30,7 @@ use crate::arena::Arena;
 use crate::error::OpenError;
 use crate::layout::{FORMAT_VERSION, Geometry, MAGIC, MAX_CAPACITY, MIN_CAPACITY, UNIT, flag};
 use crate::sync::Ordering;
+use crate::sys::crash::point;
 use crate::sys::shm::{self, Identity, Reason};
 use crate::sys::{barrier, lease, memory, task};
 use raw_sync::Timeout;
@@ -250,6 +251,7 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Option
                     // Its unlink-on-drop goes by name and could hit another's segment; ours compares first.
                     mapping.set_owner(false);
                     created = Some(mapping);
+                    point!("enter: created");
                 }
                 Err(ShmemError::MappingIdExists) => return Ok(None),
                 Err(e) => return Err(map_error(name, &e)),
@@ -262,6 +264,7 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Option
         }
         Err(e) => return Err(os_error(name, "open", e)),
     };
+    point!("enter: opened");
     let before = shm::stat(&file).map_err(|e| os_error(name, "stat", e))?;
     if !before.is_file {
         return Err(OpenError::NotASegment { name: name.into(), why: NOT_A_FILE });
@@ -286,6 +289,7 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Option
         }
     }
     // From here on the lock is dropped with `file` on every way out but the last.
+    point!("enter: locked");
     if !still_named() {
         return Ok(None);
     }
@@ -293,6 +297,7 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Option
     if size == 0 {
         // Left by a creator that died at once, or one that is slow: it will notice (see the module).
         shm::unlink(name).map_err(|e| os_error(name, "unlink", e))?;
+        point!("enter: empty file removed");
         return Ok(None);
     }
     let geometry = check_header(name, &file, size)?;
@@ -327,6 +332,7 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Option
         mapping: ManuallyDrop::new(mapping),
     };
     let mut segment = Guard(Some(segment));
+    point!("enter: mapped");
     let done = complete(segment.get(), wish)?;
     if !done {
         return Ok(None);
@@ -398,7 +404,9 @@ fn complete(segment: &Segment, wish: &Wish) -> Result<bool, OpenError> {
     }
     let header = arena.header();
     if fresh {
+        point!("complete: backed");
         header.nonce.store(task::nonce(), Ordering::Relaxed);
+        point!("complete: nonce");
     }
     // The mapping was made by name, the descriptor too: the same file only if both show the same nonce.
     let nonce = std::mem::offset_of!(crate::layout::Header, nonce) / 8;
@@ -412,14 +420,18 @@ fn complete(segment: &Segment, wish: &Wish) -> Result<bool, OpenError> {
     let latch = if fresh { make() } else { find() };
     if fresh {
         shm::set_mode(segment.file(), wish.mode).map_err(|e| os_error(&segment.name, "set the mode of", e))?;
+        point!("complete: mode");
         header.version.store(FORMAT_VERSION, Ordering::Relaxed);
         header.layout_hash.store(Geometry::layout_hash(), Ordering::Relaxed);
         header.capacity.store(u64::from(arena.geometry().units) * UNIT, Ordering::Relaxed);
+        point!("complete: header");
         // SYNC(ready)
         header.magic.store(MAGIC, Ordering::Release);
+        point!("complete: magic");
         if let Ok((latch, _)) = &latch {
             let _ = latch.set(EventState::Signaled);
         }
+        point!("complete: latch");
     } else {
         // Signalled long ago, unless its creator died right before; the lock is ours, so nobody will any more.
         if let Ok((latch, _)) = &latch
@@ -457,8 +469,10 @@ pub(crate) fn remove(name: &str) -> Result<(), OpenError> {
     if !matches!(lock(file.as_fd(), PATIENCE, || true), Ok(true)) {
         return Err(OpenError::Busy { name: name.into(), pid: 0 });
     }
+    point!("unlink: locked");
     if shm::stat_name(name).is_ok_and(|now| now.identity == facts.identity) {
         shm::unlink(name).map_err(|e| os_error(name, "unlink", e))?;
     }
+    point!("unlink: done");
     Ok(())
 }

@@ -10,6 +10,7 @@
 //! changes the futex word, and wakes.
 
 use crate::sync::{AtomicU32, Ordering};
+use crate::sys::crash::point;
 use crate::sys::{barrier, futex, task};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -117,12 +118,14 @@ pub(crate) fn until<R>(
 #[inline(never)]
 pub(crate) fn wake(asleep_in: &AtomicU32, futex_word: &AtomicU32) {
     asleep_in.fetch_and(!flags::ASLEEP, Ordering::SeqCst);
+    point!("wake: cleared");
     announce(futex_word);
 }
 
 /// Changes a futex word and wakes whoever sleeps on it.
 pub(crate) fn announce(futex_word: &AtomicU32) {
     futex_word.fetch_add(1, Ordering::AcqRel);
+    point!("announce: changed");
     futex::wake_all(futex_word);
 }
 

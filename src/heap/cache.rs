@@ -44,6 +44,7 @@ use crate::heap::block::{self, state};
 use crate::heap::{class, depot};
 use crate::layout::{BlockHeader, ContextSlot, Geometry, MAGAZINE_ENTRIES, Magazine, Owner, POOL, Word};
 use crate::sync::{Ordering, compiler_fence};
+use crate::sys::crash::point;
 use std::cell::Cell;
 use std::time::Duration;
 
@@ -227,7 +228,9 @@ impl Cache {
             let change = |to: Word| revoked.compare_exchange(word.0, to.0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
             if word.kind() != revoked::TAKING {
                 self.verify();
+                point!("verify: checked");
                 change(Word::ZERO);
+                point!("verify: settled");
             } else if (self.is_dead)(word.owner()) {
                 change(Word::number(revoked::VERIFY, 0));
             } else {
@@ -287,8 +290,10 @@ impl Cache {
         let granule = magazine.entries.get(n as usize)?.load(Ordering::Relaxed);
         let header = self.arena.block_within(granule, line.reach)?;
         header.state.store(block::owned(self.me).0, Ordering::Relaxed);
+        point!("pop: owned");
         // SYNC(kill)
         magazine.n.store(n, Ordering::Release);
+        point!("pop: counted");
         if let Some(later) = magazine.entries.get(n.wrapping_sub(AHEAD) as usize) {
             self.arena.prefetch(later.load(Ordering::Relaxed));
         }
@@ -321,6 +326,7 @@ impl Cache {
                 current.magazine.n.store(if n > MAGAZINE_ENTRIES { 0 } else { n - 1 }, Ordering::Release);
             } else {
                 let full = line.full.pop().or_else(|| self.take_from(class, &line.full))?;
+                point!("refill: taken");
                 if current.is_real() {
                     self.reserve(class, POOL, &line.empty, current);
                 }
@@ -399,8 +405,10 @@ impl Cache {
         // SAFETY: `n` is below `room`, which is at most the number of entries.
         let entry = unsafe { magazine.entries.get_unchecked(n as usize) };
         entry.store(granule, Ordering::Relaxed);
+        point!("push: listed");
         // SYNC(kill), twice
         magazine.n.store(n + 1, Ordering::Release);
+        point!("push: counted");
         header.state.store(Word::number(state::FREE, 0).0, Ordering::Release);
         true
     }
@@ -428,6 +436,7 @@ impl Cache {
         let empty =
             line.empty.pop().or_else(|| self.take_from(POOL, &line.empty)).or_else(|| self.take_partial(class, room));
         if let Some(empty) = empty {
+            point!("make room: taken");
             if current.is_real() {
                 self.reserve(class, class, &line.full, current);
             }
@@ -501,7 +510,9 @@ impl Cache {
         let granule = held.magazine.entries.get(n as usize)?.load(Ordering::Relaxed);
         let block = self.arena.block(granule)?;
         block.state.store(block::owned(self.me).0, Ordering::Relaxed);
+        point!("merge: owned");
         held.magazine.n.store(n, Ordering::Release);
+        point!("merge: popped");
         Some(granule)
     }
 
@@ -511,7 +522,9 @@ impl Cache {
             return;
         };
         entry.store(granule, Ordering::Relaxed);
+        point!("merge: listed");
         held.magazine.n.store(n + 1, Ordering::Release);
+        point!("merge: counted");
         block.state.store(Word::ZERO.0, Ordering::Release);
     }
 

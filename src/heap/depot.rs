@@ -29,6 +29,7 @@ use crate::arena::Arena;
 use crate::heap::{cache, class, unit};
 use crate::layout::{CONTEXTS, HINT_BLOCK, Magazine, POOL, Word};
 use crate::sync::{AtomicU64, Ordering};
+use crate::sys::crash::point;
 use crate::sys::memory::NotBacked;
 
 pub(crate) const IN_POOL: u64 = 0;
@@ -105,7 +106,10 @@ fn recall(arena: &Arena, list: usize) -> Option<u32> {
         let (number, new) =
             if old >> 32 != 0 { ((old >> 32) as u32, old & u64::from(u32::MAX)) } else { (old as u32, 0) };
         match recent.word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed) {
-            Ok(_) => return Some(number - 1),
+            Ok(_) => {
+                point!("take: recalled");
+                return Some(number - 1);
+            }
             Err(now) => old = now,
         }
     }
@@ -135,12 +139,16 @@ pub(crate) fn take_chain(arena: &Arena, list: usize, held: Word) -> Option<(u32,
     if let Some(recent) = arena.header().recent.get(list) {
         recent.taken.fetch_add(1, Ordering::Relaxed);
     }
+    point!("take: claimed");
     Some((index, unchain(arena, index)))
 }
 
 /// Takes the magazine `next` of a chain of `list`, if nobody else has, and says which one comes then.
 pub(crate) fn follow(arena: &Arena, list: usize, next: u32, held: Word) -> Option<(u32, Option<u32>)> {
-    claim(arena, next, holder_in(list), held).then(|| (next, unchain(arena, next)))
+    claim(arena, next, holder_in(list), held).then(|| {
+        point!("follow: claimed");
+        (next, unchain(arena, next))
+    })
 }
 
 /// Notes the rest of a chain for others.
@@ -155,6 +163,7 @@ fn unchain(arena: &Arena, index: u32) -> Option<u32> {
     let word = &arena.magazine(index)?.next;
     let next = word.load(Ordering::Relaxed).checked_sub(1)?;
     word.store(0, Ordering::Relaxed);
+    point!("take: unchained");
     arena.prefetch_magazine(next);
     Some(next)
 }
@@ -172,6 +181,7 @@ fn search(arena: &Arena, list: usize, held: Word) -> Option<u32> {
                 for bit in bits(load(arena.hint(list, block, word))) {
                     let index = block * HINT_BLOCK + word * 64 + bit;
                     if claim(arena, index, holder_in(list), held) {
+                        point!("take: found");
                         clear(arena, list, index);
                         return Some(index);
                     }
@@ -205,10 +215,13 @@ pub(crate) fn put_chain(arena: &Arena, list: usize, chain: &[(u32, &Magazine)]) 
     let mut next = 0;
     for (index, magazine) in chain.iter().rev() {
         magazine.next.store(next, Ordering::Relaxed);
+        point!("put: linked");
         // SYNC(magazine)
         magazine.holder.store(holder_in(list).0, Ordering::Release);
+        point!("put: holder");
         next = index + 1;
     }
+    point!("put: unhinted");
     if let Some(first) = next.checked_sub(1)
         && !remember(arena, list, first)
     {
@@ -271,6 +284,7 @@ pub(crate) fn recount(arena: &Arena) {
 /// Adds a page of empty magazines to the pool; false if there is no room for more.
 fn grow_pool(arena: &Arena) -> Result<bool, NotBacked> {
     let Some(first) = arena.grow_magazines()? else { return Ok(false) };
+    point!("grow: raised");
     for index in first..arena.header().magazine_top.load(Ordering::Acquire).min(first + 16) {
         if arena.magazine(index).is_some_and(|m| m.holder.load(Ordering::Relaxed) == Word::ZERO.0) {
             set(arena, POOL, index);

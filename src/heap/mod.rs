@@ -19,6 +19,7 @@ pub(crate) mod unit;
 use crate::arena::Arena;
 use crate::layout::{BLOCK_HEADER, BlockHeader, MAGAZINE_ENTRIES, Owner, UNIT, Word};
 use crate::sync::Ordering;
+use crate::sys::crash::point;
 use block::Meta;
 use cache::{Cache, Found};
 use unit::NoUnits;
@@ -71,6 +72,7 @@ fn carve(cache: &Cache, class: usize) -> Result<Block, NoUnits> {
     let (arena, me) = (cache.arena(), cache.me());
     let span = class::span(class);
     let head = unit::claim(arena, me, span)?;
+    point!("carve: claimed");
     let first = arena.granule_of(head);
     let granule = |i: u32| first + i * class::granules(class);
     // Every block starts as ours; then the slab is announced; then we free them like any others. Killed before the
@@ -80,14 +82,18 @@ fn carve(cache: &Cache, class: usize) -> Result<Block, NoUnits> {
             block.meta.store(Meta { class: index(class), offset: 16, count: 0 }.pack(), Ordering::Relaxed);
             block.state.store(block::owned(me).0, Ordering::Relaxed);
         }
+        point!("carve: header");
     }
     // Here, not in a free: frees must not ask the system for anything. Made for this slab whatever the pool has, because what
     // is there now is where the blocks handed out already will go.
     depot::provide(arena, cache::magazines_for(arena.geometry(), class));
+    point!("carve: provided");
     unit::publish(arena, head, unit::slab_word(class, span));
+    point!("carve: published");
     for i in (0..class::blocks(class)).rev() {
         depot::grow_if_empty(arena);
         cache.push(class, granule(i));
+        point!("carve: pushed");
     }
     depot::grow_if_empty(arena);
     cache.pop(class).map(|found| Block::of(class, found)).ok_or(NoUnits::Full)
@@ -105,11 +111,14 @@ pub(crate) fn run(cache: &Cache, bytes: u64) -> Result<Block, NoUnits> {
     let (arena, me) = (cache.arena(), cache.me());
     let span = u32::try_from(run_span(bytes)).map_err(|_| NoUnits::Full)?;
     let head = unit::claim(arena, me, span)?;
+    point!("run: claimed");
     let granule = arena.granule_of(head);
     let Some(header) = arena.block(granule) else { return Err(NoUnits::Full) };
     header.meta.store(Meta { class: class::RUN, offset: 16, count: 0 }.pack(), Ordering::Relaxed);
     header.state.store(block::owned(me).0, Ordering::Relaxed);
+    point!("run: header");
     unit::publish(arena, head, unit::run_word(span));
+    point!("run: published");
     Ok(Block { granule, class: class::RUN, header })
 }
 

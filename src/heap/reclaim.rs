@@ -17,6 +17,7 @@ use crate::heap::{block, class, depot, unit};
 use crate::layout::{CONTEXTS, ContextSlot, Magazine, Owner, UNIT_GRANULES, Word, flag};
 use crate::sync::Ordering;
 use crate::sys::barrier;
+use crate::sys::crash::point;
 use std::collections::{HashMap, HashSet};
 
 /// The head of the slab of `class` that the block at `granule` belongs to; `None` if there is no such block.
@@ -49,10 +50,14 @@ pub(crate) fn drop_entries(arena: &Arena, me: Owner, magazine: &Magazine, is_sta
         if i + 1 == n || is_stale(moved) {
             // SYNC(kill), as each of the stores below.
             magazine.n.store(n - 1, Ordering::Release);
+            point!("drop: counted");
         } else if let Some(block) = arena.block(moved) {
             block.state.store(block::owned(me).0, Ordering::Release);
+            point!("drop: owned");
             magazine.n.store(n - 1, Ordering::Release);
+            point!("drop: popped");
             entry.store(moved, Ordering::Release);
+            point!("drop: moved");
             block.state.store(Word::ZERO.0, Ordering::Release);
         } else {
             magazine.n.store(n - 1, Ordering::Release);
@@ -77,6 +82,7 @@ pub(crate) fn revoke_idle(cache: &Cache) {
         .filter_map(|index| Some((index, arena.context(index)?)))
         .filter(|(index, slot)| *index != mine && is_marked(slot))
         .collect();
+    point!("revoke: marked");
     // SYNC(gate)
     barrier::heavy();
     let is_outside = |slot: &ContextSlot| {
@@ -93,6 +99,7 @@ pub(crate) fn revoke_idle(cache: &Cache) {
     for (_, slot) in left {
         slot.revoked.store(0, Ordering::Release);
     }
+    point!("revoke: judged");
     for index in 0..arena.header().magazine_top.load(Ordering::Acquire) {
         let Some(magazine) = arena.magazine(index) else { break };
         let holder = Word(magazine.holder.load(Ordering::Acquire));
@@ -102,12 +109,15 @@ pub(crate) fn revoke_idle(cache: &Cache) {
                 None if magazine.n.load(Ordering::Relaxed) == 0 => depot::put(arena, index, magazine, 0),
                 None => {}
             }
+            point!("revoke: put");
         }
     }
     // What others are about to follow has no hint: chains they have begun.
     depot::rebuild(arena);
+    point!("revoke: rebuilt");
     for (_, slot) in taken {
         slot.revoked.store(Word::number(revoked::VERIFY, 0).0, Ordering::Release);
+        point!("revoke: verify");
     }
 }
 
@@ -119,6 +129,7 @@ pub(crate) fn empty_slabs(cache: &Cache) -> u64 {
 fn empty_slabs_of(cache: &Cache, class: usize) -> u64 {
     let arena = cache.arena();
     let taken: Vec<u32> = std::iter::from_fn(|| depot::take(arena, class, cache.holder())).collect();
+    point!("empty: taken");
     let magazines = || taken.iter().filter_map(|index| Some((*index, arena.magazine(*index)?)));
     let mut counts: HashMap<u32, u32> = HashMap::new();
     for granule in magazines().flat_map(|(_, magazine)| depot::entries(magazine)) {
@@ -133,6 +144,7 @@ fn empty_slabs_of(cache: &Cache, class: usize) -> u64 {
         .map(|(head, _)| head)
         .collect();
     if !empty.is_empty() {
+        point!("empty: heads");
         let used = class::granules(class) * class::blocks(class);
         let is_stale = |granule: u32| {
             if arena.block(granule).is_none() {
@@ -146,12 +158,15 @@ fn empty_slabs_of(cache: &Cache, class: usize) -> u64 {
         for (_, magazine) in magazines() {
             drop_entries(arena, cache.me(), magazine, is_stale);
         }
+        point!("empty: dropped");
     }
     for (index, magazine) in magazines() {
         depot::put(arena, index, magazine, class);
     }
+    point!("empty: put");
     for head in &empty {
         unit::release(arena, *head);
+        point!("empty: released");
         depot::retire(arena, cache::magazines_for(arena.geometry(), class));
     }
     empty.len() as u64 * u64::from(class::span(class))

@@ -23,6 +23,7 @@ use crate::arena::Arena;
 use crate::heap::class;
 use crate::layout::{Owner, Word};
 use crate::sync::{AtomicU64, Ordering};
+use crate::sys::crash::point;
 use crate::sys::memory::NotBacked;
 
 pub(crate) const FREE: u64 = 0;
@@ -100,6 +101,7 @@ pub(crate) fn claim(arena: &Arena, me: Owner, span: u32) -> Result<u32, NoUnits>
         }
         let taken = claim_at(arena, me, at, span, kept);
         if taken == span && back(arena, at, span).is_ok() {
+            point!("claim: uncounted");
             // A single unit is likely to be followed by another request of its kind; a hint, so a plain store will do.
             header.unit_cursor.store(at + span, Ordering::Relaxed);
             let in_use = header.units_in_use.fetch_add(span, Ordering::Relaxed).saturating_add(span);
@@ -135,6 +137,11 @@ fn claim_at(arena: &Arena, me: Owner, at: u32, span: u32, with: u64) -> u32 {
             }
             return i;
         }
+        if i == 0 {
+            point!("claim: head");
+        } else {
+            point!("claim: body");
+        }
     }
     span
 }
@@ -150,12 +157,14 @@ fn back(arena: &Arena, head: u32, span: u32) -> Result<(), NotBacked> {
         }
         if i > first {
             arena.back_units(head + first, i - first)?;
+            point!("claim: backed");
             for unit in first..i {
                 if let Some(unit) = arena.unit(head + unit) {
                     // Ours since the claim: nobody else writes it.
                     unit.store(unit.load(Ordering::Relaxed) | BACKED, Ordering::Relaxed);
                 }
             }
+            point!("claim: marked");
         }
         i += 1;
     }
@@ -183,7 +192,9 @@ pub(crate) fn take(arena: &Arena, me: Owner, head: u32, what: Word) -> bool {
 /// Frees the claimed run at `head`: its bodies from the last to the first, then the head. The caller holds the head, or
 /// holds the reaper's lock and has seen that its holder is dead.
 pub(crate) fn release(arena: &Arena, head: u32) {
+    point!("give back: taken");
     let freed = give_back(arena, head);
+    point!("give back: uncounted");
     let in_use = &arena.header().units_in_use;
     let _ = in_use.try_update(Ordering::Relaxed, Ordering::Relaxed, |n| Some(n.saturating_sub(freed)));
 }
@@ -198,6 +209,7 @@ fn give_back(arena: &Arena, head: u32) -> u32 {
         if let Some(unit) = arena.unit(unit) {
             unit.store(backed(unit.load(Ordering::Relaxed)), Ordering::Release);
         }
+        point!("give back: unit");
     }
     let cursor = &arena.header().unit_cursor;
     if head < cursor.load(Ordering::Relaxed) {
@@ -276,9 +288,12 @@ pub(crate) fn trim(arena: &Arena, me: Owner) -> u64 {
             continue;
         }
         if let Some(unit) = arena.unit(at) {
+            point!("trim: claimed");
             // "Not backed" first: killed between the two, the memory is there and will merely be asked for again.
             unit.store(Word::of(CLAIMED, me).0, Ordering::Release);
+            point!("trim: unmarked");
             if arena.punch_units(at, 1) {
+                point!("trim: punched");
                 returned += 1;
             } else {
                 unit.store(Word::of(CLAIMED, me).0 | BACKED, Ordering::Release);

@@ -38,6 +38,7 @@ use crate::arena::Arena;
 use crate::heap::block;
 use crate::layout::{BlockHeader, Owner, SpscHeader};
 use crate::sync::{AtomicU64, Ordering, compiler_fence, fence};
+use crate::sys::crash::point;
 use crate::wait::flags;
 use std::cell::Cell;
 
@@ -159,8 +160,10 @@ impl End {
         if before & flags::GONE != 0 {
             return Err(NotPushed::Gone);
         }
+        point!("send: before the slot");
         // SYNC(publish)
         slot.store(ring.word(position, granule), Ordering::Release);
+        point!("send: slot");
         self.position.set(position.wrapping_add(1));
         // SYNC(wake)
         if before & flags::FENCED != 0 {
@@ -212,7 +215,9 @@ impl End {
             // SYNC(take)
             block.state.store(block::owned(me).0, Ordering::Relaxed);
         }
+        point!("recv: owned");
         ring.header.head.store(position, Ordering::Release);
+        point!("recv: head");
         self.position.set(position);
         // The slots of a line arrive together; what the last of them names is far away still.
         if let Some(later) = ring.slot(position.wrapping_add(AHEAD)) {

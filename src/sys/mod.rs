@@ -1,6 +1,7 @@
 //! System calls, each behind a function that says what it promises. Nothing above this folder names the kernel.
 
 pub(crate) mod barrier;
+pub(crate) mod crash;
 pub(crate) mod fork;
 pub(crate) mod futex;
 pub(crate) mod lease;

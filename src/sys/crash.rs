@@ -1,0 +1,217 @@
+//! Places to be killed at, between each two stores that matter: for tests, and there only with the feature `crash-points`.
+//!
+//! Promises: without the feature, [`point!`] is nothing at all: no call, no branch, no label in the binary. With it, a label that
+//! is not in [`ALL`] does not compile, and a process that has [`arm`]ed one is killed by SIGKILL where it comes to it.
+
+/// Marks a place. The label says what has just been done: `operation: step`.
+macro_rules! point {
+    ($label:literal) => {
+        #[cfg(feature = "crash-points")]
+        {
+            const NUMBER: u32 = $crate::sys::crash::number($label);
+            $crate::sys::crash::hit(NUMBER);
+        }
+    };
+}
+pub(crate) use point;
+
+#[cfg(feature = "crash-points")]
+pub use armed::{ALL, arm};
+#[cfg(feature = "crash-points")]
+pub(crate) use armed::{hit, number};
+
+#[cfg(feature = "crash-points")]
+mod armed {
+    use crate::sync::{AtomicU32, Ordering};
+    use rustix::process::{Signal, getpid, kill_process};
+
+    /// Every label, in the order of an operation's life.
+    pub const ALL: &[&str] = &[
+        // Segment and process.
+        "enter: created",
+        "enter: opened",
+        "enter: locked",
+        "enter: empty file removed",
+        "enter: mapped",
+        "complete: backed",
+        "complete: nonce",
+        "complete: mode",
+        "complete: header",
+        "complete: magic",
+        "complete: latch",
+        "join: lease",
+        "join: epoch",
+        "join: alive",
+        "open: entered",
+        "open: joined",
+        "open: unlocked",
+        "context: owner",
+        "context: epoch",
+        "close: detached",
+        "close: flushed",
+        "close: forgotten",
+        "leave: disowned",
+        "leave: flushed",
+        "leave: locked",
+        "leave: unlinked",
+        "leave: slot",
+        "unlink: locked",
+        "unlink: done",
+        "control: locked",
+        "control: named",
+        "control: cleared",
+        // Blocks and magazines.
+        "pop: owned",
+        "pop: counted",
+        "push: listed",
+        "push: counted",
+        "refill: taken",
+        "make room: taken",
+        "merge: owned",
+        "merge: popped",
+        "merge: listed",
+        "merge: counted",
+        "verify: checked",
+        "verify: settled",
+        "take: recalled",
+        "take: found",
+        "take: claimed",
+        "take: unchained",
+        "follow: claimed",
+        "put: linked",
+        "put: holder",
+        "put: unhinted",
+        "grow: raised",
+        "frontier: backed",
+        "frontier: raised",
+        // Units.
+        "claim: head",
+        "claim: body",
+        "claim: backed",
+        "claim: marked",
+        "claim: uncounted",
+        "give back: taken",
+        "give back: unit",
+        "give back: uncounted",
+        "carve: claimed",
+        "carve: header",
+        "carve: provided",
+        "carve: published",
+        "carve: pushed",
+        "run: claimed",
+        "run: header",
+        "run: published",
+        "trim: claimed",
+        "trim: unmarked",
+        "trim: punched",
+        "empty: taken",
+        "empty: heads",
+        "empty: dropped",
+        "empty: put",
+        "empty: released",
+        "drop: counted",
+        "drop: owned",
+        "drop: popped",
+        "drop: moved",
+        "revoke: marked",
+        "revoke: judged",
+        "revoke: put",
+        "revoke: rebuilt",
+        "revoke: verify",
+        // Channels.
+        "send: before the slot",
+        "send: slot",
+        "send: before the wake",
+        "recv: owned",
+        "recv: head",
+        "recv: before the wake",
+        "wake: cleared",
+        "announce: changed",
+        "create: busy",
+        "create: written",
+        "create: storage",
+        "create: emptied",
+        "create: block",
+        "create: live",
+        "create: indexed",
+        "attach: returned",
+        "attach: role",
+        "attach: seen",
+        "vacate: gone",
+        "vacate: cell",
+        "remove: state",
+        "remove: unindexed",
+        "dismantle: busy",
+        "dismantle: unindexed",
+        "dismantle: drained",
+        "dismantle: owned",
+        "dismantle: freed",
+        "dismantle: no storage",
+        "drain: owned",
+        "drain: head",
+        "index: zeroed",
+        "index: rebuilt",
+        // Reaping.
+        "reap: locked",
+        "reap: magazine freed",
+        "reap: magazine put",
+        "reap: magazines done",
+        "reap: context gate",
+        "reap: contexts done",
+        "reap: queued",
+        "reap: vacated",
+        "reap: record taken",
+        "reap: record freed",
+        "reap: records done",
+        "reap: unit released",
+        "reap: units done",
+        "reap: hints",
+        "reap: counted",
+        "reap: buried",
+        "reap: done",
+    ];
+
+    /// A label's place in [`ALL`]; fails to compile if it has none.
+    pub(crate) const fn number(label: &str) -> u32 {
+        let mut number = 0_u32;
+        while (number as usize) < ALL.len() {
+            if same(ALL[number as usize].as_bytes(), label.as_bytes()) {
+                return number;
+            }
+            number += 1;
+        }
+        panic!("this label is not in ALL")
+    }
+
+    const fn same(one: &[u8], two: &[u8]) -> bool {
+        let mut i = 0;
+        while i < one.len() && i < two.len() && one[i] == two[i] {
+            i += 1;
+        }
+        i == one.len() && i == two.len()
+    }
+
+    /// The armed label's number + 1, or 0.
+    static ARMED: AtomicU32 = AtomicU32::new(0);
+    /// How often it is still passed by.
+    static LEFT: AtomicU32 = AtomicU32::new(0);
+
+    /// From now on, this process dies where it comes to `label` for the `count`th time (from 1).
+    ///
+    /// # Panics
+    /// If there is no such label.
+    pub fn arm(label: &str, count: u32) {
+        LEFT.store(count, Ordering::SeqCst);
+        ARMED.store(number(label) + 1, Ordering::SeqCst);
+    }
+
+    #[inline(never)]
+    pub(crate) fn hit(number: u32) {
+        if ARMED.load(Ordering::SeqCst) == number + 1 && LEFT.fetch_sub(1, Ordering::SeqCst) == 1 {
+            let _ = kill_process(getpid(), Signal::KILL);
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+}
