@@ -1,7 +1,7 @@
 //! Places to be killed at, between each two stores that matter: for tests, and there only with the feature `crash-points`.
 //!
 //! Promises: without the feature, [`point!`] is nothing at all: no call, no branch, no label in the binary. With it, a label that
-//! is not in [`ALL`] does not compile, and a process that has [`arm`]ed one is killed by SIGKILL where it comes to it.
+//! is not in `ALL` does not compile, and a process that has armed one (`arm`) is killed by SIGKILL where it comes to it.
 
 /// Marks a place. The label says what has just been done: `operation: step`.
 macro_rules! point {
