@@ -3,11 +3,11 @@
 //! A log that everybody appends to, one `write` per event: a kill leaves an event there or not, never half of it, and the
 //! order of the log agrees with every process's own. Its rules:
 //!
-//! - An attachment is noted after it is made, and its end before it is given up; a send before and after; a receive after.
+//! - An attachment is noted before and after it is made, and before it is given up; a send, and a receive, before and after.
 //! - A worker is noted as doomed before it is killed, and as dead when it has been waited for.
 //!
-//! So a record that was noted as sent must come, in order and once, unless a consumer of its channel was killed with it: between
-//! taking it and noting that, and so the one next in line, and no more than one for each kill. A send that was
+//! So a record that was noted as sent must come, in order and once, unless a consumer of its channel was killed with it: inside
+//! a receive, by its notes, and so the one next in line, and no more than one for each such kill. A send that was
 //! announced by a doomed worker and not noted as done may have happened or not. Nothing else is excused.
 
 use ipc_buffer::Audit;
@@ -39,6 +39,10 @@ pub(crate) enum What {
     Sent,
     /// `seq` was handed back to `end`.
     NotSent,
+    /// `end` is about to receive.
+    Receives,
+    /// `end` was given nothing.
+    Nothing,
     /// `end` has received what `peer` had sent as `seq`.
     Received,
     /// `end` was told that everything was received and the producer has left.
@@ -59,11 +63,11 @@ pub(crate) enum What {
     Dead,
 }
 
-const EVERY: [What; 16] = {
+const EVERY: [What; 18] = {
     use What::*;
     [
-        Attaches, Produces, Consumes, Leaves, Sends, Sent, NotSent, Received, Drained, Removes, Removed, Waits, Paused,
-        Wrong, Doomed, Dead,
+        Attaches, Produces, Consumes, Leaves, Sends, Sent, NotSent, Receives, Nothing, Received, Drained, Removes,
+        Removed, Waits, Paused, Wrong, Doomed, Dead,
     ]
 };
 
@@ -164,7 +168,9 @@ struct End {
     since: u64,
     /// A consumer's: the producer whose record it had last.
     from: Option<u64>,
-    /// That its worker is doomed is counted among the excuses.
+    /// A consumer's: whether it is inside a receive.
+    receives: bool,
+    /// That its worker is doomed inside a receive is counted among the excuses.
     excused: bool,
 }
 
@@ -210,14 +216,16 @@ pub(crate) struct Checker {
     producers: HashMap<u64, Producer>,
     /// What is queued, or may be: by channel where the channel stays, else by producer.
     lines: HashMap<u64, VecDeque<Item>>,
-    /// Kills of consumers that may each have taken a record along, by channel.
+    /// Kills of consumers inside a receive, that may each have taken a record along, by channel.
     excuses: HashMap<u32, u64>,
     /// When a removal was over, last, by channel.
     removed: HashMap<u32, u64>,
     pub(crate) sent: u64,
     pub(crate) received: u64,
-    /// Records that went with a killed consumer, and sends that a killed producer had announced and did not make.
-    pub(crate) ambiguous: u64,
+    /// Records that went with a consumer killed in a receive.
+    pub(crate) taken_along: u64,
+    /// Sends that a killed producer had announced and did not make.
+    pub(crate) not_made: u64,
     pub(crate) violations: u64,
 }
 
@@ -271,6 +279,11 @@ impl Checker {
     fn follow(&mut self, event: Event) {
         let worker = self.workers.entry(event.worker).or_default();
         let was_dead = worker.dead;
+        if let What::Receives | What::Nothing | What::Received | What::Drained = event.what
+            && let Some(end) = self.ends.get_mut(&event.end)
+        {
+            end.receives = event.what == What::Receives;
+        }
         if event.what != What::Doomed
             && let Some(channel) = worker.removes.take()
         {
@@ -287,7 +300,7 @@ impl Checker {
             return self.violation(format_args!("a dead worker acts: {event:?}"));
         }
         match event.what {
-            What::Paused | What::Waits | What::Doomed | What::Removed => {}
+            What::Paused | What::Waits | What::Doomed | What::Removed | What::Receives | What::Nothing => {}
             What::Attaches => worker.attaches = self.clock,
             What::Removes => worker.removes = Some(event.channel),
             What::Produces | What::Consumes => self.attached(event),
@@ -326,7 +339,7 @@ impl Checker {
     /// An end that its process did not leave.
     fn bury(&mut self, id: u64) {
         if let Some(end) = self.ends.remove(&id)
-            && !end.sends
+            && end.receives
             && !end.excused
         {
             *self.excuses.entry(end.channel).or_default() += 1;
@@ -351,8 +364,8 @@ impl Checker {
                 dead.push(*id);
             } else if is_doomed {
                 // Or it is at a removed channel, and not yet dead.
-                *self.excuses.entry(channel).or_default() += u64::from(!sends && !end.excused);
-                end.excused = true;
+                *self.excuses.entry(channel).or_default() += u64::from(end.receives && !end.excused);
+                end.excused |= end.receives;
             } else if is_persistent(channel) || !is_removed(end.since) {
                 robbed.push(end.worker);
             }
@@ -361,7 +374,7 @@ impl Checker {
         robbed
             .into_iter()
             .for_each(|who| self.violation(format_args!("worker {who} lives and has the role: {event:?}")));
-        self.ends.insert(event.end, End { worker, channel, sends, since, from: None, excused: false });
+        self.ends.insert(event.end, End { worker, channel, sends, since, from: None, receives: false, excused: false });
         if sends {
             self.producers.insert(event.end, Producer { worker, channel, at: self.clock, received: None });
         }
@@ -405,7 +418,7 @@ impl Checker {
             if item.sent {
                 lost += 1;
             } else if self.is_doomed(author) {
-                self.ambiguous += 1;
+                self.not_made += 1;
             } else {
                 self.violation(format_args!("overtook {} of {:x}, not sent yet: {event:?}", item.seq, item.producer));
             }
@@ -422,7 +435,7 @@ impl Checker {
         } else {
             *excuses -= lost.min(excused);
         }
-        self.ambiguous += lost.min(excused);
+        self.taken_along += lost.min(excused);
         if lost > excused {
             let which: Vec<_> = passed.iter().map(|item| (item.producer, item.seq, item.sent)).collect();
             self.violation(format_args!("{lost} lost, {excused} excused, before {event:?}: {which:x?}"));
@@ -442,7 +455,7 @@ impl Checker {
         let left: Vec<(u64, bool)> =
             line.iter().filter(|item| item.producer == producer).map(|item| (item.seq, item.sent)).collect();
         line.retain(|item| item.producer != producer);
-        self.ambiguous += left.iter().filter(|(_, sent)| !sent).count() as u64;
+        self.not_made += left.iter().filter(|(_, sent)| !sent).count() as u64;
         if left.iter().any(|(_, sent)| *sent) {
             self.violation(format_args!("{producer:x} had sent (number, noted as sent) {left:?} before {event:?}"));
         }
@@ -530,7 +543,8 @@ impl Checker {
             let Some(channel) = u32::try_from(key).ok() else { continue };
             let left: Vec<_> = line.iter().filter(|item| item.sent).map(|item| (item.producer, item.seq)).collect();
             let excused = self.excuses.get(&channel).copied().unwrap_or(0);
-            self.ambiguous += line.len() as u64;
+            self.taken_along += left.len() as u64;
+            self.not_made += (line.len() - left.len()) as u64;
             if left.len() as u64 > excused {
                 self.violation(format_args!("lost in channel {channel}, {excused} excused, at the end: {left:x?}"));
             }
@@ -539,7 +553,8 @@ impl Checker {
         *self = Self {
             sent: kept.sent,
             received: kept.received,
-            ambiguous: kept.ambiguous,
+            taken_along: kept.taken_along,
+            not_made: kept.not_made,
             violations: kept.violations,
             clock: kept.clock,
             ..Self::default()

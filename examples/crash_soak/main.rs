@@ -156,11 +156,12 @@ impl Soak {
 
     fn say(&self, head: &str) {
         let Self { kills, restarts, audits, rounds, .. } = self;
-        let Checker { sent, received, ambiguous, violations, .. } = self.checker;
+        let Checker { sent, received, taken_along, not_made, violations, .. } = self.checker;
+        let ambiguous = taken_along + not_made;
         let (seconds, seed) = (self.start.elapsed().as_secs(), self.options.seed);
         println!(
             "{head} seed {seed}, {seconds} s, {rounds} rounds, {audits} audits, {kills} kills, {restarts} restarts, \
-             {sent} sent, {received} received, {ambiguous} ambiguous, {violations} violations"
+             {sent} sent, {received} received, {ambiguous} ambiguous ({taken_along} taken along, {not_made} not made), {violations} violations"
         );
     }
 

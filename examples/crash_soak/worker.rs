@@ -417,6 +417,7 @@ impl Life {
         let (form, wait) = (self.rng.below(1000), Duration::from_micros(self.rng.below(2000)));
         let Rx { end, channel, .. } = self.rx[place];
         let for_ever = form == 0 && self.rx[place].rx.has_producer();
+        self.note(What::Receives, channel, end, 0, 0);
         if for_ever {
             self.note(What::Waits, channel, end, 0, 0);
         }
@@ -445,7 +446,7 @@ impl Life {
                     _ => self.send_on(record),
                 }
             }
-            Err(RecvTimeoutError::Timeout(_)) => {}
+            Err(RecvTimeoutError::Timeout(_)) => self.note(What::Nothing, channel, end, 0, 0),
             Err(RecvTimeoutError::Recv(RecvError::Disconnected)) => self.note(What::Drained, channel, end, 0, 0),
             Err(error) => self.wrong(format_args!("channel {channel}: {error}")),
         }
