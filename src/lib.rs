@@ -49,7 +49,8 @@
 //!
 //! # When processes die or fork
 //! No signal handler is needed or installed. Each process holds a lock that the kernel drops when it dies, however it dies; who
-//! notices gives back what it held: see [`Buffer::reap`] and [`docs::design`]. Children made by `fork` open the buffer anew;
+//! notices gives back what it held: see [`Buffer::reap`], and [`docs::guarantees`] for what a
+//! crash can and cannot do. Children made by `fork` open the buffer anew;
 //! handles made before answer `Forked` and do nothing when dropped.
 //!
 //! # Where it runs
