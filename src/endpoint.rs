@@ -6,12 +6,12 @@
 
 use crate::attachment::Hold;
 use crate::directory::{self, ChannelRef, Refused, Side, Spec};
-use crate::error::{AllocError, AttachError, BufferError};
+use crate::error::{AllocError, AttachError, BufferError, RecvError, SendTimeoutError, TryRecvError, TrySendError};
 use crate::heap::{self, block};
 use crate::layout::CHANNELS;
 use crate::local::{Attached, Inert, Local};
 use crate::participant;
-use crate::queue::spsc::{End, Ring};
+use crate::queue::spsc::{End, NotPushed, Ring};
 use crate::recovery;
 use crate::sync::Ordering;
 use crate::wait::{self, Bed};
@@ -213,8 +213,80 @@ impl Endpoint {
         }
     }
 
+    /// Why nothing was pushed, with what was not.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn not_pushed<I>(&self, unsent: I, why: NotPushed) -> TrySendError<I> {
+        match (self.check(), why) {
+            (Err(Inert::Forked), _) => TrySendError::Forked(unsent),
+            (Err(Inert::Closed), _) => TrySendError::ContextClosed(unsent),
+            (Ok(()), NotPushed::Gone) => TrySendError::Disconnected(unsent),
+            (Ok(()), NotPushed::Full) if self.has_lost_peer() => TrySendError::Disconnected(unsent),
+            (Ok(()), NotPushed::Full) => {
+                self.polled_in_vain();
+                TrySendError::Full(unsent)
+            }
+        }
+    }
+
+    /// Why nothing is queued; nothing more will be if there is no reason.
+    pub(crate) fn nothing_queued(&self) -> Result<(), TryRecvError> {
+        self.check().map_err(|inert| match inert {
+            Inert::Forked => RecvError::Forked,
+            Inert::Closed => RecvError::ContextClosed,
+        })?;
+        if self.has_lost_peer() {
+            return Ok(());
+        }
+        self.polled_in_vain();
+        Err(TryRecvError::Empty)
+    }
+
+    /// Tries to send what was refused again and again, until `deadline`.
+    pub(crate) fn wait_to_send<I>(
+        &self,
+        refused: TrySendError<I>,
+        deadline: Option<Instant>,
+        mut try_send: impl FnMut(I) -> Result<(), TrySendError<I>>,
+    ) -> Result<(), SendTimeoutError<I>> {
+        let mut unsent = match refused.unless_full() {
+            Ok(error) => return Err(error),
+            Err(unsent) => Some(unsent),
+        };
+        let ready = || match try_send(unsent.take()?) {
+            Ok(()) => Some(Ok(())),
+            Err(refused) => match refused.unless_full() {
+                Ok(error) => Some(Err(error)),
+                Err(back) => {
+                    unsent = Some(back);
+                    None
+                }
+            },
+        };
+        let full_at = self.end.ring().head();
+        let glance = || self.end.ring().head() != full_at;
+        match self.wait_until(deadline, 16, glance, ready) {
+            Some(result) => result,
+            None => unsent.map_or(Ok(()), |unsent| Err(SendTimeoutError::Timeout(unsent))),
+        }
+    }
+
+    /// Tries to receive again and again, until `deadline`.
+    pub(crate) fn wait_to_recv<I>(
+        &self,
+        deadline: Option<Instant>,
+        mut try_recv: impl FnMut() -> Result<I, TryRecvError>,
+    ) -> Option<Result<I, RecvError>> {
+        let ready = || match try_recv() {
+            Ok(received) => Some(Ok(received)),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Recv(error)) => Some(Err(error)),
+        };
+        self.wait_until(deadline, 1, || self.end.has_queued(), ready)
+    }
+
     /// Waits for `ready` as [`wait::until`] does, asleep where the other end looks.
-    pub(crate) fn wait_until<R>(
+    fn wait_until<R>(
         &self,
         deadline: Option<Instant>,
         pace: u32,

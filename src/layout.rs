@@ -272,6 +272,8 @@ pub(crate) mod entry {
     pub(crate) const SLICE: u32 = 1;
     /// Stays, with what is queued, when the last endpoint leaves.
     pub(crate) const PERSISTENT: u32 = 2;
+    /// Elements travel in the slots.
+    pub(crate) const VALUES: u32 = 4;
 }
 
 /// An array of free blocks of one size class; see `heap::magazine`.
@@ -302,7 +304,7 @@ pub(crate) const LINE_PAIR: u64 = 128;
 /// The fixed part of an SPSC queue; the slots follow at once. See `queue::spsc`.
 #[repr(C)]
 pub(crate) struct SpscHeader {
-    /// Position of the next record to receive; written by the consumer only.
+    /// Position of the next message to receive; written by the consumer only.
     pub(crate) head: AtomicU64,
     _pad0: [AtomicU64; 15],
     /// What the producer looks at on every send: `wait` bits, 0 in steady state.

@@ -18,7 +18,6 @@ use crate::layout::{BLOCK_HEADER, BlockHeader};
 use crate::local::{self, Local};
 use crate::sync::Ordering;
 use bytemuck::Pod;
-use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::{fmt, mem};
@@ -180,11 +179,6 @@ impl<T: ?Sized + Payload> Record<T> {
 
     pub(crate) fn attachment(&self) -> NonNull<Attachment> {
         self.attachment
-    }
-
-    /// The block; the record is gone without being freed.
-    pub(crate) fn into_granule(self) -> u32 {
-        ManuallyDrop::new(self).granule
     }
 
     pub(crate) fn granule(&self) -> u32 {

@@ -1,27 +1,34 @@
 //! One producer, one consumer, a ring of slots that say by themselves whether they are new.
 //!
-//! Promises: no read-modify-write, fence or system call in a push or pop that finds room or a record; what moves between the
-//! two cores is the slots' lines, and the head's once per ring. A side whose channel is gone has no slots, which looks
+//! Promises: no read-modify-write, fence or system call in a push or pop that finds room or something queued; what moves between
+//! the two cores is the slots' lines, and the head's once per ring. A side whose channel is gone has no slots, which looks
 //! full, or empty.
 //!
 //! # Layout
-//! Position `p` uses slot `p mod capacity`, in lap `p / capacity`.
+//! Position `p` uses slot `p mod capacity`, in lap `p / capacity`. A slot begins with a word:
 //! ```text
-//! slot: 63        32 31            0
-//!       [ lap + 1   ][ granule      ]     0: never used (no block starts at granule 0)
+//! 63        32 31                        0
+//! [ lap + 1   ][ granule, or value::HERE ]     0: never used (no block starts at granule 0)
 //! ```
-//! `head` counts what was received. There is no shared tail: a record is queued if its slot carries the lap of its
-//! position. A new producer finds its position by walking from the head ([`window`]).
+//! A slot of granules is that word; in one of values the value follows ([`value`](super::value)). `head` counts what was received.
+//! There is no shared tail: a slot is queued if its word carries the lap of its position. A new producer finds its position by
+//! walking from the head ([`window`]).
 //!
 //! # Ownership
-//! Slots: written by the producer only, one per record, when `position - head < capacity`. `head`: by the consumer only.
-//! A queued block is the sender's by its header, and the channel's by its place in the window; the consumer takes it by
-//! writing its name into the header and then moving the head.
+//! Slots: written by the producer only, when `position - head < capacity`. `head`: by the consumer only. A queued block is the
+//! sender's by its header, and the channel's by its place in the window; the consumer takes it by writing its name into the
+//! header and then moving the head.
+//!
+//! # Batches
+//! One store publishes, or receives, any number. A producer fills the slots behind its position first and the one at its
+//! position last: the consumer looks at slots in order, so until then it sees none. A consumer takes what it wants of the
+//! window and then moves the head once.
 //!
 //! # Orderings
-//! - `SYNC(publish)`: slot store Release, slot load Acquire: the payload, and the header's meta word.
-//! - `SYNC(take)`: state store, then head store Release; the producer's head load Acquire: it may reuse the slot, and whoever
-//!   sees the head beyond a record sees the record's new owner.
+//! - `SYNC(publish)`: slot word store Release, slot word load Acquire: the payload and the header's meta word, or the value; and all
+//!   of a batch by its first.
+//! - `SYNC(take)`: state store, or value loads, then head store Release; the producer's head load Acquire: it may reuse the slot,
+//!   and whoever sees the head beyond a record sees the record's new owner.
 //! - `SYNC(wake)`: publish, then load the flags; the other side sets a flag, then looks at the slot (or head). The only
 //!   store-load pair: `sys::barrier` on the sleeper's side, a compiler fence on this one (a full one if the channel is
 //!   `FENCED`).
@@ -29,14 +36,16 @@
 //! # If a process dies
 //! | after | what is left | repaired by |
 //! |---|---|---|
-//! | push: before the slot store | the sender's, not in the window | the header scan: it was never sent |
-//! | push: the slot store | in the window | nothing: it is delivered; the wake is made up for by the bounded sleep |
-//! | pop: the state store | the receiver's, in the window | the window pass: queued again, the next consumer gets it |
+//! | push: before the slot word | the sender's, not in the window | the header scan: it was never sent |
+//! | push: the slot word | in the window | nothing: it is delivered; the wake is made up for by the bounded sleep |
+//! | batch: some slots behind the first | slots that look queued, beyond the window's end; records as before the slot word | the next producer clears them when it attaches ([`clear_beyond`]); the header scan |
+//! | pop: the state store, or the value's loads | the receiver's, in the window | the window pass: queued again, the next consumer gets it |
 //! | pop: the head store | the receiver's, outside | the header scan: it counts as received |
+//!
+//! A batch's slots are stored in order, each Release, so that the compiler keeps the order too: what a kill leaves beyond the
+//! window is one run that begins behind the position. Clearing goes from its end, so that a kill leaves a shorter run.
 
-use crate::arena::Arena;
-use crate::heap::block;
-use crate::layout::{BlockHeader, Owner, SpscHeader};
+use crate::layout::SpscHeader;
 use crate::sync::{AtomicU64, Ordering, compiler_fence, fence};
 use crate::sys::crash::point;
 use crate::wait::flags;
@@ -46,17 +55,18 @@ use std::cell::Cell;
 #[derive(Clone, Copy)]
 pub(crate) struct Ring {
     pub(crate) header: &'static SpscHeader,
-    pub(crate) slots: &'static [AtomicU64],
+    pub(crate) words: &'static [AtomicU64],
+    /// Words of a slot. Where the compiler knows it, it is a parameter, which must be the same.
+    pub(crate) stride: usize,
+    /// Whether the slots name granules; else they hold values.
+    pub(crate) names_granules: bool,
 }
 
 impl std::fmt::Debug for Ring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ring").field("slots", &self.slots.len()).finish_non_exhaustive()
+        f.debug_struct("Ring").field("capacity", &self.capacity()).field("stride", &self.stride).finish_non_exhaustive()
     }
 }
-
-/// While a record is taken, the one this many later is asked for.
-const AHEAD: u64 = 4;
 
 struct Nowhere(SpscHeader);
 // SAFETY: atomics throughout.
@@ -68,34 +78,56 @@ static NOWHERE: Nowhere = Nowhere(unsafe { std::mem::zeroed() });
 
 impl Ring {
     /// No channel: full and empty at once.
-    pub(crate) const NONE: Self = Self { header: &NOWHERE.0, slots: &[] };
+    pub(crate) const NONE: Self = Self { header: &NOWHERE.0, words: &[], stride: 1, names_granules: false };
+
+    pub(crate) fn capacity(&self) -> usize {
+        self.words.len() / self.stride
+    }
 
     #[inline(always)]
+    fn slots(&self, stride: usize) -> u64 {
+        (self.words.len() / stride) as u64
+    }
+
+    /// Where the slot at `position` begins; beyond the words if there are no slots.
+    #[inline(always)]
     #[allow(clippy::cast_possible_truncation)] // the crate is for 64-bit targets
-    fn slot(&self, position: u64) -> Option<&'static AtomicU64> {
-        let len = self.slots.len() as u64;
-        // A power of two; with no slots the mask is all ones and the index is out of range.
-        self.slots.get((position & len.wrapping_sub(1)) as usize)
+    fn place(&self, position: u64, stride: usize) -> usize {
+        // A power of two; with no slots the mask is all ones.
+        ((position & self.slots(stride).wrapping_sub(1)) as usize).wrapping_mul(stride)
+    }
+
+    /// The word of the slot at `position`.
+    #[inline(always)]
+    fn slot(&self, position: u64, stride: usize) -> Option<&'static AtomicU64> {
+        self.words.get(self.place(position, stride))
+    }
+
+    /// What follows the word of the slot at `position`.
+    #[inline(always)]
+    fn body(&self, position: u64, stride: usize) -> &'static [AtomicU64] {
+        let first = self.place(position, stride);
+        self.words.get(first.wrapping_add(1)..first.wrapping_add(stride)).unwrap_or(&[])
     }
 
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation)] // laps are compared modulo 2^32
-    fn lap(&self, position: u64) -> u32 {
-        (position >> self.slots.len().trailing_zeros().min(63)) as u32
+    fn lap(&self, position: u64, stride: usize) -> u32 {
+        (position >> self.slots(stride).trailing_zeros().min(63)) as u32
     }
 
     #[inline(always)]
-    fn word(&self, position: u64, granule: u32) -> u64 {
-        u64::from(self.lap(position).wrapping_add(1)) << 32 | u64::from(granule)
+    fn word(&self, position: u64, stride: usize, low: u32) -> u64 {
+        u64::from(self.lap(position, stride).wrapping_add(1)) << 32 | u64::from(low)
     }
 
-    /// The granule queued at `position`, if one is.
+    /// What is queued at `position`, if something is: a granule, or [`HERE`](super::value::HERE).
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation)] // the two halves of a word
-    fn queued(&self, position: u64) -> Option<u32> {
+    fn queued(&self, position: u64, stride: usize) -> Option<u32> {
         // SYNC(publish)
-        let word = self.slot(position)?.load(Ordering::Acquire);
-        ((word >> 32) as u32 == self.lap(position).wrapping_add(1) && word as u32 != 0).then_some(word as u32)
+        let word = self.slot(position, stride)?.load(Ordering::Acquire);
+        ((word >> 32) as u32 == self.lap(position, stride).wrapping_add(1) && word as u32 != 0).then_some(word as u32)
     }
 
     pub(crate) fn head(&self) -> u64 {
@@ -103,11 +135,34 @@ impl Ring {
     }
 }
 
-/// The records queued now: position and granule, from the head on. For those who are not the consumer: it may take from the
-/// front meanwhile.
+/// What is queued now, from the head on: position and slot word's low half. For those who are not the consumer: it may take from
+/// the front meanwhile.
 pub(crate) fn window(ring: Ring) -> impl Iterator<Item = (u64, u32)> {
     let head = ring.head();
-    (head..head.saturating_add(ring.slots.len() as u64)).map_while(move |p| Some((p, ring.queued(p)?)))
+    (head..head.saturating_add(ring.capacity() as u64)).map_while(move |p| Some((p, ring.queued(p, ring.stride)?)))
+}
+
+/// The records queued now, as [`window`]; none in a ring of values.
+pub(crate) fn records(ring: Ring) -> impl Iterator<Item = (u64, u32)> {
+    window(if ring.names_granules { ring } else { Ring::NONE })
+}
+
+/// Behind the last that is queued.
+fn end_of_window(ring: Ring) -> u64 {
+    window(ring).last().map_or_else(|| ring.head(), |(p, _)| p + 1)
+}
+
+/// Clears what a producer that was killed inside a batch left beyond the window. There is no producer meanwhile.
+pub(crate) fn clear_beyond(ring: Ring) {
+    let end = end_of_window(ring);
+    let left = (1..ring.capacity() as u64).take_while(|i| ring.queued(end.wrapping_add(*i), ring.stride).is_some());
+    for position in (1..=left.count() as u64).rev().map(|i| end.wrapping_add(i)) {
+        if let Some(word) = ring.slot(position, ring.stride) {
+            // SYNC(kill): the last is cleared before the last but one.
+            word.store(0, Ordering::Release);
+            point!("attach: cleared");
+        }
+    }
 }
 
 /// One end of the queue: where it stands, and (the producer's) how far it knows the consumer to be.
@@ -127,10 +182,9 @@ pub(crate) enum NotPushed {
 }
 
 impl End {
-    /// The end that pushes: behind the last record queued.
+    /// The end that pushes: behind what is queued.
     pub(crate) fn producer(ring: Ring) -> Self {
-        let position = window(ring).last().map_or_else(|| ring.head(), |(p, _)| p + 1);
-        Self { ring: Cell::new(ring), position: Cell::new(position), head_seen: Cell::new(ring.head()) }
+        Self { ring: Cell::new(ring), position: Cell::new(end_of_window(ring)), head_seen: Cell::new(ring.head()) }
     }
 
     /// The end that takes: at the head.
@@ -147,31 +201,74 @@ impl End {
         self.ring.set(Ring::NONE);
     }
 
-    /// Queues the block at `granule`, which this process owns. True if the consumer sleeps and must be woken.
+    /// Queues what `put` writes behind a slot's word, and names in the word's low half: a granule, whose block this process owns,
+    /// or a value. True if the consumer sleeps and must be woken.
     #[inline(always)]
-    pub(crate) fn push(&self, granule: u32) -> Result<bool, NotPushed> {
+    pub(crate) fn push(&self, stride: usize, put: impl FnOnce(&[AtomicU64]) -> u32) -> Result<bool, NotPushed> {
         let ring = self.ring.get();
         let position = self.position.get();
-        if position.wrapping_sub(self.head_seen.get()) >= ring.slots.len() as u64 {
+        if position.wrapping_sub(self.head_seen.get()) >= ring.slots(stride) {
             self.look(ring)?;
         }
-        let Some(slot) = ring.slot(position) else { return Err(NotPushed::Full) };
+        let Some(word) = ring.slot(position, stride) else { return Err(NotPushed::Full) };
         let before = ring.header.to_producer.load(Ordering::Relaxed);
         if before & flags::GONE != 0 {
             return Err(NotPushed::Gone);
         }
+        let low = put(ring.body(position, stride));
         point!("send: before the slot");
         // SYNC(publish)
-        slot.store(ring.word(position, granule), Ordering::Release);
+        word.store(ring.word(position, stride, low), Ordering::Release);
         point!("send: slot");
         self.position.set(position.wrapping_add(1));
+        Ok(self.must_wake_consumer(ring, before))
+    }
+
+    /// Queues as many of `count` as there is room for, with one store that publishes all of them: how many, and whether the
+    /// consumer must be woken. `put` is told which of them.
+    pub(crate) fn push_batch(
+        &self,
+        stride: usize,
+        count: usize,
+        put: impl Fn(usize, &[AtomicU64]) -> u32,
+    ) -> Result<(usize, bool), NotPushed> {
+        let ring = self.ring.get();
+        let position = self.position.get();
+        let room = || ring.slots(stride).saturating_sub(position.wrapping_sub(self.head_seen.get()));
+        if room() < count as u64 {
+            // Room for some will do.
+            let _ = self.look(ring);
+        }
+        let count = count.min(usize::try_from(room()).unwrap_or(usize::MAX));
+        let before = ring.header.to_producer.load(Ordering::Relaxed);
+        if before & flags::GONE != 0 {
+            return Err(NotPushed::Gone);
+        } else if count == 0 {
+            return Err(NotPushed::Full);
+        }
+        // The first is the last, so that what was stored before is not seen before.
+        for i in (1..count).chain([0]) {
+            let position = position.wrapping_add(i as u64);
+            let Some(word) = ring.slot(position, stride) else { return Err(NotPushed::Full) };
+            let low = put(i, ring.body(position, stride));
+            point!("send batch: before a slot");
+            // SYNC(publish) by the first; SYNC(kill) for the others: no gap in what a kill leaves.
+            word.store(ring.word(position, stride, low), Ordering::Release);
+            point!("send batch: slot");
+        }
+        self.position.set(position.wrapping_add(count as u64));
+        Ok((count, self.must_wake_consumer(ring, before)))
+    }
+
+    #[inline(always)]
+    fn must_wake_consumer(&self, ring: Ring, before: u32) -> bool {
         // SYNC(wake)
         if before & flags::FENCED != 0 {
             fence(Ordering::SeqCst);
         } else {
             compiler_fence(Ordering::SeqCst);
         }
-        Ok(ring.header.to_producer.load(Ordering::Relaxed) & flags::ASLEEP != 0)
+        ring.header.to_producer.load(Ordering::Relaxed) & flags::ASLEEP != 0
     }
 
     /// Looks how far the consumer is.
@@ -180,9 +277,8 @@ impl End {
     fn look(&self, ring: Ring) -> Result<(), NotPushed> {
         // SYNC(take)
         let head = ring.head();
-        let ahead = self.position.get().wrapping_sub(head);
-        if ahead < ring.slots.len() as u64 {
-            self.head_seen.set(head);
+        self.head_seen.set(head);
+        if self.position.get().wrapping_sub(head) < ring.capacity() as u64 {
             Ok(())
         } else if ring.header.to_producer.load(Ordering::Relaxed) & flags::GONE != 0 {
             Err(NotPushed::Gone)
@@ -191,50 +287,66 @@ impl End {
         }
     }
 
-    /// Whether a producer that sleeps because the ring was full should be woken now: when a quarter is free, or nothing is left.
-    /// One that is woken for a single slot falls asleep at once again.
-    #[cold]
-    fn is_worth_waking(&self, position: u64) -> bool {
-        let ring = self.ring.get();
-        position.is_multiple_of((ring.slots.len() as u64 / 4).max(1)) || ring.queued(position).is_none()
+    /// What is queued `ahead` of this end's position, if something is: see [`window`].
+    #[inline(always)]
+    pub(crate) fn peek(&self, stride: usize, ahead: usize) -> Option<u32> {
+        self.ring.get().queued(self.position.get().wrapping_add(ahead as u64), stride)
     }
 
-    /// The granule at the head, if a record is queued.
-    #[inline(always)]
-    pub(crate) fn peek(&self) -> Option<u32> {
-        self.ring.get().queued(self.position.get())
+    /// Whether anything is queued at this end's position.
+    pub(crate) fn has_queued(&self) -> bool {
+        self.peek(self.ring().stride, 0).is_some()
     }
 
-    /// Takes what [`peek`](Self::peek) showed for the process `me`: its header, or `None` to skip what is no block. True if the
-    /// producer sleeps and must be woken.
+    /// The words of the value `ahead` of this end's position, which [`peek`](Self::peek) has shown to be there.
     #[inline(always)]
-    pub(crate) fn take(&self, arena: &Arena, me: Owner, block: Option<&BlockHeader>) -> bool {
-        let ring = self.ring.get();
-        let position = self.position.get().wrapping_add(1);
-        if let Some(block) = block {
-            // SYNC(take)
-            block.state.store(block::owned(me).0, Ordering::Relaxed);
-        }
-        point!("recv: owned");
-        ring.header.head.store(position, Ordering::Release);
+    pub(crate) fn body(&self, stride: usize, ahead: usize) -> &'static [AtomicU64] {
+        self.ring.get().body(self.position.get().wrapping_add(ahead as u64), stride)
+    }
+
+    /// What the slot `ahead` of this end's position names: maybe an old granule, and only good for a prefetch.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation)] // the low half
+    pub(crate) fn glimpse(&self, stride: usize, ahead: usize) -> Option<u32> {
+        let slot = self.ring.get().slot(self.position.get().wrapping_add(ahead as u64), stride)?;
+        Some(slot.load(Ordering::Relaxed) as u32)
+    }
+
+    /// Moves the head: the next `count` queued are received. Their blocks bear this process's name by now, their values were
+    /// copied.
+    #[inline(always)]
+    pub(crate) fn advance(&self, count: usize) {
+        let position = self.position.get().wrapping_add(count as u64);
+        // SYNC(take)
+        self.ring.get().header.head.store(position, Ordering::Release);
         point!("recv: head");
         self.position.set(position);
-        // The slots of a line arrive together; what the last of them names is far away still.
-        if let Some(later) = ring.slot(position.wrapping_add(AHEAD)) {
-            #[allow(clippy::cast_possible_truncation)] // the low half is the granule
-            arena.prefetch(later.load(Ordering::Relaxed) as u32);
-        }
+    }
+
+    /// Whether the producer sleeps and must be woken, `count` having been received since it was last asked.
+    #[inline(always)]
+    pub(crate) fn must_wake_producer(&self, count: usize) -> bool {
         // SYNC(wake)
         compiler_fence(Ordering::SeqCst);
-        ring.header.to_consumer.load(Ordering::Relaxed) != 0 && self.must_wake(position)
+        self.ring.get().header.to_consumer.load(Ordering::Relaxed) != 0 && self.must_wake(count)
     }
 
     #[cold]
     #[inline(never)]
-    fn must_wake(&self, position: u64) -> bool {
+    fn must_wake(&self, count: usize) -> bool {
         // SYNC(wake): a full fence, for those who can't make the other side's barrier heavy (`FENCED`).
         fence(Ordering::SeqCst);
         let flags = self.ring.get().header.to_consumer.load(Ordering::Relaxed);
-        flags & flags::ASLEEP != 0 && self.is_worth_waking(position)
+        flags & flags::ASLEEP != 0 && self.is_worth_waking(count)
+    }
+
+    /// Whether a producer that sleeps because the ring was full should be woken now: when a quarter is free, or nothing is left.
+    /// One that is woken for a single slot falls asleep at once again.
+    fn is_worth_waking(&self, count: usize) -> bool {
+        let ring = self.ring.get();
+        let position = self.position.get();
+        let quarter = (ring.capacity() as u64 / 4).max(1);
+        // The head has come to, or past, the end of a quarter of the ring.
+        position % quarter < count as u64 || ring.queued(position, ring.stride).is_none()
     }
 }
