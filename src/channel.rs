@@ -10,6 +10,7 @@
 
 #![allow(unsafe_code)]
 
+use crate::arena::Start;
 use crate::attachment::Hold;
 use crate::directory::{self, ChannelRef, Kind, Refused, Side, Spec};
 use crate::error::{
@@ -502,10 +503,10 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
         };
         match attached {
             Ok(attached) => break Ok(attached),
-            Err(Refused::Missing) => match local.alloc(spec.storage_bytes()) {
+            Err(Refused::Missing) => match local.alloc_slow(spec.storage_bytes()) {
                 Ok(block) => {
-                    let meta = block::Meta { class: block.class, offset: 64, count: 0 };
-                    block.header.meta.store(meta.pack(), Ordering::Relaxed);
+                    let meta = block::Meta { class: block.handle.class(), offset: 64, count: 0 };
+                    block.header().meta.store(meta.pack(), Ordering::Relaxed);
                     storage = Some(block);
                 }
                 Err(AllocError::OutOfMemory { asked, free }) => break Err(AttachError::OutOfMemory { asked, free }),
@@ -536,7 +537,7 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
         }
     };
     if let Some(block) = storage {
-        heap::free(local.cache(), block.granule, block.class);
+        heap::free(local.cache(), block.handle);
     }
     result
 }
@@ -568,7 +569,7 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
     #[inline(always)]
     pub fn try_send(&mut self, record: Record<T>) -> Result<(), TrySendError<T>> {
         let endpoint = &*self.endpoint;
-        if record.attachment() != endpoint.local.attachment() {
+        if !record.belongs_to(endpoint.local.cache().tag()) {
             return Err(TrySendError::ForeignRecord(record));
         }
         match endpoint.end.push(record.granule()) {
@@ -783,11 +784,11 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
         let cache = endpoint.local.cache();
         let arena = cache.arena();
         // A header that says neither "somebody's" nor "the channel's" was not queued by this library.
-        let header = arena.block(granule).filter(|header| block::is_sendable(header));
+        let start = arena.start(granule).filter(|start| block::is_sendable(start.header()));
         // SAFETY: not ours yet, but queued for us: nobody else writes it. If it is no record, it is left to whoever it is.
-        let record = header
-            .and_then(|header| unsafe { Record::from_block(endpoint.local.attachment(), arena, granule, header) });
-        let wake = endpoint.end.take(arena, cache.me(), record.is_some().then_some(header).flatten());
+        let record = start.and_then(|start| unsafe { Record::from_block(cache.tag(), arena, granule, start) });
+        let header = start.filter(|_| record.is_some()).map(Start::header);
+        let wake = endpoint.end.take(arena, cache.me(), header);
         if wake {
             point!("recv: before the wake");
             let header = endpoint.end.ring().header;
