@@ -27,9 +27,9 @@
 
 use crate::arena::Arena;
 use crate::attachment::Control;
-use crate::heap::block::{self, Meta, state};
+use crate::heap;
+use crate::heap::block::{self, Block, Handle, Meta, state};
 use crate::heap::cache::Cache;
-use crate::heap::{self, Block};
 use crate::layout::{CHANNELS, DirectoryEntry, HELD_BY, INDEX_CELLS, Owner, Word, entry};
 use crate::queue::spsc::{self, Ring};
 use crate::queue::value;
@@ -391,7 +391,7 @@ fn wake_both(ring: Ring) {
 
 /// Makes the channel `id` in the storage brought along.
 fn create(arena: &Arena, me: Owner, id: i64, spec: &Spec, storage: &mut Option<Block>) -> Result<ChannelRef, Refused> {
-    let Some(Block { granule, .. }) = *storage else { return Err(Refused::Missing) };
+    let Some(granule) = storage.map(|block| block.handle.granule()) else { return Err(Refused::Missing) };
     let (index, entry) = free_entry(arena)?;
     let channel = ChannelRef { index, generation: entry.generation.load(Ordering::Relaxed).wrapping_add(1) };
     entry.state.store(Word::of(entry::BUSY, me).0, Ordering::Release);
@@ -571,7 +571,7 @@ fn free_block(arena: &Arena, cache: &Cache, granule: u32) {
     let Some(block) = arena.block(granule) else { return };
     let class = Meta::unpack(block.meta.load(Ordering::Relaxed)).class;
     if block::is_at(arena, granule, class) {
-        heap::free(cache, granule, class);
+        heap::free(cache, Handle::new(cache.tag(), class, granule));
     }
 }
 

@@ -329,10 +329,10 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
         };
         match attached {
             Ok(attached) => break Ok(attached),
-            Err(Refused::Missing) => match local.alloc(spec.storage_bytes()) {
+            Err(Refused::Missing) => match local.alloc_slow(spec.storage_bytes()) {
                 Ok(block) => {
-                    let meta = block::Meta { class: block.class, offset: 64, count: 0 };
-                    block.header.meta.store(meta.pack(), Ordering::Relaxed);
+                    let meta = block::Meta { class: block.handle.class(), offset: 64, count: 0 };
+                    block.header().meta.store(meta.pack(), Ordering::Relaxed);
                     storage = Some(block);
                 }
                 Err(AllocError::OutOfMemory { asked, free }) => break Err(AttachError::OutOfMemory { asked, free }),
@@ -363,7 +363,7 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
         }
     };
     if let Some(block) = storage {
-        heap::free(local.cache(), block.granule, block.class);
+        heap::free(local.cache(), block.handle);
     }
     result
 }

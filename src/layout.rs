@@ -217,11 +217,27 @@ pub(crate) struct ContextSlot {
     pub(crate) epoch: AtomicU64,
     /// 0, or that somebody takes this context's magazines, or has; see `heap::cache`.
     pub(crate) revoked: AtomicU64,
-    /// 1 while the owner is inside its cache; see `heap::cache`.
-    pub(crate) gate: AtomicU32,
+    /// Whether the owner is inside its cache, and the block it freed last; see `heap::cache`.
+    pub(crate) gate: AtomicU64,
     /// Kernel id of the thread, for people.
     pub(crate) thread: AtomicU32,
-    _pad: [AtomicU64; 4],
+    _pad0: AtomicU32,
+    _pad1: [AtomicU64; 3],
+}
+
+impl ContextSlot {
+    /// For a cache that has none: never to be entered.
+    pub(crate) const fn revoked_for_good(word: Word) -> Self {
+        Self {
+            owner: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
+            revoked: AtomicU64::new(word.0),
+            gate: AtomicU64::new(0),
+            thread: AtomicU32::new(0),
+            _pad0: AtomicU32::new(0),
+            _pad1: [const { AtomicU64::new(0) }; 3],
+        }
+    }
 }
 
 /// Kinds of [`ContextSlot::owner`] and of role cells.

@@ -95,7 +95,7 @@ impl<T: ?Sized + Payload> Message for Record<T> {
 
     #[inline(always)]
     fn is_foreign(&self, endpoint: &Endpoint) -> bool {
-        self.attachment() != endpoint.local.attachment()
+        !self.belongs_to(endpoint.local.cache().tag())
     }
 
     #[inline(always)]
@@ -108,12 +108,12 @@ impl<T: ?Sized + Payload> Message for Record<T> {
         let cache = endpoint.local.cache();
         let arena = cache.arena();
         // A header that says neither "somebody's" nor "the channel's" was not queued by this library.
-        let header = arena.block(granule).filter(|header| block::is_sendable(header))?;
+        let start = arena.start(granule).filter(|start| block::is_sendable(start.header()))?;
         // SAFETY: not ours yet, but queued for us: nobody else writes it. If it is no record, it is left to whoever it is.
         #[allow(unsafe_code)]
-        let record = unsafe { Self::from_block(endpoint.local.attachment(), arena, granule, header) }?;
+        let record = unsafe { Self::from_block(cache.tag(), arena, granule, start) }?;
         // SYNC(take)
-        header.state.store(block::owned(cache.me()).0, Ordering::Relaxed);
+        start.header().state.store(block::owned(cache.me()).0, Ordering::Relaxed);
         Some(record)
     }
 
