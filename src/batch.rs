@@ -169,16 +169,12 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
             return Ok(Vec::new());
         }
         let endpoint = &*self.endpoint;
-        let end = &endpoint.end;
-        let is_queued = |ahead: &usize| {
-            M::prefetch(endpoint, *ahead);
-            end.peek(M::SLOT_WORDS, *ahead).is_some()
-        };
-        let queued = (0..max).take_while(is_queued).count();
-        let mut batch = Vec::with_capacity(queued);
-        let lows = (0..queued).map_while(|ahead| Some((ahead, end.peek(M::SLOT_WORDS, ahead)?)));
-        for item in lows.map_while(|(ahead, low)| M::take(endpoint, ahead, low)) {
-            batch.push(item);
+        let ring = endpoint.end.ring();
+        let mut batch = Vec::new();
+        for (position, queued) in endpoint.end.queued(M::SLOT_WORDS).take(max) {
+            let Some(message) = M::take(endpoint, queued) else { break };
+            self.prefetch(ring, position);
+            batch.push(message);
             point!("recv batch: owned");
         }
         if batch.is_empty() {

@@ -13,7 +13,7 @@ use crate::iter::{Iter, TryIter};
 use crate::local::{Attached, Local};
 use crate::message::Message;
 use crate::options::ChannelOptions;
-use crate::queue::spsc;
+use crate::queue::spsc::{self, Queued, Ring};
 use crate::record::{Payload, Record};
 use crate::sys::crash::point;
 use std::fmt;
@@ -335,16 +335,16 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     /// `Corrupted` if a slot held what no sender writes; `Forked`, `ContextClosed`.
     #[inline(always)]
     pub fn try_recv(&mut self) -> Result<M, TryRecvError> {
-        match self.endpoint.end.peek(M::SLOT_WORDS, 0) {
-            Some(low) => self.take(low).map_err(TryRecvError::Recv),
+        match self.endpoint.end.peek(M::SLOT_WORDS) {
+            Some(queued) => self.take(queued).map_err(TryRecvError::Recv),
             None => self.nothing_queued(),
         }
     }
 
-    /// Receives the next, where the slot's word says `low`.
+    /// Receives the next, which is queued.
     #[inline(always)]
-    fn take(&self, low: u32) -> Result<M, RecvError> {
-        let Some(message) = M::take(&self.endpoint, 0, low) else { return Err(self.skip()) };
+    fn take(&self, queued: Queued) -> Result<M, RecvError> {
+        let Some(message) = M::take(&self.endpoint, queued) else { return Err(self.skip()) };
         point!("recv: owned");
         self.received(1);
         Ok(message)
@@ -362,12 +362,21 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     #[inline(always)]
     pub(crate) fn received(&self, count: usize) {
         let endpoint = &*self.endpoint;
-        endpoint.end.advance(count);
-        // The slots of a line arrive together; what the last of them names is far away still.
-        M::prefetch(endpoint, 4);
-        if endpoint.end.must_wake_producer(count) {
+        let wake = endpoint.end.advance(count, |ring, position| self.prefetch(ring, position));
+        if wake {
             point!("recv: before the wake");
             endpoint.wake_peer();
+        }
+    }
+
+    /// Asks the core for a record that will be taken soon after the one at `position`. The slots of a line arrive together; what the
+    /// last of them names is far away still.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, ring: Ring, position: u64) {
+        if M::NAMES_GRANULES
+            && let Some(granule) = ring.glimpse(position.wrapping_add(4), M::SLOT_WORDS)
+        {
+            self.endpoint.prefetch(granule);
         }
     }
 
@@ -376,8 +385,8 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     fn nothing_queued(&self) -> Result<M, TryRecvError> {
         self.endpoint.nothing_queued()?;
         // It has sent and left since we looked.
-        match self.endpoint.end.peek(M::SLOT_WORDS, 0) {
-            Some(low) => self.take(low).map_err(TryRecvError::Recv),
+        match self.endpoint.end.peek(M::SLOT_WORDS) {
+            Some(queued) => self.take(queued).map_err(TryRecvError::Recv),
             None => Err(RecvError::Disconnected.into()),
         }
     }

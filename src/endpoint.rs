@@ -157,6 +157,12 @@ impl Endpoint {
         if self.attached.get() { Ok(()) } else { Err(Inert::Closed) }
     }
 
+    /// Asks the core for the block at `granule`.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, granule: u32) {
+        self.local.cache().arena().prefetch(granule);
+    }
+
     fn has_peer(&self) -> bool {
         let entry = self.local.cache().arena().directory_entry(self.channel.index);
         entry.is_some_and(|entry| directory::holder(entry, self.side.other()).is_some())

@@ -4,6 +4,7 @@ use crate::directory::{Form, Kind};
 use crate::endpoint::Endpoint;
 use crate::heap::block;
 use crate::options;
+use crate::queue::spsc::Queued;
 use crate::queue::value;
 use crate::record::{Payload, Record};
 use crate::sync::{AtomicU64, Ordering};
@@ -67,22 +68,22 @@ pub trait Message: sealed::Sealed + Sized {
     #[doc(hidden)]
     const SLOT_WORDS: usize;
 
+    /// Whether slots name granules, else they hold values.
+    #[doc(hidden)]
+    const NAMES_GRANULES: bool;
+
     /// Whether it belongs to another buffer.
     #[doc(hidden)]
     fn is_foreign(&self, endpoint: &Endpoint) -> bool;
 
-    /// Writes what goes behind a slot's word, and says the word's low half. Once the slot is queued, the message is gone.
+    /// Writes what goes behind a slot's word, and says what the word names. Once the slot is queued, the message is gone.
     #[doc(hidden)]
     fn put(&self, body: &[AtomicU64]) -> u32;
 
-    /// Takes what is queued `ahead` of the endpoint's position, where the slot's word says `low`, for this process; the head has yet
-    /// to be moved beyond it. `None`, and nothing is done, if it is nothing that a sender of this library writes.
+    /// Takes what is queued for this consumer; the head has yet to be moved beyond it. `None`, and nothing is done, if it is nothing
+    /// that a sender of this library writes.
     #[doc(hidden)]
-    fn take(endpoint: &Endpoint, ahead: usize, low: u32) -> Option<Self>;
-
-    /// Asks for what will be taken soon, `ahead` of the endpoint's position.
-    #[doc(hidden)]
-    fn prefetch(endpoint: &Endpoint, ahead: usize);
+    fn take(endpoint: &Endpoint, queued: Queued) -> Option<Self>;
 }
 
 #[allow(private_interfaces)]
@@ -92,6 +93,7 @@ impl<T: ?Sized + Payload> Message for Record<T> {
     }
 
     const SLOT_WORDS: usize = 1;
+    const NAMES_GRANULES: bool = true;
 
     #[inline(always)]
     fn is_foreign(&self, endpoint: &Endpoint) -> bool {
@@ -104,7 +106,7 @@ impl<T: ?Sized + Payload> Message for Record<T> {
     }
 
     #[inline(always)]
-    fn take(endpoint: &Endpoint, _: usize, granule: u32) -> Option<Self> {
+    fn take(endpoint: &Endpoint, Queued { what: granule, .. }: Queued) -> Option<Self> {
         let cache = endpoint.local.cache();
         let arena = cache.arena();
         // A header that says neither "somebody's" nor "the channel's" was not queued by this library.
@@ -115,13 +117,6 @@ impl<T: ?Sized + Payload> Message for Record<T> {
         // SYNC(take)
         start.header().state.store(block::owned(cache.me()).0, Ordering::Relaxed);
         Some(record)
-    }
-
-    #[inline(always)]
-    fn prefetch(endpoint: &Endpoint, ahead: usize) {
-        if let Some(granule) = endpoint.end.glimpse(Self::SLOT_WORDS, ahead) {
-            endpoint.local.cache().arena().prefetch(granule);
-        }
     }
 }
 
@@ -135,6 +130,7 @@ impl<T: Pod> Message for T {
         assert!(size_of::<T>() <= value::MAX_BYTES, "a value has at most 1016 bytes; send records of larger types");
         value::slot_words(size_of::<T>())
     };
+    const NAMES_GRANULES: bool = false;
 
     #[inline(always)]
     fn is_foreign(&self, _: &Endpoint) -> bool {
@@ -148,12 +144,9 @@ impl<T: Pod> Message for T {
     }
 
     #[inline(always)]
-    fn take(endpoint: &Endpoint, ahead: usize, low: u32) -> Option<T> {
+    fn take(_: &Endpoint, queued: Queued) -> Option<T> {
         let mut value = T::zeroed();
-        value::load(bytemuck::bytes_of_mut(&mut value), endpoint.end.body(Self::SLOT_WORDS, ahead));
-        (low == value::HERE).then_some(value)
+        value::load(bytemuck::bytes_of_mut(&mut value), queued.body);
+        (queued.what == value::HERE).then_some(value)
     }
-
-    #[inline(always)]
-    fn prefetch(_: &Endpoint, _: usize) {}
 }

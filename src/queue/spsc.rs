@@ -5,14 +5,14 @@
 //! full, or empty.
 //!
 //! # Layout
-//! Position `p` uses slot `p mod capacity`, in lap `p / capacity`. A slot begins with a word:
+//! Position `p`, counted from 0, uses slot `p mod capacity`. A slot begins with a word:
 //! ```text
-//! 63        32 31                        0
-//! [ lap + 1   ][ granule, or value::HERE ]     0: never used (no block starts at granule 0)
+//! 63                  32 31                        0
+//! [ p + 1, low 32 bits  ][ granule, or value::HERE ]     0: never used (no block starts at granule 0)
 //! ```
 //! A slot of granules is that word; in one of values the value follows ([`value`](super::value)). `head` counts what was received.
-//! There is no shared tail: a slot is queued if its word carries the lap of its position. A new producer finds its position by
-//! walking from the head ([`window`]).
+//! There is no shared tail: a slot is queued if its word carries its position; what a slot held before is a whole lap older, and
+//! a lap is far less than 2^32. A new producer finds its position by walking from the head ([`window`]).
 //!
 //! # Ownership
 //! Slots: written by the producer only, when `position - head < capacity`. `head`: by the consumer only. A queued block is the
@@ -50,6 +50,21 @@ use crate::sync::{AtomicU64, Ordering, compiler_fence, fence};
 use crate::sys::crash::point;
 use crate::wait::flags;
 use std::cell::Cell;
+
+/// What a slot holds.
+#[derive(Clone, Copy)]
+pub(crate) struct Queued {
+    /// A granule, or [`HERE`](super::value::HERE).
+    pub(crate) what: u32,
+    /// The words of the value.
+    pub(crate) body: &'static [AtomicU64],
+}
+
+/// The word of a slot.
+#[inline(always)]
+const fn word(position: u64, what: u32) -> u64 {
+    position.wrapping_add(1) << 32 | what as u64
+}
 
 /// A ring in a segment.
 #[derive(Clone, Copy)]
@@ -89,45 +104,34 @@ impl Ring {
         (self.words.len() / stride) as u64
     }
 
-    /// Where the slot at `position` begins; beyond the words if there are no slots.
+    /// The slot at `position`: its word, and what follows.
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation)] // the crate is for 64-bit targets
-    fn place(&self, position: u64, stride: usize) -> usize {
-        // A power of two; with no slots the mask is all ones.
-        ((position & self.slots(stride).wrapping_sub(1)) as usize).wrapping_mul(stride)
+    fn slot(&self, position: u64, stride: usize) -> Option<(&'static AtomicU64, &'static [AtomicU64])> {
+        // A power of two; with no slots the mask is all ones, and nothing is in range.
+        let first = ((position & self.slots(stride).wrapping_sub(1)) as usize).wrapping_mul(stride);
+        if stride == 1 {
+            return Some((self.words.get(first)?, &[]));
+        }
+        self.words.get(first..)?.get(..stride)?.split_first()
     }
 
-    /// The word of the slot at `position`.
-    #[inline(always)]
-    fn slot(&self, position: u64, stride: usize) -> Option<&'static AtomicU64> {
-        self.words.get(self.place(position, stride))
-    }
-
-    /// What follows the word of the slot at `position`.
-    #[inline(always)]
-    fn body(&self, position: u64, stride: usize) -> &'static [AtomicU64] {
-        let first = self.place(position, stride);
-        self.words.get(first.wrapping_add(1)..first.wrapping_add(stride)).unwrap_or(&[])
-    }
-
-    #[inline(always)]
-    #[allow(clippy::cast_possible_truncation)] // laps are compared modulo 2^32
-    fn lap(&self, position: u64, stride: usize) -> u32 {
-        (position >> self.slots(stride).trailing_zeros().min(63)) as u32
-    }
-
-    #[inline(always)]
-    fn word(&self, position: u64, stride: usize, low: u32) -> u64 {
-        u64::from(self.lap(position, stride).wrapping_add(1)) << 32 | u64::from(low)
-    }
-
-    /// What is queued at `position`, if something is: a granule, or [`HERE`](super::value::HERE).
+    /// What is queued at `position`, if something is.
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation)] // the two halves of a word
-    fn queued(&self, position: u64, stride: usize) -> Option<u32> {
+    fn queued(&self, position: u64, stride: usize) -> Option<Queued> {
+        let (word, body) = self.slot(position, stride)?;
         // SYNC(publish)
-        let word = self.slot(position, stride)?.load(Ordering::Acquire);
-        ((word >> 32) as u32 == self.lap(position, stride).wrapping_add(1) && word as u32 != 0).then_some(word as u32)
+        let word = word.load(Ordering::Acquire);
+        let is_new = (word >> 32) as u32 == (position as u32).wrapping_add(1) && word as u32 != 0;
+        is_new.then_some(Queued { what: word as u32, body })
+    }
+
+    /// What the slot at `position` names: maybe an old granule, and only good for a prefetch.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation)] // the low half
+    pub(crate) fn glimpse(&self, position: u64, stride: usize) -> Option<u32> {
+        Some(self.slot(position, stride)?.0.load(Ordering::Relaxed) as u32)
     }
 
     pub(crate) fn head(&self) -> u64 {
@@ -135,11 +139,11 @@ impl Ring {
     }
 }
 
-/// What is queued now, from the head on: position and slot word's low half. For those who are not the consumer: it may take from
+/// What is queued now, from the head on: positions, and what the slots name. For those who are not the consumer: it may take from
 /// the front meanwhile.
 pub(crate) fn window(ring: Ring) -> impl Iterator<Item = (u64, u32)> {
     let head = ring.head();
-    (head..head.saturating_add(ring.capacity() as u64)).map_while(move |p| Some((p, ring.queued(p, ring.stride)?)))
+    (head..head.saturating_add(ring.capacity() as u64)).map_while(move |p| Some((p, ring.queued(p, ring.stride)?.what)))
 }
 
 /// The records queued now, as [`window`]; none in a ring of values.
@@ -157,7 +161,7 @@ pub(crate) fn clear_beyond(ring: Ring) {
     let end = end_of_window(ring);
     let left = (1..ring.capacity() as u64).take_while(|i| ring.queued(end.wrapping_add(*i), ring.stride).is_some());
     for position in (1..=left.count() as u64).rev().map(|i| end.wrapping_add(i)) {
-        if let Some(word) = ring.slot(position, ring.stride) {
+        if let Some((word, _)) = ring.slot(position, ring.stride) {
             // SYNC(kill): the last is cleared before the last but one.
             word.store(0, Ordering::Release);
             point!("attach: cleared");
@@ -201,8 +205,8 @@ impl End {
         self.ring.set(Ring::NONE);
     }
 
-    /// Queues what `put` writes behind a slot's word, and names in the word's low half: a granule, whose block this process owns,
-    /// or a value. True if the consumer sleeps and must be woken.
+    /// Queues what `put` names, and writes behind the slot's word if it is a value. A granule's block is this process's. True if the
+    /// consumer sleeps and must be woken.
     #[inline(always)]
     pub(crate) fn push(&self, stride: usize, put: impl FnOnce(&[AtomicU64]) -> u32) -> Result<bool, NotPushed> {
         let ring = self.ring.get();
@@ -210,15 +214,15 @@ impl End {
         if position.wrapping_sub(self.head_seen.get()) >= ring.slots(stride) {
             self.look(ring)?;
         }
-        let Some(word) = ring.slot(position, stride) else { return Err(NotPushed::Full) };
+        let Some((slot, body)) = ring.slot(position, stride) else { return Err(NotPushed::Full) };
         let before = ring.header.to_producer.load(Ordering::Relaxed);
         if before & flags::GONE != 0 {
             return Err(NotPushed::Gone);
         }
-        let low = put(ring.body(position, stride));
+        let what = put(body);
         point!("send: before the slot");
         // SYNC(publish)
-        word.store(ring.word(position, stride, low), Ordering::Release);
+        slot.store(word(position, what), Ordering::Release);
         point!("send: slot");
         self.position.set(position.wrapping_add(1));
         Ok(self.must_wake_consumer(ring, before))
@@ -246,16 +250,18 @@ impl End {
         } else if count == 0 {
             return Err(NotPushed::Full);
         }
-        // The first is the last, so that what was stored before is not seen before.
-        for i in (1..count).chain([0]) {
+        let store = |i: usize| {
             let position = position.wrapping_add(i as u64);
-            let Some(word) = ring.slot(position, stride) else { return Err(NotPushed::Full) };
-            let low = put(i, ring.body(position, stride));
+            let Some((slot, body)) = ring.slot(position, stride) else { return };
+            let what = put(i, body);
             point!("send batch: before a slot");
             // SYNC(publish) by the first; SYNC(kill) for the others: no gap in what a kill leaves.
-            word.store(ring.word(position, stride, low), Ordering::Release);
+            slot.store(word(position, what), Ordering::Release);
             point!("send batch: slot");
-        }
+        };
+        (1..count).for_each(store);
+        // The first is the last: nothing of the batch is seen before it.
+        store(0);
         self.position.set(position.wrapping_add(count as u64));
         Ok((count, self.must_wake_consumer(ring, before)))
     }
@@ -287,48 +293,39 @@ impl End {
         }
     }
 
-    /// What is queued `ahead` of this end's position, if something is: see [`window`].
+    /// What is queued at this end's position, if something is.
     #[inline(always)]
-    pub(crate) fn peek(&self, stride: usize, ahead: usize) -> Option<u32> {
-        self.ring.get().queued(self.position.get().wrapping_add(ahead as u64), stride)
+    pub(crate) fn peek(&self, stride: usize) -> Option<Queued> {
+        self.ring.get().queued(self.position.get(), stride)
+    }
+
+    /// What is queued from this end's position on, with its positions.
+    #[inline(always)]
+    pub(crate) fn queued(&self, stride: usize) -> impl Iterator<Item = (u64, Queued)> + use<> {
+        let (ring, position) = (self.ring.get(), self.position.get());
+        let lap = position..position.saturating_add(ring.slots(stride));
+        lap.map_while(move |position| Some((position, ring.queued(position, stride)?)))
     }
 
     /// Whether anything is queued at this end's position.
     pub(crate) fn has_queued(&self) -> bool {
-        self.peek(self.ring().stride, 0).is_some()
-    }
-
-    /// The words of the value `ahead` of this end's position, which [`peek`](Self::peek) has shown to be there.
-    #[inline(always)]
-    pub(crate) fn body(&self, stride: usize, ahead: usize) -> &'static [AtomicU64] {
-        self.ring.get().body(self.position.get().wrapping_add(ahead as u64), stride)
-    }
-
-    /// What the slot `ahead` of this end's position names: maybe an old granule, and only good for a prefetch.
-    #[inline(always)]
-    #[allow(clippy::cast_possible_truncation)] // the low half
-    pub(crate) fn glimpse(&self, stride: usize, ahead: usize) -> Option<u32> {
-        let slot = self.ring.get().slot(self.position.get().wrapping_add(ahead as u64), stride)?;
-        Some(slot.load(Ordering::Relaxed) as u32)
+        self.peek(self.ring().stride).is_some()
     }
 
     /// Moves the head: the next `count` queued are received. Their blocks bear this process's name by now, their values were
-    /// copied.
+    /// copied. `meanwhile` is told the new position. True if the producer sleeps and must be woken.
     #[inline(always)]
-    pub(crate) fn advance(&self, count: usize) {
+    pub(crate) fn advance(&self, count: usize, meanwhile: impl FnOnce(Ring, u64)) -> bool {
+        let ring = self.ring.get();
         let position = self.position.get().wrapping_add(count as u64);
         // SYNC(take)
-        self.ring.get().header.head.store(position, Ordering::Release);
+        ring.header.head.store(position, Ordering::Release);
         point!("recv: head");
         self.position.set(position);
-    }
-
-    /// Whether the producer sleeps and must be woken, `count` having been received since it was last asked.
-    #[inline(always)]
-    pub(crate) fn must_wake_producer(&self, count: usize) -> bool {
+        meanwhile(ring, position);
         // SYNC(wake)
         compiler_fence(Ordering::SeqCst);
-        self.ring.get().header.to_consumer.load(Ordering::Relaxed) != 0 && self.must_wake(count)
+        ring.header.to_consumer.load(Ordering::Relaxed) != 0 && self.must_wake(count)
     }
 
     #[cold]

@@ -6,7 +6,7 @@
 //! # Layout
 //! ```text
 //! word 0             1 ..                          up to
-//! [ lap + 1 | 1     ][ the value, 8 bytes a word   ][ not used ]
+//! [ p + 1 | HERE    ][ the value, 8 bytes a word   ][ not used ]
 //! ```
 //! A slot of up to 64 bytes is a power of two, so that none lies across a line; a larger one is whole lines.
 //!
@@ -18,7 +18,7 @@ use crate::sync::{AtomicU64, Ordering};
 /// The largest value: a slot of sixteen lines. What is larger is cheaper to hand over as a record.
 pub(crate) const MAX_BYTES: usize = 1016;
 
-/// What the low half of a slot's word says when the value is there.
+/// What the word of a slot names when a value follows it.
 pub(crate) const HERE: u32 = 1;
 
 /// Words of a slot for values of so many bytes.
