@@ -17,15 +17,17 @@ use crate::error::{
     TrySendError,
 };
 use crate::heap::{self, block};
-use crate::layout::CHANNELS;
+use crate::layout::{CHANNELS, Owner};
 use crate::local::{Attached, Inert, Local};
 use crate::participant;
 use crate::queue::spsc::{self, End, NotPushed, Ring};
+use crate::ready::Ready;
 use crate::record::{Payload, Record};
 use crate::recovery;
-use crate::sync::Ordering;
+use crate::select::{self, Selectable};
+use crate::sync::{AtomicU32, Ordering};
 use crate::sys::crash::point;
-use crate::wait::{self, Bed};
+use crate::wait::{self, Bed, Wait, WaitStrategy, Waits};
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
@@ -111,11 +113,12 @@ pub struct ChannelOptions {
     capacity: usize,
     persistent: bool,
     tag: Option<String>,
+    strategy: WaitStrategy,
 }
 
 impl Default for ChannelOptions {
     fn default() -> Self {
-        Self { capacity: 1024, persistent: false, tag: None }
+        Self { capacity: 1024, persistent: false, tag: None, strategy: WaitStrategy::Adaptive }
     }
 }
 
@@ -204,6 +207,31 @@ impl ChannelOptions {
         self
     }
 
+    /// How this end waits: [`Adaptive`](WaitStrategy::Adaptive) unless told otherwise. Each end has its own; the other one need not
+    /// know.
+    ///
+    /// ```
+    /// # let name = format!("doc-chan-options-wait-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use ipc_buffer::{ChannelOptions, WaitStrategy};
+    /// let waits = |strategy| ChannelOptions::new().wait_strategy(strategy);
+    /// let mut tx = ctx.producer_with::<u64>(1, &waits(WaitStrategy::Block))?;
+    /// # let receiver = std::thread::spawn({ let buffer = buffer.clone(); move || -> Result<u64, ipc_buffer::Error> {
+    /// #     let (ctx, waits) = (buffer.context()?, |strategy| ChannelOptions::new().wait_strategy(strategy));
+    /// let mut rx = ctx.consumer_with::<u64>(1, &waits(WaitStrategy::Spin))?; // elsewhere, on a core of its own
+    /// #     Ok(*rx.recv()?)
+    /// # } });
+    /// tx.send(ctx.record(5)?)?;
+    /// # assert_eq!(receiver.join().unwrap()?, 5);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    #[must_use]
+    pub fn wait_strategy(mut self, strategy: WaitStrategy) -> Self {
+        self.strategy = strategy;
+        self
+    }
+
     fn spec<T: ?Sized + Payload>(&self) -> Result<Spec, AttachError> {
         let align = align_of::<T::Element>();
         if align > 4096 {
@@ -265,8 +293,8 @@ struct Endpoint {
     idle: Cell<u32>,
     /// When polling last looked whether the peer lives.
     looked: Cell<Instant>,
-    /// See [`Bed`].
-    slept: Cell<Duration>,
+    waits: Waits,
+    strategy: WaitStrategy,
 }
 
 impl Attached for Endpoint {
@@ -295,11 +323,6 @@ impl Endpoint {
         if self.attached.get() { Ok(()) } else { Err(Inert::Closed) }
     }
 
-    fn has_peer(&self) -> bool {
-        let entry = self.local.cache().arena().directory_entry(self.channel.index);
-        entry.is_some_and(|entry| directory::holder(entry, self.side.other()).is_some())
-    }
-
     /// Whether the other end has left for good: it was here, or it can't come any more because the id is gone. A producer of a
     /// persistent channel does not lose its consumers: it queues for the next.
     fn has_lost_peer(&self) -> bool {
@@ -311,25 +334,89 @@ impl Endpoint {
         })
     }
 
-    /// Whether the other end's process lives; reaps it if not.
-    fn check_peer(&self) {
-        let Some(hold) = self.local.hold() else { return };
-        let peer = hold
-            .arena()
-            .directory_entry(self.channel.index)
-            .and_then(|entry| directory::holder(entry, self.side.other()));
-        if peer.is_some_and(|peer| !participant::is_alive(hold.segment(), hold.me(), peer)) {
-            recovery::reap(&hold);
+    /// The bell that this side looks at after each operation, to wake the other.
+    fn other_bell(&self) -> &'static AtomicU32 {
+        let header = self.end.ring().header;
+        match self.side {
+            Side::Producer => &header.to_producer,
+            Side::Consumer => &header.to_consumer,
         }
+    }
+
+    /// Wakes the other side, if it sleeps and has reason to wake up.
+    #[cold]
+    #[inline(never)]
+    fn answer(&self) {
+        let is_due = || self.side == Side::Producer || self.end.has_freed_much();
+        wait::answer(self.local.cache().arena(), self.other_bell(), &self.waits, is_due);
+    }
+
+    /// How to wait for this end until `deadline`.
+    fn wait(&self, deadline: Option<Instant>) -> Wait<'_> {
+        // The line that a full channel's producer looks at is the one that the consumer writes.
+        let pace = if self.side == Side::Producer { 16 } else { 1 };
+        Wait { bed: self.bed(), strategy: self.strategy, deadline, pace }
     }
 
     /// For those who poll and never wait: sees now and then if the peer lives. The clock is cheap, but not for each poll.
     fn polled_in_vain(&self) {
         let idle = self.idle.get().wrapping_add(1);
         self.idle.set(idle);
-        if idle.is_multiple_of(16) && self.looked.get().elapsed() >= wait::TICK {
+        if idle.is_multiple_of(16) && self.looked.get().elapsed() >= wait::tick() {
             self.looked.set(Instant::now());
             self.check_peer();
+        }
+    }
+}
+
+impl Ready for Endpoint {
+    #[inline(always)]
+    fn has_work(&self) -> bool {
+        match self.side {
+            Side::Producer => self.end.has_room(),
+            Side::Consumer => self.end.peek().is_some(),
+        }
+    }
+
+    fn is_refused(&self) -> bool {
+        self.check().is_err() || self.side == Side::Producer && self.end.is_gone() || self.has_lost_peer()
+    }
+
+    fn is_patient(&self) -> bool {
+        self.side == Side::Producer
+    }
+
+    fn position(&self) -> u64 {
+        self.end.position()
+    }
+
+    fn bed(&self) -> Option<Bed<'_>> {
+        self.local.bed()
+    }
+
+    fn bell(&self) -> &AtomicU32 {
+        let header = self.end.ring().header;
+        match self.side {
+            Side::Producer => &header.to_consumer,
+            Side::Consumer => &header.to_producer,
+        }
+    }
+
+    fn waits(&self) -> &Waits {
+        &self.waits
+    }
+
+    fn peer(&self) -> Option<Owner> {
+        self.check().ok()?;
+        let entry = self.local.cache().arena().directory_entry(self.channel.index)?;
+        directory::holder(entry, self.side.other())
+    }
+
+    fn check_peer(&self) {
+        let Some(peer) = self.peer() else { return };
+        let Some(hold) = self.local.hold() else { return };
+        if !participant::is_alive(hold.segment(), hold.me(), peer) {
+            recovery::reap(&hold);
         }
     }
 }
@@ -379,6 +466,17 @@ impl<T: ?Sized + Payload, R: Role> Drop for Channel<T, R> {
     }
 }
 
+impl<T: ?Sized + Payload, R: Role> select::sealed::Sealed for Channel<T, R> {
+    #[allow(private_interfaces)]
+    fn end(&self) -> select::End {
+        self.endpoint.clone()
+    }
+}
+
+impl<T: ?Sized + Payload, R: Role> Selectable for Channel<T, R> {
+    type Role = R;
+}
+
 impl<T: ?Sized + Payload, R: Role> Channel<T, R> {
     pub(crate) fn attach(local: &Rc<Local>, id: i64, options: &ChannelOptions) -> Result<Self, AttachError> {
         let spec = options.spec::<T>()?;
@@ -398,7 +496,8 @@ impl<T: ?Sized + Payload, R: Role> Channel<T, R> {
             attached: Cell::new(true),
             idle: Cell::new(0),
             looked: Cell::new(Instant::now()),
-            slept: Cell::new(Duration::ZERO),
+            waits: Waits::default(),
+            strategy: options.strategy,
         });
         let weak: Weak<Endpoint> = Rc::downgrade(&endpoint);
         local.register(weak);
@@ -469,11 +568,8 @@ impl<T: ?Sized + Payload, R: Role> Channel<T, R> {
     }
 
     fn has_peer(&self) -> bool {
-        if self.endpoint.check().is_err() {
-            return false;
-        }
         self.endpoint.check_peer();
-        self.endpoint.has_peer()
+        self.endpoint.peer().is_some()
     }
 
     fn wait_for_peer(&self, timeout: Duration) -> bool {
@@ -572,12 +668,11 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
             return Err(TrySendError::ForeignRecord(record));
         }
         match endpoint.end.push(record.granule()) {
-            Ok(wake) => {
+            Ok(rung) => {
                 record.into_granule();
-                if wake {
+                if rung {
                     point!("send: before the wake");
-                    let header = endpoint.end.ring().header;
-                    wait::wake(&header.to_producer, &header.consumer_futex);
+                    endpoint.answer();
                 }
                 Ok(())
             }
@@ -692,7 +787,6 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
     #[cold]
     fn send_slow(&mut self, record: Record<T>, deadline: Option<Instant>) -> Result<(), SendTimeoutError<T>> {
         let endpoint = Rc::clone(&self.endpoint);
-        let header = endpoint.end.ring().header;
         let mut record = Some(record);
         let ready = || match self.try_send(record.take()?) {
             Ok(()) => Some(Ok(())),
@@ -705,12 +799,8 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
             Err(TrySendError::Forked(back)) => Some(Err(SendTimeoutError::Forked(back))),
             Err(TrySendError::ContextClosed(back)) => Some(Err(SendTimeoutError::ContextClosed(back))),
         };
-        let tick = || endpoint.check_peer();
-        let slept = &endpoint.slept;
-        let bed = Bed { asleep_in: &header.to_consumer, futex_word: &header.producer_futex, slept };
-        let full_at = endpoint.end.ring().head();
-        let glance = || endpoint.end.ring().head() != full_at;
-        match wait::until(bed, deadline, 16, glance, ready, tick) {
+        let ends = [endpoint.clone() as Rc<dyn Ready>];
+        match wait::until(endpoint.wait(deadline), &ends, || endpoint.end.has_room(), ready) {
             Some(result) => result,
             None => record.map_or(Ok(()), |record| Err(SendTimeoutError::Timeout(record))),
         }
@@ -787,11 +877,10 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
         // SAFETY: not ours yet, but queued for us: nobody else writes it. If it is no record, it is left to whoever it is.
         let record = header
             .and_then(|header| unsafe { Record::from_block(endpoint.local.attachment(), arena, granule, header) });
-        let wake = endpoint.end.take(arena, cache.me(), record.is_some().then_some(header).flatten());
-        if wake {
+        let rung = endpoint.end.take(arena, cache.me(), record.is_some().then_some(header).flatten());
+        if rung {
             point!("recv: before the wake");
-            let header = endpoint.end.ring().header;
-            wait::wake(&header.to_consumer, &header.producer_futex);
+            endpoint.answer();
         }
         record.ok_or(RecvError::Corrupted)
     }
@@ -896,16 +985,13 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
     #[cold]
     fn recv_slow(&mut self, deadline: Option<Instant>) -> Option<Result<Record<T>, RecvError>> {
         let endpoint = Rc::clone(&self.endpoint);
-        let header = endpoint.end.ring().header;
         let ready = || match self.try_recv() {
             Ok(record) => Some(Ok(record)),
             Err(TryRecvError::Empty) => None,
             Err(TryRecvError::Recv(error)) => Some(Err(error)),
         };
-        let tick = || endpoint.check_peer();
-        let slept = &endpoint.slept;
-        let bed = Bed { asleep_in: &header.to_producer, futex_word: &header.consumer_futex, slept };
-        wait::until(bed, deadline, 1, || endpoint.end.peek().is_some(), ready, tick)
+        let ends = [endpoint.clone() as Rc<dyn Ready>];
+        wait::until(endpoint.wait(deadline), &ends, || endpoint.end.peek().is_some(), ready)
     }
 
     /// Receives until the producer has left and everything is drained, waiting for each record. Skips what is

@@ -71,6 +71,7 @@ mod channel;
 mod context;
 mod error;
 mod record;
+mod select;
 mod stats;
 // This process's and this thread's side of a segment.
 mod attachment;
@@ -79,6 +80,7 @@ mod local;
 mod directory;
 mod heap;
 mod queue;
+mod ready;
 mod recovery;
 mod wait;
 // The bytes: shared format, mapping, leases.
@@ -107,4 +109,6 @@ pub use error::{
 };
 pub use record::{Payload, Record, RecordUninit};
 pub use recovery::Reaped;
+pub use select::{Select, Selectable};
 pub use stats::{ClassStats, Stats};
+pub use wait::WaitStrategy;

@@ -21,6 +21,7 @@ use crate::heap::unit::{self, NoUnits};
 use crate::heap::{self, Block, depot, reclaim};
 use crate::layout::{BLOCK_HEADER, CONTEXTS, Owner};
 use crate::sys::crash::point;
+use crate::wait::Bed;
 use crate::{participant, recovery};
 use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
@@ -182,6 +183,13 @@ impl Local {
     pub(crate) fn hold(&self) -> Option<Hold> {
         self.status.get().ok()?;
         self.hold.borrow().clone()
+    }
+
+    /// Where this thread sleeps; `None` once the context is closed.
+    pub(crate) fn bed(&self) -> Option<Bed<'_>> {
+        self.status.get().ok()?;
+        // Invariant 2: the segment is mapped.
+        Bed::of(self.cache.arena(), self.context.index())
     }
 
     /// Remembers an endpoint, to detach it when the context closes.

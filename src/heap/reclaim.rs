@@ -83,8 +83,8 @@ pub(crate) fn revoke_idle(cache: &Cache) {
         .filter(|(index, slot)| *index != mine && is_marked(slot))
         .collect();
     point!("revoke: marked");
-    // SYNC(gate)
-    barrier::heavy();
+    // SYNC(gate): without the barrier nobody can be seen to be outside.
+    let is_seen = barrier::heavy();
     let is_outside = |slot: &ContextSlot| {
         // Inside for a few instructions, as a rule. A thread stopped there keeps its cache.
         (0..100).any(|_| {
@@ -95,7 +95,7 @@ pub(crate) fn revoke_idle(cache: &Cache) {
             outside
         })
     };
-    let (taken, left): (Vec<_>, Vec<_>) = marked.into_iter().partition(|(_, slot)| is_outside(slot));
+    let (taken, left): (Vec<_>, Vec<_>) = marked.into_iter().partition(|(_, slot)| is_seen && is_outside(slot));
     for (_, slot) in left {
         slot.revoked.store(0, Ordering::Release);
     }
