@@ -17,6 +17,7 @@ use crate::local::{Attached, Inert, Local};
 use crate::options::ChannelOptions;
 use crate::queue::spsc::{self, NotPushed};
 use crate::record::{Payload, Record};
+use crate::select::{self, Selectable};
 use crate::sys::crash::point;
 use std::fmt;
 use std::marker::PhantomData;
@@ -69,9 +70,20 @@ impl<T: ?Sized + Payload, R: Role> Drop for Channel<T, R> {
     }
 }
 
+impl<T: ?Sized + Payload, R: Role> select::sealed::Sealed for Channel<T, R> {
+    #[allow(private_interfaces)]
+    fn end(&self) -> select::End {
+        self.endpoint.clone()
+    }
+}
+
+impl<T: ?Sized + Payload, R: Role> Selectable for Channel<T, R> {
+    type Role = R;
+}
+
 impl<T: ?Sized + Payload, R: Role> Channel<T, R> {
     pub(crate) fn attach(local: &Rc<Local>, id: i64, options: &ChannelOptions) -> Result<Self, AttachError> {
-        let endpoint = Endpoint::attach::<R>(local, id, &options.spec::<T>()?)?;
+        let endpoint = Endpoint::attach::<R>(local, id, &options.spec::<T>()?, options.strategy)?;
         Ok(Self { endpoint, role: PhantomData, carries: PhantomData })
     }
 
@@ -137,7 +149,6 @@ impl<T: ?Sized + Payload, R: Role> Channel<T, R> {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-use crate::arena::Start;
 }
 
 impl<T: ?Sized + Payload> Channel<T, Producer> {
@@ -166,11 +177,11 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
             return Err(TrySendError::ForeignRecord(record));
         }
         match endpoint.end.push(record.granule()) {
-            Ok(wake) => {
+            Ok(rung) => {
                 record.into_granule();
-                if wake {
+                if rung {
                     point!("send: before the wake");
-                    endpoint.wake_peer();
+                    endpoint.answer();
                 }
                 Ok(())
             }
@@ -297,9 +308,7 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
             Err(TrySendError::Forked(back)) => Some(Err(SendTimeoutError::Forked(back))),
             Err(TrySendError::ContextClosed(back)) => Some(Err(SendTimeoutError::ContextClosed(back))),
         };
-        let full_at = endpoint.end.ring().head();
-        let glance = || endpoint.end.ring().head() != full_at;
-        match endpoint.wait_until(deadline, 16, glance, ready) {
+        match endpoint.wait_until(deadline, || endpoint.end.has_room(), ready) {
             Some(result) => result,
             None => record.map_or(Ok(()), |record| Err(SendTimeoutError::Timeout(record))),
         }
@@ -376,10 +385,10 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
         // SAFETY: not ours yet, but queued for us: nobody else writes it. If it is no record, it is left to whoever it is.
         let record = start.and_then(|start| unsafe { Record::from_block(cache.tag(), arena, granule, start) });
         let header = start.filter(|_| record.is_some()).map(Start::header);
-        let wake = endpoint.end.take(arena, cache.me(), header);
-        if wake {
+        let rung = endpoint.end.take(arena, cache.me(), header);
+        if rung {
             point!("recv: before the wake");
-            endpoint.wake_peer();
+            endpoint.answer();
         }
         record.ok_or(RecvError::Corrupted)
     }
@@ -489,7 +498,7 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
             Err(TryRecvError::Empty) => None,
             Err(TryRecvError::Recv(error)) => Some(Err(error)),
         };
-        endpoint.wait_until(deadline, 1, || endpoint.end.peek().is_some(), ready)
+        endpoint.wait_until(deadline, || endpoint.end.peek().is_some(), ready)
     }
 
     /// Receives until the producer has left and everything is drained, waiting for each record. Skips what is

@@ -73,6 +73,7 @@ mod endpoint;
 mod error;
 mod options;
 mod record;
+mod select;
 mod stats;
 // This process's and this thread's side of a segment.
 mod attachment;
@@ -81,6 +82,7 @@ mod local;
 mod directory;
 mod heap;
 mod queue;
+mod ready;
 mod recovery;
 mod wait;
 // The bytes: shared format, mapping, leases.
@@ -111,4 +113,6 @@ pub use error::{
 pub use options::ChannelOptions;
 pub use record::{Payload, Record, RecordUninit};
 pub use recovery::Reaped;
+pub use select::{Select, Selectable};
 pub use stats::{ClassStats, Stats};
+pub use wait::WaitStrategy;

@@ -129,6 +129,8 @@ mod armed {
         "recv: owned",
         "recv: head",
         "recv: before the wake",
+        "sleep: named",
+        "sleep: woken",
         "wake: cleared",
         "announce: changed",
         "create: busy",
