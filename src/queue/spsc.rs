@@ -103,10 +103,31 @@ impl Ring {
 }
 
 /// The records queued now: position and granule, from the head on. For those who are not the consumer: it may take from the
-/// front meanwhile.
+/// front meanwhile, and a producer may go on behind. Nothing that is queued from the start to the end of the walk is missed.
 pub(crate) fn window(ring: Ring) -> impl Iterator<Item = (u64, u32)> {
+    window_from(ring, 0)
+}
+
+/// As [`window`], from `position` on if the head is not there yet.
+pub(crate) fn window_from(ring: Ring, position: u64) -> impl Iterator<Item = (u64, u32)> {
     let head = ring.head();
-    (head..head.saturating_add(ring.slots.len() as u64)).map_while(move |p| Some((p, ring.queued(p)?)))
+    let mut next = head.max(position);
+    let end = head.saturating_add(ring.slots.len() as u64);
+    std::iter::from_fn(move || {
+        while next < end {
+            if let Some(granule) = ring.queued(next) {
+                next += 1;
+                return Some((next - 1, granule));
+            }
+            // The end, unless the slot went round: taken, and used for the next lap.
+            let head = ring.head();
+            if head <= next {
+                break;
+            }
+            next = head;
+        }
+        None
+    })
 }
 
 /// One end of the queue: where it stands, and (the producer's) how far it knows the consumer to be.
@@ -238,5 +259,33 @@ impl End {
         // SYNC(wake)
         compiler_fence(Ordering::SeqCst);
         ring.header.to_consumer.load(Ordering::Relaxed) != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It used to end where the slot at hand had gone round, and with it the reaper's look at a dead sender's records behind it:
+    /// they were freed while queued.
+    #[test]
+    fn a_window_that_moves_on_is_still_seen_to_its_end() {
+        // SAFETY: all zeroes is a valid header (`Shared`).
+        #[allow(unsafe_code)]
+        let header: &'static SpscHeader = Box::leak(Box::new(unsafe { std::mem::zeroed() }));
+        let slots: &'static [AtomicU64] = Vec::leak((0..4).map(|_| AtomicU64::new(0)).collect());
+        let ring = Ring { header, slots };
+        let producer = End::producer(ring);
+        (10..14).for_each(|granule| assert!(producer.push(granule).is_ok()));
+        let mut walk = window(ring);
+        assert_eq!(walk.next(), Some((0, 10)));
+        // The consumer takes two, and the producer uses their slots.
+        header.head.store(2, Ordering::Release);
+        (14..16).for_each(|granule| assert!(producer.push(granule).is_ok()));
+        // Not those that came since, or the walk might have no end.
+        assert_eq!(walk.collect::<Vec<_>>(), [(2, 12), (3, 13)]);
+        assert_eq!(window(ring).collect::<Vec<_>>(), [(2, 12), (3, 13), (4, 14), (5, 15)]);
+        assert_eq!(window_from(ring, 4).collect::<Vec<_>>(), [(4, 14), (5, 15)]);
+        assert_eq!(window_from(ring, 6).count(), 0);
     }
 }
