@@ -117,6 +117,16 @@ impl Arena {
         self.table(self.geometry.directory, index, top)
     }
 
+    /// The word of the unit that `granule` of the data lies in.
+    #[inline(always)]
+    pub(crate) fn unit_around(&self, granule: u32) -> Option<&AtomicU64> {
+        let index = self.unit_of(granule);
+        debug_assert!(index < self.geometry.units);
+        let is_backed = index < self.header().unit_top.load(Ordering::Acquire);
+        // SAFETY: a granule of the data lies in a unit of the geometry, whose table has a word for each.
+        is_backed.then(|| unsafe { self.at(self.geometry.unit_table + u64::from(index) * 8) })
+    }
+
     /// The word of a unit below the frontier.
     #[inline(always)]
     pub(crate) fn unit(&self, index: u32) -> Option<&AtomicU64> {

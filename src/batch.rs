@@ -128,12 +128,12 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Producer, M> {
                 return Err(TrySendError::ForeignRecord(items));
             }
             match endpoint.end.push_batch(M::SLOT_WORDS, ours, |i, body| rest[i].put(body)) {
-                Ok((sent, wake)) => {
+                Ok((sent, rung)) => {
                     // They are the channel's now.
                     items.by_ref().take(sent).for_each(std::mem::forget);
-                    if wake {
+                    if rung {
                         point!("send: before the wake");
-                        endpoint.wake_peer();
+                        endpoint.answer(sent);
                     }
                 }
                 Err(why) => return Err(endpoint.not_pushed(items, why)),

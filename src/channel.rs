@@ -15,6 +15,7 @@ use crate::message::Message;
 use crate::options::ChannelOptions;
 use crate::queue::spsc::{self, Queued, Ring};
 use crate::record::{Payload, Record};
+use crate::select::{self, Selectable};
 use crate::sys::crash::point;
 use std::fmt;
 use std::marker::PhantomData;
@@ -88,9 +89,20 @@ impl<T: ?Sized + Payload, R: Role, M: Message> Drop for Channel<T, R, M> {
     }
 }
 
+impl<T: ?Sized + Payload, R: Role, M: Message> select::sealed::Sealed for Channel<T, R, M> {
+    #[allow(private_interfaces)]
+    fn end(&self) -> select::End {
+        self.endpoint.clone()
+    }
+}
+
+impl<T: ?Sized + Payload, R: Role, M: Message> Selectable for Channel<T, R, M> {
+    type Role = R;
+}
+
 impl<T: ?Sized + Payload, R: Role, M: Message> Channel<T, R, M> {
     pub(crate) fn attach(local: &Rc<Local>, id: i64, options: &ChannelOptions) -> Result<Self, AttachError> {
-        let endpoint = Endpoint::attach::<R>(local, id, &options.spec::<M>()?)?;
+        let endpoint = Endpoint::attach::<R>(local, id, &options.spec::<M>()?, options.strategy)?;
         Ok(Self { endpoint, role: PhantomData, carries: PhantomData })
     }
 
@@ -184,12 +196,12 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Producer, M> {
             return Err(TrySendError::ForeignRecord(message));
         }
         match endpoint.end.push(M::SLOT_WORDS, |body| message.put(body)) {
-            Ok(wake) => {
+            Ok(rung) => {
                 // It is the channel's now.
                 std::mem::forget(message);
-                if wake {
+                if rung {
                     point!("send: before the wake");
-                    endpoint.wake_peer();
+                    endpoint.answer(1);
                 }
                 Ok(())
             }
@@ -362,10 +374,10 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     #[inline(always)]
     pub(crate) fn received(&self, count: usize) {
         let endpoint = &*self.endpoint;
-        let wake = endpoint.end.advance(count, |ring, position| self.prefetch(ring, position));
-        if wake {
+        let rung = endpoint.end.advance(count, |ring, position| self.prefetch(ring, position));
+        if rung {
             point!("recv: before the wake");
-            endpoint.wake_peer();
+            endpoint.answer(count);
         }
     }
 

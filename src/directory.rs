@@ -379,14 +379,14 @@ pub(crate) fn attach(
         ring.header.to_producer.fetch_or(flags::FENCED, Ordering::AcqRel);
         ring.header.to_consumer.fetch_or(flags::FENCED, Ordering::AcqRel);
     }
-    wake_both(ring);
+    wake_both(arena, ring);
     wait::announce(&arena.header().directory_version);
     Ok((channel, ring))
 }
 
-fn wake_both(ring: Ring) {
-    wait::announce(&ring.header.consumer_futex);
-    wait::announce(&ring.header.producer_futex);
+fn wake_both(arena: &Arena, ring: Ring) {
+    wait::wake(arena, &ring.header.to_producer);
+    wait::wake(arena, &ring.header.to_consumer);
 }
 
 /// Makes the channel `id` in the storage brought along.
@@ -426,9 +426,8 @@ fn create(arena: &Arena, me: Owner, id: i64, spec: &Spec, storage: &mut Option<B
 fn clear(ring: Ring) {
     let header = ring.header;
     header.head.store(0, Ordering::Relaxed);
-    for word in [&header.to_producer, &header.to_consumer, &header.consumer_futex, &header.producer_futex] {
-        word.store(0, Ordering::Relaxed);
-    }
+    header.to_producer.store(0, Ordering::Relaxed);
+    header.to_consumer.store(0, Ordering::Relaxed);
     for word in ring.words {
         word.store(0, Ordering::Relaxed);
     }
@@ -505,7 +504,7 @@ fn vacate_role(arena: &Arena, entry: &DirectoryEntry, side: Side) {
     cell(entry, side).store(0, Ordering::Release);
     point!("vacate: cell");
     if let Some(ring) = ring {
-        wake_both(ring);
+        wake_both(arena, ring);
     }
 }
 
@@ -586,7 +585,7 @@ pub(crate) fn remove(control: &Control<'_>, cache: &Cache, id: i64) -> bool {
     point!("remove: unindexed");
     // Who waits for a peer that can't come any more wakes up.
     if let Some(ring) = ring(arena, entry) {
-        wake_both(ring);
+        wake_both(arena, ring);
     }
     dismantle_if_deserted(control, cache, channel.index, entry);
     wait::announce(&arena.header().directory_version);

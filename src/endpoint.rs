@@ -8,13 +8,14 @@ use crate::attachment::Hold;
 use crate::directory::{self, ChannelRef, Refused, Side, Spec};
 use crate::error::{AllocError, AttachError, BufferError, RecvError, SendTimeoutError, TryRecvError, TrySendError};
 use crate::heap::{self, block};
-use crate::layout::CHANNELS;
+use crate::layout::{CHANNELS, Owner};
 use crate::local::{Attached, Inert, Local};
 use crate::participant;
 use crate::queue::spsc::{End, NotPushed, Ring};
+use crate::ready::Ready;
 use crate::recovery;
-use crate::sync::Ordering;
-use crate::wait::{self, Bed};
+use crate::sync::{AtomicU32, Ordering};
+use crate::wait::{self, Bed, Wait, WaitStrategy, Waits};
 use std::cell::Cell;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
@@ -98,8 +99,8 @@ pub(crate) struct Endpoint {
     idle: Cell<u32>,
     /// When polling last looked whether the peer lives.
     looked: Cell<Instant>,
-    /// See [`Bed`].
-    slept: Cell<Duration>,
+    waits: Waits,
+    strategy: WaitStrategy,
 }
 
 impl Attached for Endpoint {
@@ -123,7 +124,12 @@ impl Attached for Endpoint {
 
 impl Endpoint {
     /// Takes the role of `R` in channel `id`, which is made if there is none.
-    pub(crate) fn attach<R: Role>(local: &Rc<Local>, id: i64, spec: &Spec) -> Result<Rc<Self>, AttachError> {
+    pub(crate) fn attach<R: Role>(
+        local: &Rc<Local>,
+        id: i64,
+        spec: &Spec,
+        strategy: WaitStrategy,
+    ) -> Result<Rc<Self>, AttachError> {
         local.check().map_err(|inert| match inert {
             Inert::Forked => AttachError::Forked,
             Inert::Closed => AttachError::ContextClosed,
@@ -140,7 +146,8 @@ impl Endpoint {
             attached: Cell::new(true),
             idle: Cell::new(0),
             looked: Cell::new(Instant::now()),
-            slept: Cell::new(Duration::ZERO),
+            waits: Waits::default(),
+            strategy,
         });
         let weak: Weak<Self> = Rc::downgrade(&endpoint);
         local.register(weak);
@@ -163,18 +170,10 @@ impl Endpoint {
         self.local.cache().arena().prefetch(granule);
     }
 
-    fn has_peer(&self) -> bool {
-        let entry = self.local.cache().arena().directory_entry(self.channel.index);
-        entry.is_some_and(|entry| directory::holder(entry, self.side.other()).is_some())
-    }
-
     /// Whether the other end is attached and alive.
     pub(crate) fn has_live_peer(&self) -> bool {
-        if self.check().is_err() {
-            return false;
-        }
         self.check_peer();
-        self.has_peer()
+        self.peer().is_some()
     }
 
     /// Waits until the other end is attached; false if it did not come in time.
@@ -197,23 +196,35 @@ impl Endpoint {
         })
     }
 
-    /// Whether the other end's process lives; reaps it if not.
-    fn check_peer(&self) {
-        let Some(hold) = self.local.hold() else { return };
-        let peer = hold
-            .arena()
-            .directory_entry(self.channel.index)
-            .and_then(|entry| directory::holder(entry, self.side.other()));
-        if peer.is_some_and(|peer| !participant::is_alive(hold.segment(), hold.me(), peer)) {
-            recovery::reap(&hold);
+    /// The bell that this side looks at after each operation, to wake the other.
+    fn other_bell(&self) -> &'static AtomicU32 {
+        let header = self.end.ring().header;
+        match self.side {
+            Side::Producer => &header.to_producer,
+            Side::Consumer => &header.to_consumer,
         }
+    }
+
+    /// Wakes the other side, if it sleeps and has reason to wake up, after so many messages.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn answer(&self, count: usize) {
+        let is_due = || self.side == Side::Producer || self.end.has_freed_much(count);
+        wait::answer(self.local.cache().arena(), self.other_bell(), &self.waits, is_due);
+    }
+
+    /// How to wait for this end until `deadline`.
+    fn wait(&self, deadline: Option<Instant>) -> Wait<'_> {
+        // The line that a full channel's producer looks at is the one that the consumer writes.
+        let pace = if self.side == Side::Producer { 16 } else { 1 };
+        Wait { bed: self.bed(), strategy: self.strategy, deadline, pace }
     }
 
     /// For those who poll and never wait: sees now and then if the peer lives. The clock is cheap, but not for each poll.
     pub(crate) fn polled_in_vain(&self) {
         let idle = self.idle.get().wrapping_add(1);
         self.idle.set(idle);
-        if idle.is_multiple_of(16) && self.looked.get().elapsed() >= wait::TICK {
+        if idle.is_multiple_of(16) && self.looked.get().elapsed() >= wait::tick() {
             self.looked.set(Instant::now());
             self.check_peer();
         }
@@ -250,7 +261,7 @@ impl Endpoint {
 
     /// Tries to send what was refused again and again, until `deadline`.
     pub(crate) fn wait_to_send<I>(
-        &self,
+        self: &Rc<Self>,
         refused: TrySendError<I>,
         deadline: Option<Instant>,
         mut try_send: impl FnMut(I) -> Result<(), TrySendError<I>>,
@@ -269,9 +280,7 @@ impl Endpoint {
                 }
             },
         };
-        let full_at = self.end.ring().head();
-        let glance = || self.end.ring().head() != full_at;
-        match self.wait_until(deadline, 16, glance, ready) {
+        match self.wait_until(deadline, || self.end.has_room(), ready) {
             Some(result) => result,
             None => unsent.map_or(Ok(()), |unsent| Err(SendTimeoutError::Timeout(unsent))),
         }
@@ -279,7 +288,7 @@ impl Endpoint {
 
     /// Tries to receive again and again, until `deadline`.
     pub(crate) fn wait_to_recv<I>(
-        &self,
+        self: &Rc<Self>,
         deadline: Option<Instant>,
         mut try_recv: impl FnMut() -> Result<I, TryRecvError>,
     ) -> Option<Result<I, RecvError>> {
@@ -288,33 +297,69 @@ impl Endpoint {
             Err(TryRecvError::Empty) => None,
             Err(TryRecvError::Recv(error)) => Some(Err(error)),
         };
-        self.wait_until(deadline, 1, || self.end.has_queued(), ready)
+        self.wait_until(deadline, || self.end.has_queued(), ready)
     }
 
-    /// Waits for `ready` as [`wait::until`] does, asleep where the other end looks.
+    /// Waits until `ready` gives something or `deadline` has passed; `glance` is cheap and says whether `ready` is worth a try.
     fn wait_until<R>(
-        &self,
+        self: &Rc<Self>,
         deadline: Option<Instant>,
-        pace: u32,
         glance: impl Fn() -> bool,
         ready: impl FnMut() -> Option<R>,
     ) -> Option<R> {
-        let header = self.end.ring().header;
-        let (asleep_in, futex_word) = match self.side {
-            Side::Producer => (&header.to_consumer, &header.producer_futex),
-            Side::Consumer => (&header.to_producer, &header.consumer_futex),
-        };
-        let bed = Bed { asleep_in, futex_word, slept: &self.slept };
-        wait::until(bed, deadline, pace, glance, ready, || self.check_peer())
+        let ends = [Rc::clone(self) as Rc<dyn Ready>];
+        wait::until(self.wait(deadline), &ends, glance, ready)
+    }
+}
+
+impl Ready for Endpoint {
+    #[inline(always)]
+    fn has_work(&self) -> bool {
+        match self.side {
+            Side::Producer => self.end.has_room(),
+            Side::Consumer => self.end.has_queued(),
+        }
     }
 
-    /// Wakes the other end, which was seen to sleep.
-    #[cold]
-    pub(crate) fn wake_peer(&self) {
+    fn is_refused(&self) -> bool {
+        self.check().is_err() || self.side == Side::Producer && self.end.is_gone() || self.has_lost_peer()
+    }
+
+    fn is_patient(&self) -> bool {
+        self.side == Side::Producer
+    }
+
+    fn position(&self) -> u64 {
+        self.end.position()
+    }
+
+    fn bed(&self) -> Option<Bed<'_>> {
+        self.local.bed()
+    }
+
+    fn bell(&self) -> &AtomicU32 {
         let header = self.end.ring().header;
         match self.side {
-            Side::Producer => wait::wake(&header.to_producer, &header.consumer_futex),
-            Side::Consumer => wait::wake(&header.to_consumer, &header.producer_futex),
+            Side::Producer => &header.to_consumer,
+            Side::Consumer => &header.to_producer,
+        }
+    }
+
+    fn waits(&self) -> &Waits {
+        &self.waits
+    }
+
+    fn peer(&self) -> Option<Owner> {
+        self.check().ok()?;
+        let entry = self.local.cache().arena().directory_entry(self.channel.index)?;
+        directory::holder(entry, self.side.other())
+    }
+
+    fn check_peer(&self) {
+        let Some(peer) = self.peer() else { return };
+        let Some(hold) = self.local.hold() else { return };
+        if !participant::is_alive(hold.segment(), hold.me(), peer) {
+            recovery::reap(&hold);
         }
     }
 }

@@ -221,8 +221,10 @@ pub(crate) struct ContextSlot {
     pub(crate) gate: AtomicU64,
     /// Kernel id of the thread, for people.
     pub(crate) thread: AtomicU32,
-    _pad0: AtomicU32,
-    _pad1: [AtomicU64; 3],
+    /// The context's thread sleeps on this; see `wait`. Counts the wake-ups of every user of the slot. On the line of the gate:
+    /// who is woken has both to fetch, either way.
+    pub(crate) bed: AtomicU32,
+    _pad: [AtomicU64; 3],
 }
 
 impl ContextSlot {
@@ -234,8 +236,8 @@ impl ContextSlot {
             revoked: AtomicU64::new(word.0),
             gate: AtomicU64::new(0),
             thread: AtomicU32::new(0),
-            _pad0: AtomicU32::new(0),
-            _pad1: [const { AtomicU64::new(0) }; 3],
+            bed: AtomicU32::new(0),
+            _pad: [const { AtomicU64::new(0) }; 3],
         }
     }
 }
@@ -323,16 +325,11 @@ pub(crate) struct SpscHeader {
     /// Position of the next message to receive; written by the consumer only.
     pub(crate) head: AtomicU64,
     _pad0: [AtomicU64; 15],
-    /// What the producer looks at on every send: `wait` bits, 0 in steady state.
+    /// The bell (see `wait`) that the producer looks at on every send, 0 in steady state: the consumer's.
     pub(crate) to_producer: AtomicU32,
-    /// What the consumer looks at on every receive: `wait` bits, 0 in steady state.
+    /// The bell that the consumer looks at on every receive, 0 in steady state: the producer's.
     pub(crate) to_consumer: AtomicU32,
     _pad1: [AtomicU64; 15],
-    /// The consumer sleeps on this.
-    pub(crate) consumer_futex: AtomicU32,
-    /// The producer sleeps on this.
-    pub(crate) producer_futex: AtomicU32,
-    _pad2: [AtomicU64; 15],
 }
 
 /// Marks the types above.
@@ -352,7 +349,7 @@ macro_rules! shared {
 }
 shared! {
     Header: 4096, ProcessSlot: 64, ContextSlot: 64, DirectoryEntry: 256, Magazine: 256, BlockHeader: 16,
-    SpscHeader: 384, AtomicU32: 4, AtomicU64: 8,
+    SpscHeader: 256, AtomicU32: 4, AtomicU64: 8,
 }
 const _: () = {
     assert!(std::mem::offset_of!(Header, unit_top) == 128);
@@ -360,7 +357,6 @@ const _: () = {
     assert!(std::mem::offset_of!(Header, recent) == 384);
     assert!(std::mem::offset_of!(DirectoryEntry, tag) == 80);
     assert!(std::mem::offset_of!(SpscHeader, to_producer) as u64 == LINE_PAIR);
-    assert!(std::mem::offset_of!(SpscHeader, consumer_futex) as u64 == 2 * LINE_PAIR);
     assert!(Geometry::for_units(MAX_UNITS).total <= GRANULE << 32 && MAX_UNITS as u64 * UNIT == MAX_CAPACITY);
     assert!(PROCESSES <= 1 << 16 && CONTEXTS <= 1 << 16 && CHANNELS <= 1 << 16);
 };

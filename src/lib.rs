@@ -76,6 +76,7 @@ mod iter;
 mod message;
 mod options;
 mod record;
+mod select;
 mod stats;
 // This process's and this thread's side of a segment.
 mod attachment;
@@ -84,6 +85,7 @@ mod local;
 mod directory;
 mod heap;
 mod queue;
+mod ready;
 mod recovery;
 mod wait;
 // The bytes: shared format, mapping, leases.
@@ -116,4 +118,6 @@ pub use message::Message;
 pub use options::ChannelOptions;
 pub use record::{Payload, Record, RecordUninit};
 pub use recovery::Reaped;
+pub use select::{Select, Selectable};
 pub use stats::{ClassStats, Stats};
+pub use wait::WaitStrategy;

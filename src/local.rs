@@ -22,6 +22,7 @@ use crate::heap::unit::{self, NoUnits};
 use crate::heap::{self, depot, reclaim};
 use crate::layout::{BLOCK_HEADER, CONTEXTS, Owner};
 use crate::sys::crash::point;
+use crate::wait::Bed;
 use crate::{participant, recovery};
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
@@ -174,6 +175,13 @@ impl Local {
     pub(crate) fn hold(&self) -> Option<Hold> {
         self.status.get().ok()?;
         self.hold.borrow().clone()
+    }
+
+    /// Where this thread sleeps; `None` once the context is closed.
+    pub(crate) fn bed(&self) -> Option<Bed<'_>> {
+        self.status.get().ok()?;
+        // Invariant 2: the segment is mapped.
+        Bed::of(self.cache.arena(), self.context.index())
     }
 
     /// Remembers an endpoint, to detach it when the context closes.

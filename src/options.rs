@@ -3,6 +3,7 @@
 use crate::directory::{self, Form, Kind, Spec};
 use crate::error::AttachError;
 use crate::message::Message;
+use crate::wait::WaitStrategy;
 
 /// How to attach to a channel; see [`ThreadContext::producer_with`](crate::ThreadContext::producer_with).
 ///
@@ -15,11 +16,12 @@ pub struct ChannelOptions {
     capacity: usize,
     persistent: bool,
     tag: Option<String>,
+    pub(crate) strategy: WaitStrategy,
 }
 
 impl Default for ChannelOptions {
     fn default() -> Self {
-        Self { capacity: 1024, persistent: false, tag: None }
+        Self { capacity: 1024, persistent: false, tag: None, strategy: WaitStrategy::Adaptive }
     }
 }
 
@@ -105,6 +107,31 @@ impl ChannelOptions {
     #[must_use]
     pub fn type_tag(mut self, tag: impl Into<String>) -> Self {
         self.tag = Some(tag.into());
+        self
+    }
+
+    /// How this end waits: [`Adaptive`](WaitStrategy::Adaptive) unless told otherwise. Each end has its own; the other one need not
+    /// know.
+    ///
+    /// ```
+    /// # let name = format!("doc-chan-options-wait-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use ipc_buffer::{ChannelOptions, WaitStrategy};
+    /// let waits = |strategy| ChannelOptions::new().wait_strategy(strategy);
+    /// let mut tx = ctx.producer_with::<u64>(1, &waits(WaitStrategy::Block))?;
+    /// # let receiver = std::thread::spawn({ let buffer = buffer.clone(); move || -> Result<u64, ipc_buffer::Error> {
+    /// #     let (ctx, waits) = (buffer.context()?, |strategy| ChannelOptions::new().wait_strategy(strategy));
+    /// let mut rx = ctx.consumer_with::<u64>(1, &waits(WaitStrategy::Spin))?; // elsewhere, on a core of its own
+    /// #     Ok(*rx.recv()?)
+    /// # } });
+    /// tx.send(ctx.record(5)?)?;
+    /// # assert_eq!(receiver.join().unwrap()?, 5);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    #[must_use]
+    pub fn wait_strategy(mut self, strategy: WaitStrategy) -> Self {
+        self.strategy = strategy;
         self
     }
 

@@ -213,18 +213,26 @@ impl<T: ?Sized + Payload> Record<T> {
     /// its arena, `start` the block's start there.
     #[inline(always)]
     pub(crate) unsafe fn from_block(tag: Tag, arena: &Arena, granule: u32, start: Start) -> Option<Self> {
-        let word = start.header().meta.load(Ordering::Relaxed);
         // Bounds, class and alignment: the header is shared memory, and a foreign hand may have written it.
-        let (offset, count, class) = match Self::USUAL {
-            Some((usual, class)) if word == usual => (BLOCK_HEADER, 1, class),
-            _ => Self::check(arena, granule, word)?,
-        };
+        let word = start.header().meta.load(Ordering::Relaxed);
+        match Self::USUAL {
+            // Here the compiler knows the class.
+            Some((usual, class)) if word == usual && block::is_in_slab(arena, granule, class) => {
+                let payload = T::from_raw(start.payload(BLOCK_HEADER), 1);
+                Some(Self { payload, handle: Handle::new(tag, class, granule) })
+            }
+            _ => Self::from_any_block(tag, arena, granule, start, word),
+        }
+    }
+
+    #[inline(never)]
+    fn from_any_block(tag: Tag, arena: &Arena, granule: u32, start: Start, word: u64) -> Option<Self> {
+        let (offset, count, class) = Self::check(arena, granule, word)?;
         let payload = block::is_at(arena, granule, class).then(|| start.payload(offset))?;
         Some(Self { payload: T::from_raw(payload, count), handle: Handle::new(tag, class, granule) })
     }
 
     /// The payload's offset and count, and the block's class, if the meta word makes sense for this type and place.
-    #[inline(never)]
     fn check(arena: &Arena, granule: u32, word: u64) -> Option<(u64, usize, u8)> {
         let Meta { class, offset, count } = Meta::unpack(word);
         let offset = u64::from(offset);

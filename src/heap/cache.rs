@@ -232,6 +232,8 @@ pub(crate) struct Cache {
     arena: Arena,
     slot: Cell<&'static ContextSlot>,
     me: Owner,
+    /// The state word of this process's blocks.
+    owned: Word,
     /// What this cache's handles carry.
     tag: Tag,
     /// The holder word of this context's magazines.
@@ -290,7 +292,8 @@ impl Cache {
         };
         let held = Word::of(depot::HELD, context);
         let slot = Cell::new(arena.context(context.index())?);
-        Some(Self { arena, slot, me, tag, held, lines: std::array::from_fn(line), is_dead: Box::new(is_dead) })
+        let owned = block::owned(me);
+        Some(Self { arena, slot, me, owned, tag, held, lines: std::array::from_fn(line), is_dead: Box::new(is_dead) })
     }
 
     /// Steps inside. `None` if a thief is at work, or has been: then the slow path settles it.
@@ -411,14 +414,14 @@ impl Cache {
         // Above 59 there is none (n was 0), or the word is broken.
         let granule = magazine.entries.get(n as usize)?.load(Ordering::Relaxed);
         let start = self.arena.block_within(granule, line.reach)?;
-        start.header().state.store(block::owned(self.me).0, Ordering::Relaxed);
+        start.header().state.store(self.owned.0, Ordering::Relaxed);
         point!("pop: owned");
         // SYNC(kill)
         magazine.n.store(n, Ordering::Release);
         point!("pop: counted");
-        if let Some(later) = magazine.entries.get(n.wrapping_sub(AHEAD) as usize) {
-            self.arena.prefetch(later.load(Ordering::Relaxed));
-        }
+        // SAFETY: `n` is an index of an entry, as was just seen.
+        let later = unsafe { magazine.entries.get_unchecked(n.saturating_sub(AHEAD) as usize) };
+        self.arena.prefetch(later.load(Ordering::Relaxed));
         Some(Block { handle: self.handle(class, granule), start })
     }
 

@@ -92,14 +92,14 @@ pub(crate) fn revoke_idle(cache: &Cache) {
         .filter(|(index, slot)| *index != mine && slot.owner.load(Ordering::Acquire) != 0 && mark(slot))
         .collect();
     point!("revoke: marked");
-    // SYNC(gate)
-    barrier::heavy();
+    // SYNC(gate): without the barrier nobody can be seen to be outside.
+    let is_seen = barrier::heavy();
     let magazines = held_magazines(arena);
     for (index, slot) in marked {
         let taking = Word::of(revoked::TAKING, me);
         if slot.revoked.load(Ordering::Acquire) == taking.0 {
             // Inside for a few instructions, as a rule. A thread stopped there keeps its cache.
-            if !is_outside(slot) {
+            if !is_seen || !is_outside(slot) {
                 let _ = slot.revoked.compare_exchange(taking.0, 0, Ordering::AcqRel, Ordering::Relaxed);
                 continue;
             }

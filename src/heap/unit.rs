@@ -240,11 +240,11 @@ pub(crate) fn head_of(arena: &Arena, unit: u32) -> Option<(u32, Word)> {
     }
 }
 
-/// Whether `unit` is the head of a slab of `class`.
+/// Whether the unit that `granule` of the data lies in is the head of a slab of `class`.
 #[inline(always)]
-pub(crate) fn is_slab(arena: &Arena, unit: u32, class: usize) -> bool {
+pub(crate) fn is_slab(arena: &Arena, granule: u32, class: usize) -> bool {
     let wanted = slab_word(class, class::span(class)).0;
-    arena.unit(unit).is_some_and(|unit| unit.load(Ordering::Acquire) & !BACKED == wanted)
+    arena.unit_around(granule).is_some_and(|unit| unit.load(Ordering::Acquire) & !BACKED == wanted)
 }
 
 /// Every head below the frontier with what it says, in address order; free units are left out.

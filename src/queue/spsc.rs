@@ -29,9 +29,8 @@
 //!   of a batch by its first.
 //! - `SYNC(take)`: state store, or value loads, then head store Release; the producer's head load Acquire: it may reuse the slot,
 //!   and whoever sees the head beyond a record sees the record's new owner.
-//! - `SYNC(wake)`: publish, then load the flags; the other side sets a flag, then looks at the slot (or head). The only
-//!   store-load pair: `sys::barrier` on the sleeper's side, a compiler fence on this one (a full one if the channel is
-//!   `FENCED`).
+//! - `SYNC(wake)`: publish (or take), then load the bell; the other side writes its name there, then looks at the slot (or
+//!   head). The only store-load pair: only a compiler fence here, on the fast path; see `wait`.
 //!
 //! # If a process dies
 //! | after | what is left | repaired by |
@@ -46,7 +45,7 @@
 //! window is one run that begins behind the position. Clearing goes from its end, so that a kill leaves a shorter run.
 
 use crate::layout::SpscHeader;
-use crate::sync::{AtomicU64, Ordering, compiler_fence, fence};
+use crate::sync::{AtomicU64, Ordering, compiler_fence};
 use crate::sys::crash::point;
 use crate::wait::flags;
 use std::cell::Cell;
@@ -140,10 +139,31 @@ impl Ring {
 }
 
 /// What is queued now, from the head on: positions, and what the slots name. For those who are not the consumer: it may take from
-/// the front meanwhile.
+/// the front meanwhile, and a producer may go on behind. Nothing that is queued from the start to the end of the walk is missed.
 pub(crate) fn window(ring: Ring) -> impl Iterator<Item = (u64, u32)> {
+    window_from(ring, 0)
+}
+
+/// As [`window`], from `position` on if the head is not there yet.
+fn window_from(ring: Ring, position: u64) -> impl Iterator<Item = (u64, u32)> {
     let head = ring.head();
-    (head..head.saturating_add(ring.capacity() as u64)).map_while(move |p| Some((p, ring.queued(p, ring.stride)?.what)))
+    let mut next = head.max(position);
+    let end = head.saturating_add(ring.capacity() as u64);
+    std::iter::from_fn(move || {
+        while next < end {
+            if let Some(Queued { what, .. }) = ring.queued(next, ring.stride) {
+                next += 1;
+                return Some((next - 1, what));
+            }
+            // The end, unless the slot went round: taken, and used for the next lap.
+            let head = ring.head();
+            if head <= next {
+                break;
+            }
+            next = head;
+        }
+        None
+    })
 }
 
 /// The records queued now, as [`window`]; none in a ring of values.
@@ -205,8 +225,8 @@ impl End {
         self.ring.set(Ring::NONE);
     }
 
-    /// Queues what `put` names, and writes behind the slot's word if it is a value. A granule's block is this process's. True if the
-    /// consumer sleeps and must be woken.
+    /// Queues what `put` names, and writes behind the slot's word if it is a value. A granule's block is this process's. True if
+    /// there is something on the consumer's bell: the caller answers it ([`wait::answer`](crate::wait::answer)).
     #[inline(always)]
     pub(crate) fn push(&self, stride: usize, put: impl FnOnce(&[AtomicU64]) -> u32) -> Result<bool, NotPushed> {
         let ring = self.ring.get();
@@ -215,8 +235,7 @@ impl End {
             self.look(ring)?;
         }
         let Some((slot, body)) = ring.slot(position, stride) else { return Err(NotPushed::Full) };
-        let before = ring.header.to_producer.load(Ordering::Relaxed);
-        if before & flags::GONE != 0 {
+        if ring.header.to_producer.load(Ordering::Relaxed) & flags::GONE != 0 {
             return Err(NotPushed::Gone);
         }
         let what = put(body);
@@ -225,11 +244,13 @@ impl End {
         slot.store(word(position, what), Ordering::Release);
         point!("send: slot");
         self.position.set(position.wrapping_add(1));
-        Ok(self.must_wake_consumer(ring, before))
+        // SYNC(wake)
+        compiler_fence(Ordering::SeqCst);
+        Ok(ring.header.to_producer.load(Ordering::Relaxed) != 0)
     }
 
-    /// Queues as many of `count` as there is room for, with one store that publishes all of them: how many, and whether the
-    /// consumer must be woken. `put` is told which of them.
+    /// Queues as many of `count` as there is room for, with one store that publishes all of them: how many, and whether there
+    /// is something on the consumer's bell. `put` is told which of them.
     pub(crate) fn push_batch(
         &self,
         stride: usize,
@@ -244,8 +265,7 @@ impl End {
             let _ = self.look(ring);
         }
         let count = count.min(usize::try_from(room()).unwrap_or(usize::MAX));
-        let before = ring.header.to_producer.load(Ordering::Relaxed);
-        if before & flags::GONE != 0 {
+        if self.is_gone() {
             return Err(NotPushed::Gone);
         } else if count == 0 {
             return Err(NotPushed::Full);
@@ -263,18 +283,9 @@ impl End {
         // The first is the last: nothing of the batch is seen before it.
         store(0);
         self.position.set(position.wrapping_add(count as u64));
-        Ok((count, self.must_wake_consumer(ring, before)))
-    }
-
-    #[inline(always)]
-    fn must_wake_consumer(&self, ring: Ring, before: u32) -> bool {
         // SYNC(wake)
-        if before & flags::FENCED != 0 {
-            fence(Ordering::SeqCst);
-        } else {
-            compiler_fence(Ordering::SeqCst);
-        }
-        ring.header.to_producer.load(Ordering::Relaxed) & flags::ASLEEP != 0
+        compiler_fence(Ordering::SeqCst);
+        Ok((count, ring.header.to_producer.load(Ordering::Relaxed) != 0))
     }
 
     /// Looks how far the consumer is.
@@ -286,11 +297,28 @@ impl End {
         self.head_seen.set(head);
         if self.position.get().wrapping_sub(head) < ring.capacity() as u64 {
             Ok(())
-        } else if ring.header.to_producer.load(Ordering::Relaxed) & flags::GONE != 0 {
+        } else if self.is_gone() {
             Err(NotPushed::Gone)
         } else {
             Err(NotPushed::Full)
         }
+    }
+
+    /// Whether the consumer of this producer has left.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.ring.get().header.to_producer.load(Ordering::Relaxed) & flags::GONE != 0
+    }
+
+    /// Whether a slot is free for this producer.
+    #[inline(always)]
+    pub(crate) fn has_room(&self) -> bool {
+        let ring = self.ring.get();
+        self.position.get().wrapping_sub(ring.head()) < ring.capacity() as u64
+    }
+
+    /// Messages pushed or taken, counted from the channel's first.
+    pub(crate) fn position(&self) -> u64 {
+        self.position.get()
     }
 
     /// What is queued at this end's position, if something is.
@@ -313,7 +341,7 @@ impl End {
     }
 
     /// Moves the head: the next `count` queued are received. Their blocks bear this process's name by now, their values were
-    /// copied. `meanwhile` is told the new position. True if the producer sleeps and must be woken.
+    /// copied. `meanwhile` is told the new position. True if there is something on the producer's bell: the caller answers it.
     #[inline(always)]
     pub(crate) fn advance(&self, count: usize, meanwhile: impl FnOnce(Ring, u64)) -> bool {
         let ring = self.ring.get();
@@ -325,25 +353,42 @@ impl End {
         meanwhile(ring, position);
         // SYNC(wake)
         compiler_fence(Ordering::SeqCst);
-        ring.header.to_consumer.load(Ordering::Relaxed) != 0 && self.must_wake(count)
+        ring.header.to_consumer.load(Ordering::Relaxed) != 0
     }
 
-    #[cold]
-    #[inline(never)]
-    fn must_wake(&self, count: usize) -> bool {
-        // SYNC(wake): a full fence, for those who can't make the other side's barrier heavy (`FENCED`).
-        fence(Ordering::SeqCst);
-        let flags = self.ring.get().header.to_consumer.load(Ordering::Relaxed);
-        flags & flags::ASLEEP != 0 && self.is_worth_waking(count)
+    /// Whether the last `count` that were received make room enough to wake a producer that sleeps because the ring was full: a
+    /// quarter is free, or nothing is left. One that is woken for a single slot falls asleep at once again.
+    pub(crate) fn has_freed_much(&self, count: usize) -> bool {
+        let quarter = (self.ring.get().capacity() as u64 / 4).max(1);
+        // The head has come to the end of a quarter of the ring, or past it.
+        self.position.get() % quarter < count as u64 || !self.has_queued()
     }
+}
 
-    /// Whether a producer that sleeps because the ring was full should be woken now: when a quarter is free, or nothing is left.
-    /// One that is woken for a single slot falls asleep at once again.
-    fn is_worth_waking(&self, count: usize) -> bool {
-        let ring = self.ring.get();
-        let position = self.position.get();
-        let quarter = (ring.capacity() as u64 / 4).max(1);
-        // The head has come to, or past, the end of a quarter of the ring.
-        position % quarter < count as u64 || ring.queued(position, ring.stride).is_none()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It used to end where the slot at hand had gone round, and with it the reaper's look at a dead sender's records behind it:
+    /// they were freed while queued.
+    #[test]
+    fn a_window_that_moves_on_is_still_seen_to_its_end() {
+        // SAFETY: all zeroes is a valid header (`Shared`).
+        #[allow(unsafe_code)]
+        let header: &'static SpscHeader = Box::leak(Box::new(unsafe { std::mem::zeroed() }));
+        let words: &'static [AtomicU64] = Vec::leak((0..4).map(|_| AtomicU64::new(0)).collect());
+        let ring = Ring { header, words, stride: 1, names_granules: true };
+        let producer = End::producer(ring);
+        (10..14).for_each(|granule| assert!(producer.push(1, |_| granule).is_ok()));
+        let mut walk = window(ring);
+        assert_eq!(walk.next(), Some((0, 10)));
+        // The consumer takes two, and the producer uses their slots.
+        header.head.store(2, Ordering::Release);
+        (14..16).for_each(|granule| assert!(producer.push(1, |_| granule).is_ok()));
+        // Not those that came since, or the walk might have no end.
+        assert_eq!(walk.collect::<Vec<_>>(), [(2, 12), (3, 13)]);
+        assert_eq!(window(ring).collect::<Vec<_>>(), [(2, 12), (3, 13), (4, 14), (5, 15)]);
+        assert_eq!(window_from(ring, 4).collect::<Vec<_>>(), [(4, 14), (5, 15)]);
+        assert_eq!(window_from(ring, 6).count(), 0);
     }
 }

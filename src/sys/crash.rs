@@ -132,6 +132,8 @@ mod armed {
         "recv: head",
         "recv: before the wake",
         "recv batch: owned",
+        "sleep: named",
+        "sleep: woken",
         "wake: cleared",
         "announce: changed",
         "create: busy",

@@ -1,14 +1,14 @@
-//! The floor: one cache line going to and fro between two cores.
-//!
-//! No hand-over between cores is faster than this machine is at this moment, and it moves: so it is measured in every round.
+//! The floors: what this machine does at best at this moment. It moves, so they are measured in every round.
 
-use crate::harness::{Contender, Work};
+use crate::harness::{Entrant, Trips, solo};
+use crate::links::capacity;
 use crate::side::{Far, Pair, Span};
+use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Its name among the contenders.
-pub const NAME: &str = "ping-pong";
+/// The name of [`ping_pong`].
+pub const PING_PONG: &str = "ping-pong";
 
 /// A line of its own, its neighbour (which the prefetcher pulls along) included.
 #[repr(align(128))]
@@ -21,26 +21,48 @@ impl Line {
     }
 }
 
-/// Ping is 2i + 1, pong is 2i + 2; one operation is there and back.
-pub fn contender(far_core: usize) -> Box<dyn Contender> {
-    let near = Arc::new(Line(AtomicU64::new(0)));
-    let far = Arc::clone(&near);
-    let far = Far::thread(far_core, move || {
-        Box::new(move |ops: u64| {
-            for i in 0..ops {
-                far.wait(2 * i + 1);
-                far.0.store(2 * i + 2, Ordering::Release);
-            }
-            ops
+/// One cache line going to and fro between two cores: no hand-over between them is faster. One operation is there and back.
+pub fn ping_pong() -> Entrant {
+    Entrant::new(PING_PONG, |lab| {
+        let near = Arc::new(Line(AtomicU64::new(0)));
+        let far = Arc::clone(&near);
+        // Both count on from run to run: ping is odd, pong is even.
+        let far = Far::thread(lab.cores[1], move || {
+            let mut pong = 0;
+            Box::new(move |ops: u64| {
+                for _ in 0..ops {
+                    far.wait(pong + 1);
+                    pong += 2;
+                    far.0.store(pong, Ordering::Release);
+                }
+                ops
+            })
+        });
+        let mut pong = 0;
+        let near = Trips(move |_| {
+            near.0.store(pong + 1, Ordering::Release);
+            pong += 2;
+            near.wait(pong);
+            true
+        });
+        Box::new(Pair::new(far, Box::new(near), Span::Flow))
+    })
+}
+
+/// One copy of `W` words: what everybody pays at least once for each message that is copied. As many are in use as a queue holds.
+pub fn memcpy<const W: usize>() -> Entrant {
+    Entrant::new("memcpy", |_| {
+        let slots = capacity::<W>();
+        let (mut from, mut to) = (vec![0; slots * W], vec![0; slots * W]);
+        solo(move |ops: u64| {
+            let copy = |i| {
+                let at = i as usize % slots * W;
+                let (from, to) = (&mut from[at..][..W], &mut to[at..][..W]);
+                from[0] = i;
+                to.copy_from_slice(black_box(from));
+                u64::from(black_box(to)[0] == i)
+            };
+            (0..ops).map(copy).sum()
         })
-    });
-    let near: Box<dyn Work> = Box::new(move |ops: u64| {
-        for i in 0..ops {
-            near.0.store(2 * i + 1, Ordering::Release);
-            near.wait(2 * i + 2);
-        }
-        near.0.store(0, Ordering::Release);
-        ops
-    });
-    Box::new(Pair::new(far, near, Span::Flow))
+    })
 }
