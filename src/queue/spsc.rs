@@ -367,23 +367,161 @@ impl End {
 
 #[cfg(test)]
 mod tests {
+    use super::super::value;
     use super::*;
+    use std::collections::VecDeque;
+
+    /// A ring over private memory, at `head` ever since.
+    fn ring(capacity: usize, stride: usize, head: u64) -> Ring {
+        // SAFETY: all zeroes is a valid header (`Shared`).
+        #[allow(unsafe_code)]
+        let header: &'static SpscHeader = Box::leak(Box::new(unsafe { std::mem::zeroed() }));
+        header.head.store(head, Ordering::Relaxed);
+        let words = Vec::leak((0..capacity * stride).map(|_| AtomicU64::new(0)).collect());
+        Ring { header, words, stride, names_granules: stride == 1 }
+    }
+
+    fn put(number: u64, body: &[AtomicU64]) -> u32 {
+        if body.is_empty() {
+            return u32::try_from(number % 1000).unwrap() + 1;
+        }
+        value::store(&number.to_le_bytes(), body);
+        value::HERE
+    }
+
+    fn number(queued: Queued, expected: u64) -> u64 {
+        if queued.body.is_empty() {
+            assert_eq!(u64::from(queued.what), expected % 1000 + 1);
+            return expected;
+        }
+        assert_eq!(queued.what, value::HERE);
+        let mut bytes = [0; 8];
+        value::load(&mut bytes, queued.body);
+        u64::from_le_bytes(bytes)
+    }
+
+    /// Random operations, new ends among them, on the ring and on a queue that is obviously right.
+    fn like_a_deque(capacity: usize, stride: usize, head: u64, seed: u64) {
+        let ring = ring(capacity, stride, head);
+        let (mut tx, mut rx) = (End::producer(ring), End::consumer(ring));
+        let mut twin = VecDeque::new();
+        let mut next = 0;
+        let mut state = seed;
+        let mut below = |limit: u64| {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            (state >> 33) % limit
+        };
+        for _ in 0..4000 {
+            match below(6) {
+                0 => match tx.push(stride, |body| put(next, body)) {
+                    Ok(_) => {
+                        twin.push_back(next);
+                        next += 1;
+                    }
+                    Err(why) => assert_eq!((why, twin.len()), (NotPushed::Full, capacity)),
+                },
+                1 => {
+                    let want = 1 + below(2 * capacity as u64) as usize;
+                    let free = capacity - twin.len();
+                    match tx.push_batch(stride, want, |i, body| put(next + i as u64, body)) {
+                        Ok((count, _)) => {
+                            // The consumer was seen far enough for as many as were asked for, or as there is room for.
+                            assert_eq!(count, want.min(free));
+                            twin.extend(next..next + count as u64);
+                            next += count as u64;
+                        }
+                        Err(why) => assert_eq!((why, free), (NotPushed::Full, 0)),
+                    }
+                }
+                2 => match rx.peek(stride) {
+                    Some(queued) => {
+                        let expected = twin.pop_front().unwrap();
+                        assert_eq!(number(queued, expected), expected);
+                        rx.advance(1, |_, _| {});
+                    }
+                    None => assert!(twin.is_empty()),
+                },
+                3 => {
+                    let all: Vec<_> = rx.queued(stride).collect();
+                    assert_eq!(all.len(), twin.len());
+                    let some = below(all.len() as u64 + 1) as usize;
+                    for ((_, queued), expected) in all.iter().zip(twin.drain(..some)) {
+                        assert_eq!(number(*queued, expected), expected);
+                    }
+                    rx.advance(some, |_, _| {});
+                }
+                4 => {
+                    clear_beyond(ring);
+                    tx = End::producer(ring);
+                }
+                _ => rx = End::consumer(ring),
+            }
+            assert_eq!(window(ring).count(), twin.len());
+            assert_eq!(rx.has_queued(), !twin.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_ring_is_a_queue_wherever_it_stands() {
+        for (seed, capacity) in (1..).zip([2, 4, 8, 64]) {
+            for stride in [1, 2, 8, 24] {
+                let lap = capacity as u64;
+                for head in [0, (1 << 32) - 3, (1 << 32) * lap - 3, (1 << 50) - 1] {
+                    like_a_deque(capacity, stride, head, seed + head);
+                }
+            }
+        }
+    }
+
+    /// A slot that says what it said 2^32 positions ago would look new: every slot in between was written.
+    #[test]
+    fn positions_are_told_apart_within_a_lap() {
+        for head in [(1_u64 << 32) - 4, (1 << 33) - 1, 5] {
+            let ring = ring(4, 1, head);
+            let tx = End::producer(ring);
+            assert!(!(head - 4..head + 8).any(|position| ring.queued(position, 1).is_some()));
+            assert_eq!(tx.push(1, |_| 7), Ok(false));
+            let seen: Vec<_> = (head - 4..head + 8).filter(|position| ring.queued(*position, 1).is_some()).collect();
+            assert_eq!(seen, [head]);
+        }
+    }
+
+    /// A producer that was killed inside a batch of six, having stored all but the first.
+    #[test]
+    fn what_a_torn_batch_leaves_is_cleared() {
+        for stride in [1, 2] {
+            for queued in 0..=2 {
+                let ring = ring(8, stride, (1 << 32) - 5);
+                let dead = End::producer(ring);
+                (0..queued).for_each(|i| assert!(dead.push(stride, |body| put(i, body)).is_ok()));
+                let end = dead.position();
+                for position in end + 1..end + 6 {
+                    let (slot, _) = ring.slot(position, stride).unwrap();
+                    slot.store(word(position, 1), Ordering::Release);
+                }
+                assert_eq!(window(ring).count() as u64, queued, "nothing of it is seen");
+                clear_beyond(ring);
+                let tx = End::producer(ring);
+                assert_eq!(tx.position(), end);
+                tx.push(stride, |body| put(queued, body)).unwrap();
+                let rx = End::consumer(ring);
+                let all: Vec<_> = (0..).zip(rx.queued(stride)).map(|(i, (_, queued))| number(queued, i)).collect();
+                assert!(all.iter().copied().eq(0..=queued), "{all:?}");
+            }
+        }
+    }
 
     /// It used to end where the slot at hand had gone round, and with it the reaper's look at a dead sender's records behind it:
     /// they were freed while queued.
     #[test]
     fn a_window_that_moves_on_is_still_seen_to_its_end() {
-        // SAFETY: all zeroes is a valid header (`Shared`).
-        #[allow(unsafe_code)]
-        let header: &'static SpscHeader = Box::leak(Box::new(unsafe { std::mem::zeroed() }));
-        let words: &'static [AtomicU64] = Vec::leak((0..4).map(|_| AtomicU64::new(0)).collect());
-        let ring = Ring { header, words, stride: 1, names_granules: true };
+        let ring = ring(4, 1, 0);
         let producer = End::producer(ring);
         (10..14).for_each(|granule| assert!(producer.push(1, |_| granule).is_ok()));
         let mut walk = window(ring);
         assert_eq!(walk.next(), Some((0, 10)));
         // The consumer takes two, and the producer uses their slots.
-        header.head.store(2, Ordering::Release);
+        ring.header.head.store(2, Ordering::Release);
         (14..16).for_each(|granule| assert!(producer.push(1, |_| granule).is_ok()));
         // Not those that came since, or the walk might have no end.
         assert_eq!(walk.collect::<Vec<_>>(), [(2, 12), (3, 13)]);
