@@ -1,7 +1,7 @@
 //! A thread's handle on a buffer: where records and endpoints come from.
 
 use crate::attachment::Hold;
-use crate::channel::Channel;
+use crate::channel::{Channel, ValueChannel};
 use crate::endpoint::{Consumer, Producer};
 use crate::error::{AllocError, AttachError, BufferError};
 use crate::local::{self, Local};
@@ -236,6 +236,83 @@ impl ThreadContext {
         id: i64,
         options: &ChannelOptions,
     ) -> Result<Channel<T, Consumer>, AttachError> {
+        Channel::attach(&self.local, id, options)
+    }
+
+    /// Attaches to channel `id` as its producer, to send values of `T` by value: they travel in the channel's slots, and no record
+    /// is allocated. For small ones: more than 1016 bytes do not compile; see [`Message`](crate::Message).
+    ///
+    /// ```
+    /// # let name = format!("doc-ctx-value-producer-{}", std::process::id());
+    /// # let ctx = ipc_buffer::Buffer::open(&name)?.context()?;
+    /// let mut ticks = ctx.value_producer::<u64>(1)?;
+    /// ticks.send(7)?;
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`producer`](Self::producer). `TypeMismatch` also if the channel carries records of this type.
+    pub fn value_producer<T: Pod>(&self, id: i64) -> Result<ValueChannel<T, Producer>, AttachError> {
+        self.value_producer_with(id, &ChannelOptions::new())
+    }
+
+    /// Attaches to channel `id` as its consumer, to receive values of `T` by value.
+    ///
+    /// ```
+    /// # let name = format!("doc-ctx-value-consumer-{}", std::process::id());
+    /// # let ctx = ipc_buffer::Buffer::open(&name)?.context()?;
+    /// let mut ticks = ctx.value_consumer::<u64>(1)?;
+    /// ctx.value_producer::<u64>(1)?.send(7)?;
+    /// assert_eq!(ticks.recv()?, 7);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`value_producer`](Self::value_producer).
+    pub fn value_consumer<T: Pod>(&self, id: i64) -> Result<ValueChannel<T, Consumer>, AttachError> {
+        self.value_consumer_with(id, &ChannelOptions::new())
+    }
+
+    /// [`value_producer`](Self::value_producer) with options; those of capacity and persistence count if this call creates the
+    /// channel.
+    ///
+    /// ```
+    /// # let name = format!("doc-ctx-value-producerw-{}", std::process::id());
+    /// # let ctx = ipc_buffer::Buffer::open(&name)?.context()?;
+    /// use ipc_buffer::ChannelOptions;
+    /// let ticks = ctx.value_producer_with::<u64>(1, &ChannelOptions::new().capacity(16))?;
+    /// assert_eq!(ticks.capacity(), 16);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`value_producer`](Self::value_producer), and `Capacity` for a capacity that can't be had.
+    pub fn value_producer_with<T: Pod>(
+        &self,
+        id: i64,
+        options: &ChannelOptions,
+    ) -> Result<ValueChannel<T, Producer>, AttachError> {
+        Channel::attach(&self.local, id, options)
+    }
+
+    /// [`value_consumer`](Self::value_consumer) with options.
+    ///
+    /// ```
+    /// # let name = format!("doc-ctx-value-consumerw-{}", std::process::id());
+    /// # let ctx = ipc_buffer::Buffer::open(&name)?.context()?;
+    /// use ipc_buffer::ChannelOptions;
+    /// let ticks = ctx.value_consumer_with::<u64>(1, &ChannelOptions::new().capacity(2))?;
+    /// assert_eq!(ticks.capacity(), 2);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`value_producer_with`](Self::value_producer_with).
+    pub fn value_consumer_with<T: Pod>(
+        &self,
+        id: i64,
+        options: &ChannelOptions,
+    ) -> Result<ValueChannel<T, Consumer>, AttachError> {
         Channel::attach(&self.local, id, options)
     }
 

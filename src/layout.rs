@@ -297,6 +297,8 @@ pub(crate) mod entry {
     pub(crate) const SLICE: u32 = 1;
     /// Stays, with what is queued, when the last endpoint leaves.
     pub(crate) const PERSISTENT: u32 = 2;
+    /// Elements travel in the slots.
+    pub(crate) const VALUES: u32 = 4;
 }
 
 /// An array of free blocks of one size class; see `heap::magazine`.
@@ -327,7 +329,7 @@ pub(crate) const LINE_PAIR: u64 = 128;
 /// The fixed part of an SPSC queue; the slots follow at once. See `queue::spsc`.
 #[repr(C)]
 pub(crate) struct SpscHeader {
-    /// Position of the next record to receive; written by the consumer only.
+    /// Position of the next message to receive; written by the consumer only.
     pub(crate) head: AtomicU64,
     _pad0: [AtomicU64; 15],
     /// The bell (see `wait`) that the producer looks at on every send, 0 in steady state: the consumer's.

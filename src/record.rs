@@ -18,7 +18,6 @@ use crate::layout::{BLOCK_HEADER, BlockHeader, GRANULE};
 use crate::local::{self, Local};
 use crate::sync::Ordering;
 use bytemuck::Pod;
-use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::{fmt, mem};
@@ -189,11 +188,6 @@ impl<T: ?Sized + Payload> Record<T> {
     #[inline(always)]
     pub(crate) fn belongs_to(&self, tag: Tag) -> bool {
         self.handle.tag() == tag
-    }
-
-    /// The block; the record is gone without being freed.
-    pub(crate) fn into_granule(self) -> u32 {
-        ManuallyDrop::new(self).granule()
     }
 
     pub(crate) fn granule(&self) -> u32 {
