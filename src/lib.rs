@@ -69,7 +69,9 @@ mod audit;
 mod buffer;
 mod channel;
 mod context;
+mod endpoint;
 mod error;
+mod options;
 mod record;
 mod select;
 mod stats;
@@ -101,12 +103,14 @@ pub mod crash_points {
 
 pub use audit::{Audit, Owned, Queued};
 pub use buffer::{Buffer, BufferOptions, ChannelInfo, name_from_path};
-pub use channel::{Channel, ChannelOptions, Consumer, IntoIter, Iter, Producer, Role, TryIter};
+pub use channel::{Channel, IntoIter, Iter, TryIter};
 pub use context::ThreadContext;
+pub use endpoint::{Consumer, Producer, Role};
 pub use error::{
     AllocError, AttachError, BufferError, Error, OpenError, RecvError, RecvTimeoutError, SendError, SendTimeoutError,
     TryRecvError, TrySendError,
 };
+pub use options::ChannelOptions;
 pub use record::{Payload, Record, RecordUninit};
 pub use recovery::Reaped;
 pub use select::{Select, Selectable};
