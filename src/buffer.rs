@@ -2,12 +2,12 @@
 
 use crate::attachment::{self, Hold};
 use crate::audit::{self, Audit};
-use crate::channel::fnv;
 use crate::context::ThreadContext;
 use crate::directory;
 use crate::error::{BufferError, OpenError};
 use crate::heap::{reclaim, unit};
 use crate::layout::{UNIT, flag};
+use crate::options::fnv;
 use crate::participant;
 use crate::queue::spsc;
 use crate::recovery::{self, Reaped};

@@ -5,334 +5,24 @@
 //! gives one out.
 //!
 //! # If a process dies
-//! See `queue::spsc` for what happens to records, and `directory` for roles. Whoever waits looks, every 100 ms at the latest,
-//! whether the peer's lease still stands, and reaps it if not.
+//! See `queue::spsc` for what happens to records, and `endpoint` for roles.
 
 #![allow(unsafe_code)]
 
-use crate::attachment::Hold;
-use crate::directory::{self, ChannelRef, Kind, Refused, Side, Spec};
-use crate::error::{
-    AllocError, AttachError, BufferError, RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError,
-    TrySendError,
-};
-use crate::heap::{self, block};
-use crate::layout::CHANNELS;
+use crate::arena::Start;
+use crate::endpoint::{Consumer, Endpoint, Producer, Role, deadline};
+use crate::error::{AttachError, RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError, TrySendError};
+use crate::heap::block;
 use crate::local::{Attached, Inert, Local};
-use crate::participant;
-use crate::queue::spsc::{self, End, NotPushed, Ring};
+use crate::options::ChannelOptions;
+use crate::queue::spsc::{self, NotPushed};
 use crate::record::{Payload, Record};
-use crate::recovery;
-use crate::sync::Ordering;
+use crate::select::{self, Selectable};
 use crate::sys::crash::point;
-use crate::wait::{self, Bed};
-use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
-
-/// The sending end of a [`Channel`].
-///
-/// ```
-/// # let name = format!("doc-producer-marker-{}", std::process::id());
-/// # let buffer = ipc_buffer::Buffer::open(&name)?;
-/// # let ctx = buffer.context()?;
-/// use ipc_buffer::{Channel, Producer};
-/// struct Sensor {
-///     readings: Channel<f32, Producer>,
-/// }
-/// let mut sensor = Sensor { readings: ctx.producer(1)? };
-/// sensor.readings.send(ctx.record(0.5)?)?;
-/// # Ok::<(), ipc_buffer::Error>(())
-/// ```
-#[derive(Debug, Clone, Copy)]
-pub enum Producer {}
-
-/// The receiving end of a [`Channel`].
-///
-/// ```
-/// # let name = format!("doc-consumer-marker-{}", std::process::id());
-/// # let buffer = ipc_buffer::Buffer::open(&name)?;
-/// # let ctx = buffer.context()?;
-/// use ipc_buffer::{Channel, Consumer};
-/// struct Display {
-///     readings: Channel<f32, Consumer>,
-/// }
-/// let mut display = Display { readings: ctx.consumer(1)? };
-/// assert!(display.readings.try_recv().is_err(), "nothing is queued");
-/// # Ok::<(), ipc_buffer::Error>(())
-/// ```
-#[derive(Debug, Clone, Copy)]
-pub enum Consumer {}
-
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for super::Producer {}
-    impl Sealed for super::Consumer {}
-}
-
-/// [`Producer`] or [`Consumer`].
-///
-/// ```
-/// # let name = format!("doc-role-{}", std::process::id());
-/// # let buffer = ipc_buffer::Buffer::open(&name)?;
-/// # let ctx = buffer.context()?;
-/// use ipc_buffer::{Channel, Role};
-/// /// Slots left, as either end sees it.
-/// fn free_slots<R: Role>(channel: &Channel<u64, R>) -> usize {
-///     channel.capacity() - channel.len()
-/// }
-/// assert_eq!(free_slots(&ctx.producer(1)?), 1024);
-/// assert_eq!(free_slots(&ctx.consumer(1)?), 1024);
-/// # Ok::<(), ipc_buffer::Error>(())
-/// ```
-pub trait Role: sealed::Sealed {
-    #[doc(hidden)]
-    const SENDS: bool;
-}
-
-impl Role for Producer {
-    const SENDS: bool = true;
-}
-
-impl Role for Consumer {
-    const SENDS: bool = false;
-}
-
-/// How to attach to a channel; see [`ThreadContext::producer_with`](crate::ThreadContext::producer_with).
-///
-/// ```
-/// let options = ipc_buffer::ChannelOptions::new().capacity(64).persistent(true).type_tag("reading/2");
-/// # let _ = options;
-/// ```
-#[derive(Debug, Clone)]
-pub struct ChannelOptions {
-    capacity: usize,
-    persistent: bool,
-    tag: Option<String>,
-}
-
-impl Default for ChannelOptions {
-    fn default() -> Self {
-        Self { capacity: 1024, persistent: false, tag: None }
-    }
-}
-
-impl ChannelOptions {
-    /// 1024 slots, not persistent, the type's own name as its tag.
-    ///
-    /// ```
-    /// # let name = format!("doc-chan-options-new-{}", std::process::id());
-    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
-    /// # let ctx = buffer.context()?;
-    /// use ipc_buffer::ChannelOptions;
-    /// let tx = ctx.producer_with::<u64>(1, &ChannelOptions::new())?;
-    /// let info = &buffer.channels()?[0];
-    /// assert_eq!((info.capacity, info.persistent), (1024, false));
-    /// assert_eq!(info.carries, "u64 (8 bytes, align 8)");
-    /// # drop(tx);
-    /// # Ok::<(), ipc_buffer::Error>(())
-    /// ```
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Records the channel can queue: a power of two from 2 to 2^24. Counts for who creates the channel; who attaches later gets
-    /// what is there.
-    ///
-    /// ```
-    /// # let name = format!("doc-chan-options-cap-{}", std::process::id());
-    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
-    /// # let ctx = buffer.context()?;
-    /// use ipc_buffer::{AttachError, ChannelOptions};
-    /// let slots = |n| ChannelOptions::new().capacity(n);
-    /// assert!(matches!(ctx.producer_with::<u8>(1, &slots(3)), Err(AttachError::Capacity { capacity: 3, .. })));
-    /// let tx = ctx.producer_with::<u8>(1, &slots(4))?;
-    /// let rx = ctx.consumer_with::<u8>(1, &slots(64))?;
-    /// assert_eq!((tx.capacity(), rx.capacity()), (4, 4));
-    /// # Ok::<(), ipc_buffer::Error>(())
-    /// ```
-    #[must_use]
-    pub fn capacity(mut self, slots: usize) -> Self {
-        self.capacity = slots;
-        self
-    }
-
-    /// Keeps the channel, with what is queued in it, when its last endpoint leaves; and a consumer that leaves is not missed:
-    /// sending goes on, and waits when the channel is full, until the next one comes. The channel goes with
-    /// [`Buffer::remove_channel`](crate::Buffer::remove_channel), or with the buffer. Counts for who creates the channel.
-    ///
-    /// ```
-    /// # let name = format!("doc-chan-options-persist-{}", std::process::id());
-    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
-    /// # let ctx = buffer.context()?;
-    /// use ipc_buffer::ChannelOptions;
-    /// let mut tx = ctx.producer_with::<u64>(1, &ChannelOptions::new().persistent(true))?;
-    /// tx.send(ctx.record(5)?)?;
-    /// drop(tx);
-    /// assert_eq!(*ctx.consumer::<u64>(1)?.recv()?, 5);
-    /// assert!(buffer.remove_channel(1)?);
-    /// # Ok::<(), ipc_buffer::Error>(())
-    /// ```
-    #[must_use]
-    pub fn persistent(mut self, yes: bool) -> Self {
-        self.persistent = yes;
-        self
-    }
-
-    /// What both ends must agree on besides size and alignment. The default is the type's name without its
-    /// path (`Sample`, `f64`), so that two programs may define the same type in different places. Choose a tag to tell
-    /// revisions of a layout apart, or to rename a type.
-    ///
-    /// ```
-    /// # let name = format!("doc-chan-options-tag-{}", std::process::id());
-    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
-    /// # let ctx = buffer.context()?;
-    /// use ipc_buffer::{AttachError, ChannelOptions};
-    /// let tag = |tag| ChannelOptions::new().type_tag(tag);
-    /// let _tx = ctx.producer_with::<[f32; 2]>(1, &tag("point/2"))?;
-    /// let old = ctx.consumer_with::<[f32; 2]>(1, &tag("point/1"));
-    /// assert!(matches!(old, Err(AttachError::TypeMismatch { .. })));
-    /// assert!(ctx.consumer_with::<[f32; 2]>(1, &tag("point/2")).is_ok());
-    /// # Ok::<(), ipc_buffer::Error>(())
-    /// ```
-    #[must_use]
-    pub fn type_tag(mut self, tag: impl Into<String>) -> Self {
-        self.tag = Some(tag.into());
-        self
-    }
-
-    fn spec<T: ?Sized + Payload>(&self) -> Result<Spec, AttachError> {
-        let align = align_of::<T::Element>();
-        if align > 4096 {
-            return Err(AttachError::Alignment { align });
-        }
-        if !self.capacity.is_power_of_two() || !(2..=directory::MAX_CAPACITY).contains(&self.capacity) {
-            return Err(AttachError::Capacity { capacity: self.capacity, max: directory::MAX_CAPACITY });
-        }
-        let tag = self.tag.clone().unwrap_or_else(|| short_name(std::any::type_name::<T::Element>()));
-        let tag = shorten(tag, directory::TAG_BYTES);
-        let size = size_of::<T::Element>() as u64;
-        let kind = Kind { size, align: u32::try_from(align).unwrap_or(0), slice: T::SLICE, tag };
-        Ok(Spec { kind, capacity_log2: self.capacity.trailing_zeros(), persistent: self.persistent })
-    }
-}
-
-/// At most `limit` bytes that stand for `tag`: a longer one keeps its beginning, and a hash stands for all of it.
-fn shorten(tag: String, limit: usize) -> String {
-    if tag.len() <= limit {
-        return tag;
-    }
-    let hash = format!("#{:016x}", fnv(tag.as_bytes()));
-    let mut short = tag;
-    while short.len() + hash.len() > limit {
-        short.pop();
-    }
-    short + &hash
-}
-
-/// FNV-1a: fixed for ever, unlike the standard library's hashers.
-pub(crate) fn fnv(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
-}
-
-/// A type's name without the paths: `my_crate::geo::Grid<other::Cell>` is `Grid<Cell>`.
-fn short_name(full: &str) -> String {
-    let mut short = String::new();
-    let mut word_start = 0;
-    for c in full.chars() {
-        short.push(c);
-        if c == ':' {
-            short.truncate(word_start);
-        } else if !(c.is_alphanumeric() || c == '_') {
-            word_start = short.len();
-        }
-    }
-    short
-}
-
-/// The untyped part of a channel's end; its context detaches it when it closes.
-struct Endpoint {
-    end: End,
-    local: Rc<Local>,
-    id: i64,
-    side: Side,
-    channel: ChannelRef,
-    attached: Cell<bool>,
-    /// Polls that found nothing.
-    idle: Cell<u32>,
-    /// When polling last looked whether the peer lives.
-    looked: Cell<Instant>,
-    /// See [`Bed`].
-    slept: Cell<Duration>,
-}
-
-impl Attached for Endpoint {
-    fn abandon(&self) {
-        self.attached.set(false);
-        self.end.abandon();
-    }
-
-    fn detach(&self) {
-        if !self.attached.replace(false) {
-            return;
-        }
-        self.end.abandon();
-        let Some(hold) = self.local.hold() else { return };
-        if let Ok(control) = hold.control() {
-            directory::detach(&control, self.local.cache(), self.channel, self.side);
-        }
-        // Else somebody sits on the lock: the role stays ours until the process goes.
-    }
-}
-
-impl Endpoint {
-    /// Why nothing works any more, if nothing does.
-    fn check(&self) -> Result<(), Inert> {
-        self.local.check()?;
-        if self.attached.get() { Ok(()) } else { Err(Inert::Closed) }
-    }
-
-    fn has_peer(&self) -> bool {
-        let entry = self.local.cache().arena().directory_entry(self.channel.index);
-        entry.is_some_and(|entry| directory::holder(entry, self.side.other()).is_some())
-    }
-
-    /// Whether the other end has left for good: it was here, or it can't come any more because the id is gone. A producer of a
-    /// persistent channel does not lose its consumers: it queues for the next.
-    fn has_lost_peer(&self) -> bool {
-        let entry = self.local.cache().arena().directory_entry(self.channel.index);
-        entry.is_none_or(|entry| {
-            let queues_on = self.side == Side::Producer && directory::is_persistent(entry);
-            let was_here = entry.seen.load(Ordering::Acquire) & self.side.other().seen() != 0 && !queues_on;
-            (was_here || directory::is_removed(entry)) && directory::holder(entry, self.side.other()).is_none()
-        })
-    }
-
-    /// Whether the other end's process lives; reaps it if not.
-    fn check_peer(&self) {
-        let Some(hold) = self.local.hold() else { return };
-        let peer = hold
-            .arena()
-            .directory_entry(self.channel.index)
-            .and_then(|entry| directory::holder(entry, self.side.other()));
-        if peer.is_some_and(|peer| !participant::is_alive(hold.segment(), hold.me(), peer)) {
-            recovery::reap(&hold);
-        }
-    }
-
-    /// For those who poll and never wait: sees now and then if the peer lives. The clock is cheap, but not for each poll.
-    fn polled_in_vain(&self) {
-        let idle = self.idle.get().wrapping_add(1);
-        self.idle.set(idle);
-        if idle.is_multiple_of(16) && self.looked.get().elapsed() >= wait::TICK {
-            self.looked.set(Instant::now());
-            self.check_peer();
-        }
-    }
-}
 
 /// One end of a named, typed queue with one producer and one consumer: [`Channel<T, Producer>`](Producer) or
 /// [`Channel<T, Consumer>`](Consumer).
@@ -368,8 +58,9 @@ pub struct Channel<T: ?Sized + Payload, R: Role> {
 
 impl<T: ?Sized + Payload, R: Role> fmt::Debug for Channel<T, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Endpoint { id, side, attached, .. } = &*self.endpoint;
-        f.debug_struct("Channel").field("id", id).field("side", side).field("attached", &attached.get()).finish()
+        let Endpoint { id, side, .. } = &*self.endpoint;
+        let attached = self.endpoint.is_attached();
+        f.debug_struct("Channel").field("id", id).field("side", side).field("attached", &attached).finish()
     }
 }
 
@@ -379,29 +70,20 @@ impl<T: ?Sized + Payload, R: Role> Drop for Channel<T, R> {
     }
 }
 
+impl<T: ?Sized + Payload, R: Role> select::sealed::Sealed for Channel<T, R> {
+    #[allow(private_interfaces)]
+    fn end(&self) -> select::End {
+        self.endpoint.clone()
+    }
+}
+
+impl<T: ?Sized + Payload, R: Role> Selectable for Channel<T, R> {
+    type Role = R;
+}
+
 impl<T: ?Sized + Payload, R: Role> Channel<T, R> {
     pub(crate) fn attach(local: &Rc<Local>, id: i64, options: &ChannelOptions) -> Result<Self, AttachError> {
-        let spec = options.spec::<T>()?;
-        local.check().map_err(|inert| match inert {
-            Inert::Forked => AttachError::Forked,
-            Inert::Closed => AttachError::ContextClosed,
-        })?;
-        let hold = local.hold().ok_or(AttachError::ContextClosed)?;
-        let side = if R::SENDS { Side::Producer } else { Side::Consumer };
-        let (channel, ring) = attach(&hold, local, id, side, &spec)?;
-        let endpoint = Rc::new(Endpoint {
-            end: if R::SENDS { End::producer(ring) } else { End::consumer(ring) },
-            local: Rc::clone(local),
-            id,
-            side,
-            channel,
-            attached: Cell::new(true),
-            idle: Cell::new(0),
-            looked: Cell::new(Instant::now()),
-            slept: Cell::new(Duration::ZERO),
-        });
-        let weak: Weak<Endpoint> = Rc::downgrade(&endpoint);
-        local.register(weak);
+        let endpoint = Endpoint::attach::<R>(local, id, &options.spec::<T>()?, options.strategy)?;
         Ok(Self { endpoint, role: PhantomData, carries: PhantomData })
     }
 
@@ -467,83 +149,6 @@ impl<T: ?Sized + Payload, R: Role> Channel<T, R> {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-
-    fn has_peer(&self) -> bool {
-        if self.endpoint.check().is_err() {
-            return false;
-        }
-        self.endpoint.check_peer();
-        self.endpoint.has_peer()
-    }
-
-    fn wait_for_peer(&self, timeout: Duration) -> bool {
-        let deadline = Instant::now().checked_add(timeout);
-        let Some(hold) = self.endpoint.local.hold() else { return false };
-        let version = &hold.arena().header().directory_version;
-        let ready = || (self.endpoint.check().is_err() || self.has_peer()).then_some(());
-        wait::for_change(version, deadline, ready);
-        self.has_peer()
-    }
-}
-
-/// How long to wait for another process to finish with a dead one.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Attaches `side`; brings storage if the channel must be made; reaps if a dead process has the role.
-fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Result<(ChannelRef, Ring), AttachError> {
-    let mut storage = None;
-    let give_up = Instant::now() + PATIENCE;
-    let result = loop {
-        // Allocated before the control lock is taken: making room may need it.
-        let attached = match hold.control() {
-            Ok(control) => directory::attach(&control, hold.me(), id, side, spec, &mut storage),
-            Err(BufferError::Busy { pid }) => break Err(AttachError::Busy { pid }),
-            Err(_) => break Err(AttachError::Forked),
-        };
-        match attached {
-            Ok(attached) => break Ok(attached),
-            Err(Refused::Missing) => match local.alloc(spec.storage_bytes()) {
-                Ok(block) => {
-                    let meta = block::Meta { class: block.class, offset: 64, count: 0 };
-                    block.header.meta.store(meta.pack(), Ordering::Relaxed);
-                    storage = Some(block);
-                }
-                Err(AllocError::OutOfMemory { asked, free }) => break Err(AttachError::OutOfMemory { asked, free }),
-                Err(AllocError::ContextClosed) => break Err(AttachError::ContextClosed),
-                Err(_) => break Err(AttachError::Forked),
-            },
-            Err(Refused::Taken { holder, thread }) => {
-                if !participant::is_alive(hold.segment(), hold.me(), holder) && Instant::now() < give_up {
-                    // Somebody else may be reaping it, or have done so by now: then there is nothing for us to reap.
-                    if recovery::reap(hold).processes == 0 {
-                        std::thread::sleep(Duration::from_micros(200));
-                    }
-                    continue;
-                }
-                let pid = participant::pid(hold.arena(), holder);
-                break Err(AttachError::RoleTaken { id, role: side.name(), pid, thread });
-            }
-            Err(Refused::Kind(theirs)) => {
-                let (ours, theirs) = (spec.kind.to_string(), theirs.to_string());
-                break Err(AttachError::TypeMismatch { id, ours, theirs });
-            }
-            Err(Refused::NotBacked) => {
-                let free = heap::free_bytes(hold.arena(), heap::unit::NoUnits::NotBacked);
-                break Err(AttachError::OutOfMemory { asked: crate::layout::PAGE, free });
-            }
-            Err(Refused::Full) => break Err(AttachError::TooManyChannels { limit: CHANNELS }),
-            Err(Refused::Corrupted) => break Err(AttachError::Corrupted { id }),
-        }
-    };
-    if let Some(block) = storage {
-        heap::free(local.cache(), block.granule, block.class);
-    }
-    result
-}
-
-fn deadline(timeout: Duration) -> Option<Instant> {
-    // Later than the clock can say is never.
-    Instant::now().checked_add(timeout)
 }
 
 impl<T: ?Sized + Payload> Channel<T, Producer> {
@@ -568,16 +173,15 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
     #[inline(always)]
     pub fn try_send(&mut self, record: Record<T>) -> Result<(), TrySendError<T>> {
         let endpoint = &*self.endpoint;
-        if record.attachment() != endpoint.local.attachment() {
+        if !record.belongs_to(endpoint.local.cache().tag()) {
             return Err(TrySendError::ForeignRecord(record));
         }
         match endpoint.end.push(record.granule()) {
-            Ok(wake) => {
+            Ok(rung) => {
                 record.into_granule();
-                if wake {
+                if rung {
                     point!("send: before the wake");
-                    let header = endpoint.end.ring().header;
-                    wait::wake(&header.to_producer, &header.consumer_futex);
+                    endpoint.answer();
                 }
                 Ok(())
             }
@@ -692,7 +296,6 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
     #[cold]
     fn send_slow(&mut self, record: Record<T>, deadline: Option<Instant>) -> Result<(), SendTimeoutError<T>> {
         let endpoint = Rc::clone(&self.endpoint);
-        let header = endpoint.end.ring().header;
         let mut record = Some(record);
         let ready = || match self.try_send(record.take()?) {
             Ok(()) => Some(Ok(())),
@@ -705,12 +308,7 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
             Err(TrySendError::Forked(back)) => Some(Err(SendTimeoutError::Forked(back))),
             Err(TrySendError::ContextClosed(back)) => Some(Err(SendTimeoutError::ContextClosed(back))),
         };
-        let tick = || endpoint.check_peer();
-        let slept = &endpoint.slept;
-        let bed = Bed { asleep_in: &header.to_consumer, futex_word: &header.producer_futex, slept };
-        let full_at = endpoint.end.ring().head();
-        let glance = || endpoint.end.ring().head() != full_at;
-        match wait::until(bed, deadline, 16, glance, ready, tick) {
+        match endpoint.wait_until(deadline, || endpoint.end.has_room(), ready) {
             Some(result) => result,
             None => record.map_or(Ok(()), |record| Err(SendTimeoutError::Timeout(record))),
         }
@@ -729,7 +327,7 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
     pub fn has_consumer(&self) -> bool {
-        self.has_peer()
+        self.endpoint.has_live_peer()
     }
 
     /// Waits until a consumer is attached; false if none came in time.
@@ -746,7 +344,7 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
     pub fn wait_for_consumer(&self, timeout: Duration) -> bool {
-        self.wait_for_peer(timeout)
+        self.endpoint.wait_for_peer(timeout)
     }
 }
 
@@ -783,15 +381,14 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
         let cache = endpoint.local.cache();
         let arena = cache.arena();
         // A header that says neither "somebody's" nor "the channel's" was not queued by this library.
-        let header = arena.block(granule).filter(|header| block::is_sendable(header));
+        let start = arena.start(granule).filter(|start| block::is_sendable(start.header()));
         // SAFETY: not ours yet, but queued for us: nobody else writes it. If it is no record, it is left to whoever it is.
-        let record = header
-            .and_then(|header| unsafe { Record::from_block(endpoint.local.attachment(), arena, granule, header) });
-        let wake = endpoint.end.take(arena, cache.me(), record.is_some().then_some(header).flatten());
-        if wake {
+        let record = start.and_then(|start| unsafe { Record::from_block(cache.tag(), arena, granule, start) });
+        let header = start.filter(|_| record.is_some()).map(Start::header);
+        let rung = endpoint.end.take(arena, cache.me(), header);
+        if rung {
             point!("recv: before the wake");
-            let header = endpoint.end.ring().header;
-            wait::wake(&header.to_consumer, &header.producer_futex);
+            endpoint.answer();
         }
         record.ok_or(RecvError::Corrupted)
     }
@@ -896,16 +493,12 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
     #[cold]
     fn recv_slow(&mut self, deadline: Option<Instant>) -> Option<Result<Record<T>, RecvError>> {
         let endpoint = Rc::clone(&self.endpoint);
-        let header = endpoint.end.ring().header;
         let ready = || match self.try_recv() {
             Ok(record) => Some(Ok(record)),
             Err(TryRecvError::Empty) => None,
             Err(TryRecvError::Recv(error)) => Some(Err(error)),
         };
-        let tick = || endpoint.check_peer();
-        let slept = &endpoint.slept;
-        let bed = Bed { asleep_in: &header.to_producer, futex_word: &header.consumer_futex, slept };
-        wait::until(bed, deadline, 1, || endpoint.end.peek().is_some(), ready, tick)
+        endpoint.wait_until(deadline, || endpoint.end.peek().is_some(), ready)
     }
 
     /// Receives until the producer has left and everything is drained, waiting for each record. Skips what is
@@ -960,7 +553,7 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
     pub fn has_producer(&self) -> bool {
-        self.has_peer()
+        self.endpoint.has_live_peer()
     }
 
     /// Waits until a producer is attached; false if none came in time.
@@ -977,7 +570,7 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
     pub fn wait_for_producer(&self, timeout: Duration) -> bool {
-        self.wait_for_peer(timeout)
+        self.endpoint.wait_for_peer(timeout)
     }
 }
 
@@ -1083,25 +676,5 @@ impl<'a, T: ?Sized + Payload> IntoIterator for &'a mut Channel<T, Consumer> {
     type IntoIter = Iter<'a, T>;
     fn into_iter(self) -> Iter<'a, T> {
         self.iter()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{short_name, shorten};
-
-    #[test]
-    fn long_tags_stay_apart() {
-        assert_eq!(shorten("a".repeat(128), 128), "a".repeat(128));
-        let (one, two) = (shorten("a".repeat(129), 128), shorten("a".repeat(130), 128));
-        assert!(one.len() == 128 && two.len() == 128 && one != two && one.starts_with("aaa"));
-    }
-
-    #[test]
-    fn names_lose_their_paths() {
-        assert_eq!(short_name("f64"), "f64");
-        assert_eq!(short_name("a::b::Sample"), "Sample");
-        assert_eq!(short_name("a::Grid<b::c::Cell, [d::E; 4]>"), "Grid<Cell, [E; 4]>");
-        assert_eq!(short_name("(a::B, &'static c::D)"), "(B, &'static D)");
     }
 }

@@ -1,9 +1,11 @@
 //! A thread's handle on a buffer: where records and endpoints come from.
 
 use crate::attachment::Hold;
-use crate::channel::{Channel, ChannelOptions, Consumer, Producer};
+use crate::channel::Channel;
+use crate::endpoint::{Consumer, Producer};
 use crate::error::{AllocError, AttachError, BufferError};
 use crate::local::{self, Local};
+use crate::options::ChannelOptions;
 use crate::record::{self, Payload, Record, RecordUninit};
 use bytemuck::Pod;
 use std::rc::Rc;

@@ -27,9 +27,9 @@
 
 use crate::arena::Arena;
 use crate::attachment::Control;
-use crate::heap::block::{self, Meta, state};
+use crate::heap;
+use crate::heap::block::{self, Block, Handle, Meta, state};
 use crate::heap::cache::Cache;
-use crate::heap::{self, Block};
 use crate::layout::{CHANNELS, DirectoryEntry, HELD_BY, INDEX_CELLS, Owner, Word, entry};
 use crate::queue::spsc::{self, Ring};
 use crate::sync::{AtomicU64, Ordering};
@@ -328,19 +328,19 @@ pub(crate) fn attach(
         ring.header.to_producer.fetch_or(flags::FENCED, Ordering::AcqRel);
         ring.header.to_consumer.fetch_or(flags::FENCED, Ordering::AcqRel);
     }
-    wake_both(ring);
+    wake_both(arena, ring);
     wait::announce(&arena.header().directory_version);
     Ok((channel, ring))
 }
 
-fn wake_both(ring: Ring) {
-    wait::announce(&ring.header.consumer_futex);
-    wait::announce(&ring.header.producer_futex);
+fn wake_both(arena: &Arena, ring: Ring) {
+    wait::wake(arena, &ring.header.to_producer);
+    wait::wake(arena, &ring.header.to_consumer);
 }
 
 /// Makes the channel `id` in the storage brought along.
 fn create(arena: &Arena, me: Owner, id: i64, spec: &Spec, storage: &mut Option<Block>) -> Result<ChannelRef, Refused> {
-    let Some(Block { granule, .. }) = *storage else { return Err(Refused::Missing) };
+    let Some(granule) = storage.map(|block| block.handle.granule()) else { return Err(Refused::Missing) };
     let (index, entry) = free_entry(arena)?;
     let channel = ChannelRef { index, generation: entry.generation.load(Ordering::Relaxed).wrapping_add(1) };
     entry.state.store(Word::of(entry::BUSY, me).0, Ordering::Release);
@@ -375,9 +375,8 @@ fn create(arena: &Arena, me: Owner, id: i64, spec: &Spec, storage: &mut Option<B
 fn clear(ring: Ring) {
     let header = ring.header;
     header.head.store(0, Ordering::Relaxed);
-    for word in [&header.to_producer, &header.to_consumer, &header.consumer_futex, &header.producer_futex] {
-        word.store(0, Ordering::Relaxed);
-    }
+    header.to_producer.store(0, Ordering::Relaxed);
+    header.to_consumer.store(0, Ordering::Relaxed);
     for slot in ring.slots {
         slot.store(0, Ordering::Relaxed);
     }
@@ -454,7 +453,7 @@ fn vacate_role(arena: &Arena, entry: &DirectoryEntry, side: Side) {
     cell(entry, side).store(0, Ordering::Release);
     point!("vacate: cell");
     if let Some(ring) = ring {
-        wake_both(ring);
+        wake_both(arena, ring);
     }
 }
 
@@ -520,7 +519,7 @@ fn free_block(arena: &Arena, cache: &Cache, granule: u32) {
     let Some(block) = arena.block(granule) else { return };
     let class = Meta::unpack(block.meta.load(Ordering::Relaxed)).class;
     if block::is_at(arena, granule, class) {
-        heap::free(cache, granule, class);
+        heap::free(cache, Handle::new(cache.tag(), class, granule));
     }
 }
 
@@ -535,7 +534,7 @@ pub(crate) fn remove(control: &Control<'_>, cache: &Cache, id: i64) -> bool {
     point!("remove: unindexed");
     // Who waits for a peer that can't come any more wakes up.
     if let Some(ring) = ring(arena, entry) {
-        wake_both(ring);
+        wake_both(arena, ring);
     }
     dismantle_if_deserted(control, cache, channel.index, entry);
     wait::announce(&arena.header().directory_version);

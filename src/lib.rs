@@ -69,8 +69,11 @@ mod audit;
 mod buffer;
 mod channel;
 mod context;
+mod endpoint;
 mod error;
+mod options;
 mod record;
+mod select;
 mod stats;
 // This process's and this thread's side of a segment.
 mod attachment;
@@ -79,6 +82,7 @@ mod local;
 mod directory;
 mod heap;
 mod queue;
+mod ready;
 mod recovery;
 mod wait;
 // The bytes: shared format, mapping, leases.
@@ -99,12 +103,16 @@ pub mod crash_points {
 
 pub use audit::{Audit, Owned, Queued};
 pub use buffer::{Buffer, BufferOptions, ChannelInfo, name_from_path};
-pub use channel::{Channel, ChannelOptions, Consumer, IntoIter, Iter, Producer, Role, TryIter};
+pub use channel::{Channel, IntoIter, Iter, TryIter};
 pub use context::ThreadContext;
+pub use endpoint::{Consumer, Producer, Role};
 pub use error::{
     AllocError, AttachError, BufferError, Error, OpenError, RecvError, RecvTimeoutError, SendError, SendTimeoutError,
     TryRecvError, TrySendError,
 };
+pub use options::ChannelOptions;
 pub use record::{Payload, Record, RecordUninit};
 pub use recovery::Reaped;
+pub use select::{Select, Selectable};
 pub use stats::{ClassStats, Stats};
+pub use wait::WaitStrategy;

@@ -14,16 +14,17 @@
 
 #![allow(unsafe_code)]
 
-use crate::attachment::{self, Attachment, Hold};
+use crate::attachment::{self, Hold};
 use crate::error::{AllocError, BufferError};
+use crate::heap::block::{Block, Handle, Tag};
 use crate::heap::cache::Cache;
 use crate::heap::unit::{self, NoUnits};
-use crate::heap::{self, Block, depot, reclaim};
+use crate::heap::{self, depot, reclaim};
 use crate::layout::{BLOCK_HEADER, CONTEXTS, Owner};
 use crate::sys::crash::point;
+use crate::wait::Bed;
 use crate::{participant, recovery};
 use std::cell::{Cell, RefCell};
-use std::ptr::NonNull;
 use std::rc::{Rc, Weak};
 
 thread_local! {
@@ -51,7 +52,6 @@ pub(crate) trait Attached {
 /// See the module.
 pub(crate) struct Local {
     cache: Cache,
-    attachment: NonNull<Attachment>,
     context: Owner,
     status: Cell<Result<(), Inert>>,
     /// `ThreadContext` handles.
@@ -66,9 +66,9 @@ impl std::fmt::Debug for Local {
     }
 }
 
-fn find(attachment: NonNull<Attachment>) -> Option<Rc<Local>> {
+fn find(tag: Tag) -> Option<Rc<Local>> {
     CONTEXTS_HERE
-        .try_with(|here| here.borrow().iter().filter_map(Weak::upgrade).find(|local| local.attachment == attachment))
+        .try_with(|here| here.borrow().iter().filter_map(Weak::upgrade).find(|local| local.cache.tag() == tag))
         .ok()
         .flatten()
         .filter(|local| local.status.get().is_ok())
@@ -79,7 +79,7 @@ pub(crate) fn enter(hold: &Hold) -> Result<Rc<Local>, BufferError> {
     if hold.is_forked() {
         return Err(BufferError::Forked);
     }
-    let local = match find(hold.as_pointer()) {
+    let local = match find(hold.tag()) {
         Some(local) => local,
         None => {
             let open = || participant::open_context(hold.arena(), hold.me());
@@ -95,7 +95,6 @@ pub(crate) fn enter(hold: &Hold) -> Result<Rc<Local>, BufferError> {
             let cache = unsafe { hold.new_cache(context) };
             let local = Rc::new(Local {
                 cache: cache.ok_or(BufferError::TooManyContexts { limit: CONTEXTS })?,
-                attachment: hold.as_pointer(),
                 context,
                 status: Cell::new(Ok(())),
                 handles: Cell::new(0),
@@ -118,15 +117,14 @@ pub(crate) fn enter(hold: &Hold) -> Result<Rc<Local>, BufferError> {
 /// Frees a block that a record held.
 ///
 /// # Safety
-/// `attachment` is the record's, and the record exists until this call.
+/// The handle is that of a record that exists until this call.
 #[inline(always)]
-pub(crate) unsafe fn free(attachment: NonNull<Attachment>, granule: u32, class: u8) {
+pub(crate) unsafe fn free(handle: Handle) {
     // SAFETY: invariant 1.
     match unsafe { CURRENT.get().as_ref() } {
-        // SAFETY: a record's granule was checked when the record was made.
-        Some(local) if local.attachment == attachment => unsafe { heap::free_known(&local.cache, granule, class) },
+        Some(local) if handle.is_small_of(local.cache.tag()) => local.cache.push(handle),
         // SAFETY: by the caller.
-        _ => unsafe { free_elsewhere(attachment, granule, class) },
+        _ => unsafe { free_elsewhere(handle) },
     }
 }
 
@@ -134,14 +132,14 @@ pub(crate) unsafe fn free(attachment: NonNull<Attachment>, granule: u32, class: 
 /// As [`free`].
 #[cold]
 #[inline(never)]
-unsafe fn free_elsewhere(attachment: NonNull<Attachment>, granule: u32, class: u8) {
-    match find(attachment) {
+unsafe fn free_elsewhere(handle: Handle) {
+    match find(handle.tag()) {
         Some(local) => {
             CURRENT.set(Rc::as_ptr(&local));
-            heap::free(&local.cache, granule, class);
+            heap::free(&local.cache, handle);
         }
         // SAFETY: by the caller.
-        None => unsafe { attachment::free_homeless(attachment, granule, class) },
+        None => unsafe { attachment::free_homeless(handle) },
     }
 }
 
@@ -173,15 +171,17 @@ impl Local {
         &self.cache
     }
 
-    #[inline(always)]
-    pub(crate) fn attachment(&self) -> NonNull<Attachment> {
-        self.attachment
-    }
-
     /// The attachment, held; `None` once the context is closed.
     pub(crate) fn hold(&self) -> Option<Hold> {
         self.status.get().ok()?;
         self.hold.borrow().clone()
+    }
+
+    /// Where this thread sleeps; `None` once the context is closed.
+    pub(crate) fn bed(&self) -> Option<Bed<'_>> {
+        self.status.get().ok()?;
+        // Invariant 2: the segment is mapped.
+        Bed::of(self.cache.arena(), self.context.index())
     }
 
     /// Remembers an endpoint, to detach it when the context closes.
@@ -233,19 +233,16 @@ impl Local {
         self.cache.flush();
     }
 
-    /// Allocates a block with `bytes` behind its header.
+    /// A block with `bytes` behind its header, if one is at hand, and its class.
     #[inline(always)]
-    pub(crate) fn alloc(&self, bytes: u64) -> Result<Block, AllocError> {
-        match heap::alloc_fast(&self.cache, bytes) {
-            Some(block) => Ok(block),
-            None => self.alloc_slow(bytes),
-        }
+    pub(crate) fn alloc_fast(&self, bytes: u64) -> Option<(u8, Block)> {
+        heap::alloc_fast(&self.cache, bytes)
     }
 
-    /// The ladder: each rung makes room for the next try.
+    /// Allocates a block with `bytes` behind its header. The ladder: each rung makes room for the next try.
     #[cold]
     #[inline(never)]
-    fn alloc_slow(&self, bytes: u64) -> Result<Block, AllocError> {
+    pub(crate) fn alloc_slow(&self, bytes: u64) -> Result<Block, AllocError> {
         self.check().map_err(|inert| match inert {
             Inert::Forked => AllocError::Forked,
             Inert::Closed => AllocError::ContextClosed,

@@ -6,11 +6,11 @@
 //!
 //! # The passes
 //! One reaper at a time among processes (a lease byte) and threads (a mutex). For all victims together:
-//! 1. **Magazines** of their contexts: every entry names a free block, whatever its state says; states are set FREE,
-//!    entries of units that are no slab are dropped, the magazine goes to its depot. Then the context slots.
+//! 1. **Magazines** of their contexts, under the control lock: every entry names a free block, whatever its state says; entries of units
+//!    that are no slab are dropped, the magazine goes to its depot. Then the context slots.
 //! 2. **Channels**, under the control lock: entries half made or half removed are removed; what a victim owns inside any
 //!    window becomes `QUEUED`; then its roles are vacated and the peers woken.
-//! 3. **Headers**: what still says `OWNED(victim)` is taken over by CAS and freed.
+//! 3. **Headers**: the victims' names are taken off the free blocks of all magazines, whoever holds them; then what still says `OWNED(victim)` is taken over by CAS and freed.
 //! 4. **Units** claimed by a victim are released.
 //! 5. **Hints** are rebuilt; last, the process slots are freed.
 //!
@@ -26,7 +26,8 @@
 use crate::arena::Arena;
 use crate::attachment::Attachment;
 use crate::directory;
-use crate::heap::cache::Cache;
+use crate::heap::block::Handle;
+use crate::heap::cache::{self, Cache};
 use crate::heap::{self, block, class, depot, reclaim, unit};
 use crate::layout::{BlockHeader, CONTEXTS, Owner, Word};
 use crate::participant;
@@ -102,11 +103,19 @@ pub(crate) fn inherit(attachment: &Attachment) -> bool {
 
 /// The passes but the last. False if a lock could not be had.
 fn give_back(attachment: &Attachment, victims: &[Owner], reaped: &mut Reaped) -> bool {
-    reaped.cached_blocks = return_magazines(attachment.arena(), attachment.me(), victims);
+    {
+        // Nobody takes an idle context's magazines meanwhile.
+        let Ok(_control) = attachment.control() else { return false };
+        reaped.cached_blocks = return_magazines(attachment.arena(), attachment.me(), victims);
+    }
     let finished = attachment.with_service(|cache| {
         let Ok(control) = attachment.control() else { return false };
         reaped.endpoints = directory::vacate(&control, cache, attachment.arena(), victims);
         point!("reap: vacated");
+        // Nothing is freed from here to the scan: what we free has our name, and it may be us who inherits.
+        cache.flush();
+        depot::clear_names(cache.arena(), victims);
+        point!("reap: names done");
         // Still under the lock: nobody trims away the memory we look at.
         reaped.records = free_owned(cache, victims);
         point!("reap: records done");
@@ -129,6 +138,9 @@ fn give_back(attachment: &Attachment, victims: &[Owner], reaped: &mut Reaped) ->
 /// Pass 1.
 fn return_magazines(arena: &Arena, me: Owner, victims: &[Owner]) -> u64 {
     let is_victims = |index: u32| participant::context_owner(arena, index).is_some_and(|who| victims.contains(&who));
+    for slot in (0..CONTEXTS).filter_map(|index| arena.context(index)) {
+        victims.iter().for_each(|victim| cache::settle(arena, slot, *victim));
+    }
     let contexts: Vec<u32> = (0..CONTEXTS).filter(|index| is_victims(*index)).collect();
     let mut blocks = 0;
     for index in 0..arena.header().magazine_top.load(Ordering::Acquire) {
@@ -150,10 +162,6 @@ fn return_magazines(arena: &Arena, me: Owner, victims: &[Owner]) -> u64 {
         };
         // Entries of a slab that died while it was being given back are dropped; the rest is free, whatever it says.
         reclaim::drop_entries(arena, me, magazine, |granule| reclaim::slab_of(arena, granule, class).is_none());
-        for block in depot::entries(magazine).filter_map(|granule| arena.block(granule)) {
-            block.state.store(Word::ZERO.0, Ordering::Release);
-        }
-        point!("reap: magazine freed");
         blocks += u64::from(magazine.n.load(Ordering::Relaxed));
         depot::put(arena, index, magazine, class);
         point!("reap: magazine put");
@@ -161,8 +169,6 @@ fn return_magazines(arena: &Arena, me: Owner, victims: &[Owner]) -> u64 {
     point!("reap: magazines done");
     for index in contexts {
         if let Some(slot) = arena.context(index) {
-            slot.gate.store(0, Ordering::Relaxed);
-            point!("reap: context gate");
             slot.owner.store(0, Ordering::Release);
         }
     }
@@ -186,7 +192,7 @@ fn free_owned(cache: &Cache, victims: &[Owner]) -> u64 {
             point!("reap: record taken");
             // No magazine had room, or a dead process held so much: unlike a plain free, this one may ask for more.
             depot::grow_if_empty(cache.arena());
-            heap::free(cache, at.granule, at.class);
+            heap::free(cache, Handle::new(cache.tag(), at.class, at.granule));
             point!("reap: record freed");
             records += u64::from(is_victims);
         }

@@ -21,7 +21,8 @@ mod work;
 use common::Name;
 use ipc_buffer::crash_points::{ALL, arm};
 use ipc_buffer::{
-    Buffer, Channel, ChannelOptions, Consumer, Producer, Record, RecvError, ThreadContext, TryRecvError, TrySendError,
+    Buffer, Channel, ChannelOptions, Consumer, Producer, Record, RecvError, Select, ThreadContext, TryRecvError,
+    TrySendError,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::forget;
@@ -250,6 +251,22 @@ const ACTS: &[(&str, Act)] = &[
         }
         forget((sleeper, v, rx));
     }),
+    ("sleep", |mut v, arm| {
+        (0..ASKED - 5).for_each(|_| v.receive());
+        arm();
+        (0..3).for_each(|_| assert!(v.rx.recv_timeout(Duration::from_millis(5)).is_err()));
+        forget(v);
+    }),
+    ("select", |mut v, arm| {
+        (0..ASKED - 5).for_each(|_| v.receive());
+        let other = v.ctx.consumer::<u64>(10).unwrap();
+        let mut select = Select::new();
+        select.recv(&other);
+        select.recv(&v.rx);
+        arm();
+        (0..3).for_each(|_| assert_eq!(select.ready_timeout(Duration::from_millis(5)), None));
+        forget((v, other));
+    }),
     ("create", |v, arm| {
         arm();
         forget((v.own_channel(10), v));
@@ -473,6 +490,10 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("wake a consumer", "announce: changed", &[1]),
     ("wake a producer", "recv: before the wake", &[1]),
     ("wake a producer", "wake: cleared", &[1]),
+    ("sleep", "sleep: named", &[1, 2]),
+    ("sleep", "sleep: woken", &[1, 2]),
+    ("select", "sleep: named", &[1]),
+    ("select", "sleep: woken", &[1]),
     ("create", "control: locked", &[1]),
     ("create", "control: named", &[1, 2]),
     ("create", "control: cleared", &[1]),
@@ -486,10 +507,10 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("create", "attach: returned", &[1]),
     ("create", "attach: role", &[1, 2]),
     ("create", "attach: seen", &[1, 2]),
-    ("create", "announce: changed", &[1, 2, 3]),
+    ("create", "announce: changed", &[1, 2]),
     ("detach", "vacate: gone", &[1]),
     ("detach", "vacate: cell", &[1, 2]),
-    ("detach", "announce: changed", &[1, 2, 3]),
+    ("detach", "announce: changed", &[1, 2]),
     ("detach", "control: cleared", &[1]),
     ("dismantle", "vacate: cell", &[1, 2]),
     ("dismantle", "dismantle: busy", &[1]),
@@ -515,6 +536,7 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("merge", "merge: counted", &[1, 2]),
     ("merge", "put: holder", &[1]),
     ("merge", "put: unhinted", &[1]),
+    ("leave", "flush: no spare", &[1]),
     ("leave", "close: detached", &[1]),
     ("leave", "close: flushed", &[1]),
     ("leave", "close: forgotten", &[1]),
@@ -543,7 +565,9 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("trim mixed", "empty: dropped", &[1]),
     ("trim mixed", "empty: released", &[1]),
     ("take from the idle", "revoke: marked", &[1]),
-    ("take from the idle", "revoke: judged", &[1]),
+    ("take from the idle", "revoke: taken", &[1, 2]),
+    ("take from the idle", "revoke: spare", &[1, 2]),
+    ("take from the idle", "revoke: emptied", &[1, 2]),
     ("take from the idle", "revoke: put", &[1, 2]),
     ("take from the idle", "revoke: rebuilt", &[1]),
     ("take from the idle", "revoke: verify", &[1]),
@@ -555,10 +579,9 @@ const KILLS: &[(&str, &str, &[u32])] = &[
 const REAPER: &[&str] = &[
     "open: unlocked",
     "reap: locked",
-    "reap: magazine freed",
+    "settle: spare",
     "reap: magazine put",
     "reap: magazines done",
-    "reap: context gate",
     "reap: contexts done",
     "drop: counted",
     "drop: owned",
@@ -577,6 +600,8 @@ const REAPER: &[&str] = &[
     "dismantle: owned",
     "dismantle: freed",
     "reap: vacated",
+    "names: cleared",
+    "reap: names done",
     "reap: record taken",
     "push: counted",
     "reap: record freed",

@@ -26,8 +26,8 @@
 //! Between the holder's CAS and anything else: it is `HELD` by a dead process's context, and reaping puts it back.
 
 use crate::arena::Arena;
-use crate::heap::{cache, class, unit};
-use crate::layout::{CONTEXTS, HINT_BLOCK, Magazine, POOL, Word};
+use crate::heap::{block, cache, class, unit};
+use crate::layout::{CONTEXTS, HINT_BLOCK, Magazine, Owner, POOL, Word};
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::crash::point;
 use crate::sys::memory::NotBacked;
@@ -307,9 +307,28 @@ pub(crate) fn rebuild(arena: &Arena) {
     }
 }
 
+/// Takes the names of `gone` off free blocks, which keep the name of their last owner: what still has such a name then is in
+/// nobody's magazine. `gone` allocate and free nothing meanwhile, and the caller holds the control lock, so that no slab is given back.
+///
+/// A block whose header names one of them and which is listed was pushed by them, and not popped since: a pop writes the new owner's
+/// name before it takes the block off the list. So whatever happens to the magazine meanwhile, the CAS hits free blocks only.
+pub(crate) fn clear_names(arena: &Arena, gone: &[Owner]) {
+    for index in 0..arena.header().magazine_top.load(Ordering::Acquire) {
+        let Some(magazine) = arena.magazine(index) else { break };
+        // SYNC(kill): `n` first, so that what it counts is what was pushed.
+        for block in entries(magazine).filter_map(|granule| arena.block(granule)) {
+            let name = Word(block.state.load(Ordering::Acquire));
+            if name.kind() == block::state::OWNED && gone.contains(&name.owner()) {
+                block::change(block, name, Word::number(block::state::FREE, 0));
+                point!("names: cleared");
+            }
+        }
+    }
+}
+
 /// What a magazine lists.
 pub(crate) fn entries(magazine: &Magazine) -> impl Iterator<Item = u32> + '_ {
-    let n = magazine.n.load(Ordering::Relaxed) as usize;
+    let n = magazine.n.load(Ordering::Acquire) as usize;
     magazine.entries.iter().take(n).map(|entry| entry.load(Ordering::Relaxed))
 }
 

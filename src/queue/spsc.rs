@@ -22,9 +22,8 @@
 //! - `SYNC(publish)`: slot store Release, slot load Acquire: the payload, and the header's meta word.
 //! - `SYNC(take)`: state store, then head store Release; the producer's head load Acquire: it may reuse the slot, and whoever
 //!   sees the head beyond a record sees the record's new owner.
-//! - `SYNC(wake)`: publish, then load the flags; the other side sets a flag, then looks at the slot (or head). The only
-//!   store-load pair: `sys::barrier` on the sleeper's side, a compiler fence on this one (a full one if the channel is
-//!   `FENCED`).
+//! - `SYNC(wake)`: publish (or take), then load the bell; the other side writes its name there, then looks at the slot (or
+//!   head). The only store-load pair: only a compiler fence here, on the fast path; see `wait`.
 //!
 //! # If a process dies
 //! | after | what is left | repaired by |
@@ -37,7 +36,7 @@
 use crate::arena::Arena;
 use crate::heap::block;
 use crate::layout::{BlockHeader, Owner, SpscHeader};
-use crate::sync::{AtomicU64, Ordering, compiler_fence, fence};
+use crate::sync::{AtomicU64, Ordering, compiler_fence};
 use crate::sys::crash::point;
 use crate::wait::flags;
 use std::cell::Cell;
@@ -104,10 +103,31 @@ impl Ring {
 }
 
 /// The records queued now: position and granule, from the head on. For those who are not the consumer: it may take from the
-/// front meanwhile.
+/// front meanwhile, and a producer may go on behind. Nothing that is queued from the start to the end of the walk is missed.
 pub(crate) fn window(ring: Ring) -> impl Iterator<Item = (u64, u32)> {
+    window_from(ring, 0)
+}
+
+/// As [`window`], from `position` on if the head is not there yet.
+pub(crate) fn window_from(ring: Ring, position: u64) -> impl Iterator<Item = (u64, u32)> {
     let head = ring.head();
-    (head..head.saturating_add(ring.slots.len() as u64)).map_while(move |p| Some((p, ring.queued(p)?)))
+    let mut next = head.max(position);
+    let end = head.saturating_add(ring.slots.len() as u64);
+    std::iter::from_fn(move || {
+        while next < end {
+            if let Some(granule) = ring.queued(next) {
+                next += 1;
+                return Some((next - 1, granule));
+            }
+            // The end, unless the slot went round: taken, and used for the next lap.
+            let head = ring.head();
+            if head <= next {
+                break;
+            }
+            next = head;
+        }
+        None
+    })
 }
 
 /// One end of the queue: where it stands, and (the producer's) how far it knows the consumer to be.
@@ -147,7 +167,8 @@ impl End {
         self.ring.set(Ring::NONE);
     }
 
-    /// Queues the block at `granule`, which this process owns. True if the consumer sleeps and must be woken.
+    /// Queues the block at `granule`, which this process owns. True if there is something on the consumer's bell: the caller
+    /// answers it ([`wait::answer`](crate::wait::answer)).
     #[inline(always)]
     pub(crate) fn push(&self, granule: u32) -> Result<bool, NotPushed> {
         let ring = self.ring.get();
@@ -156,8 +177,7 @@ impl End {
             self.look(ring)?;
         }
         let Some(slot) = ring.slot(position) else { return Err(NotPushed::Full) };
-        let before = ring.header.to_producer.load(Ordering::Relaxed);
-        if before & flags::GONE != 0 {
+        if ring.header.to_producer.load(Ordering::Relaxed) & flags::GONE != 0 {
             return Err(NotPushed::Gone);
         }
         point!("send: before the slot");
@@ -166,12 +186,8 @@ impl End {
         point!("send: slot");
         self.position.set(position.wrapping_add(1));
         // SYNC(wake)
-        if before & flags::FENCED != 0 {
-            fence(Ordering::SeqCst);
-        } else {
-            compiler_fence(Ordering::SeqCst);
-        }
-        Ok(ring.header.to_producer.load(Ordering::Relaxed) & flags::ASLEEP != 0)
+        compiler_fence(Ordering::SeqCst);
+        Ok(ring.header.to_producer.load(Ordering::Relaxed) != 0)
     }
 
     /// Looks how far the consumer is.
@@ -184,19 +200,35 @@ impl End {
         if ahead < ring.slots.len() as u64 {
             self.head_seen.set(head);
             Ok(())
-        } else if ring.header.to_producer.load(Ordering::Relaxed) & flags::GONE != 0 {
+        } else if self.is_gone() {
             Err(NotPushed::Gone)
         } else {
             Err(NotPushed::Full)
         }
     }
 
-    /// Whether a producer that sleeps because the ring was full should be woken now: when a quarter is free, or nothing is left.
-    /// One that is woken for a single slot falls asleep at once again.
-    #[cold]
-    fn is_worth_waking(&self, position: u64) -> bool {
+    /// Whether the consumer of this producer has left.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.ring.get().header.to_producer.load(Ordering::Relaxed) & flags::GONE != 0
+    }
+
+    /// Whether a slot is free for this producer.
+    #[inline(always)]
+    pub(crate) fn has_room(&self) -> bool {
         let ring = self.ring.get();
-        position.is_multiple_of((ring.slots.len() as u64 / 4).max(1)) || ring.queued(position).is_none()
+        self.position.get().wrapping_sub(ring.head()) < ring.slots.len() as u64
+    }
+
+    /// Whether there is room enough to wake a producer that sleeps because the ring was full: a quarter is free, or nothing is
+    /// left for this consumer. One that is woken for a single slot falls asleep at once again.
+    pub(crate) fn has_freed_much(&self) -> bool {
+        let slots = self.ring.get().slots.len() as u64;
+        self.position.get().is_multiple_of((slots / 4).max(1)) || self.peek().is_none()
+    }
+
+    /// Records pushed or taken, counted from the channel's first.
+    pub(crate) fn position(&self) -> u64 {
+        self.position.get()
     }
 
     /// The granule at the head, if a record is queued.
@@ -205,8 +237,8 @@ impl End {
         self.ring.get().queued(self.position.get())
     }
 
-    /// Takes what [`peek`](Self::peek) showed for the process `me`: its header, or `None` to skip what is no block. True if the
-    /// producer sleeps and must be woken.
+    /// Takes what [`peek`](Self::peek) showed for the process `me`: its header, or `None` to skip what is no block. True if there
+    /// is something on the producer's bell: the caller answers it.
     #[inline(always)]
     pub(crate) fn take(&self, arena: &Arena, me: Owner, block: Option<&BlockHeader>) -> bool {
         let ring = self.ring.get();
@@ -226,15 +258,34 @@ impl End {
         }
         // SYNC(wake)
         compiler_fence(Ordering::SeqCst);
-        ring.header.to_consumer.load(Ordering::Relaxed) != 0 && self.must_wake(position)
+        ring.header.to_consumer.load(Ordering::Relaxed) != 0
     }
+}
 
-    #[cold]
-    #[inline(never)]
-    fn must_wake(&self, position: u64) -> bool {
-        // SYNC(wake): a full fence, for those who can't make the other side's barrier heavy (`FENCED`).
-        fence(Ordering::SeqCst);
-        let flags = self.ring.get().header.to_consumer.load(Ordering::Relaxed);
-        flags & flags::ASLEEP != 0 && self.is_worth_waking(position)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It used to end where the slot at hand had gone round, and with it the reaper's look at a dead sender's records behind it:
+    /// they were freed while queued.
+    #[test]
+    fn a_window_that_moves_on_is_still_seen_to_its_end() {
+        // SAFETY: all zeroes is a valid header (`Shared`).
+        #[allow(unsafe_code)]
+        let header: &'static SpscHeader = Box::leak(Box::new(unsafe { std::mem::zeroed() }));
+        let slots: &'static [AtomicU64] = Vec::leak((0..4).map(|_| AtomicU64::new(0)).collect());
+        let ring = Ring { header, slots };
+        let producer = End::producer(ring);
+        (10..14).for_each(|granule| assert!(producer.push(granule).is_ok()));
+        let mut walk = window(ring);
+        assert_eq!(walk.next(), Some((0, 10)));
+        // The consumer takes two, and the producer uses their slots.
+        header.head.store(2, Ordering::Release);
+        (14..16).for_each(|granule| assert!(producer.push(granule).is_ok()));
+        // Not those that came since, or the walk might have no end.
+        assert_eq!(walk.collect::<Vec<_>>(), [(2, 12), (3, 13)]);
+        assert_eq!(window(ring).collect::<Vec<_>>(), [(2, 12), (3, 13), (4, 14), (5, 15)]);
+        assert_eq!(window_from(ring, 4).collect::<Vec<_>>(), [(4, 14), (5, 15)]);
+        assert_eq!(window_from(ring, 6).count(), 0);
     }
 }
