@@ -117,6 +117,16 @@ impl Arena {
         self.table(self.geometry.directory, index, top)
     }
 
+    /// The word of the unit that `granule` of the data lies in.
+    #[inline(always)]
+    pub(crate) fn unit_around(&self, granule: u32) -> Option<&AtomicU64> {
+        let index = self.unit_of(granule);
+        debug_assert!(index < self.geometry.units);
+        let is_backed = index < self.header().unit_top.load(Ordering::Acquire);
+        // SAFETY: a granule of the data lies in a unit of the geometry, whose table has a word for each.
+        is_backed.then(|| unsafe { self.at(self.geometry.unit_table + u64::from(index) * 8) })
+    }
+
     /// The word of a unit below the frontier.
     #[inline(always)]
     pub(crate) fn unit(&self, index: u32) -> Option<&AtomicU64> {
@@ -162,21 +172,21 @@ impl Arena {
         self.start(granule).map(Start::header)
     }
 
-    /// The queue header and `slots` slots in the block at `granule`, if all of it lies in the data. A granule after the block's header
-    /// come the queue's header and the slots.
+    /// The queue header and the `words` words of all slots in the block at `granule`, if all of it lies in the data. A granule after
+    /// the block's header come the queue's header and the slots.
     ///
     /// The references are as good as the arena's mapping: whoever keeps them keeps what keeps the arena.
-    pub(crate) fn queue(&self, granule: u32, slots: u64) -> Option<(&'static SpscHeader, &'static [AtomicU64])> {
+    pub(crate) fn queue(&self, granule: u32, words: u64) -> Option<(&'static SpscHeader, &'static [AtomicU64])> {
         let offset = u64::from(granule) * GRANULE + GRANULE;
-        let end = offset.checked_add(size_of::<SpscHeader>() as u64)?.checked_add(slots.checked_mul(8)?)?;
+        let end = offset.checked_add(size_of::<SpscHeader>() as u64)?.checked_add(words.checked_mul(8)?)?;
         (granule >= self.first && end <= self.geometry.total).then_some(())?;
         // SAFETY: checked just above; `offset` is a multiple of 64.
         let header: &'static SpscHeader = unsafe { self.at(offset) };
         // SAFETY: the slots follow the header inside the total, and the header's size keeps them aligned.
         let first: &'static AtomicU64 = unsafe { self.at(offset + size_of::<SpscHeader>() as u64) };
-        // SAFETY: `slots` words from `first` are inside the total; atomics may be shared.
-        let slots = unsafe { std::slice::from_raw_parts(first, usize::try_from(slots).ok()?) };
-        Some((header, slots))
+        // SAFETY: `words` words from `first` are inside the total; atomics may be shared.
+        let words = unsafe { std::slice::from_raw_parts(first, usize::try_from(words).ok()?) };
+        Some((header, words))
     }
 
     /// The unit that `granule` lies in.

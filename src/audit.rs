@@ -78,7 +78,7 @@ pub struct Owned {
     pub bytes: u64,
 }
 
-/// Part of an [`Audit`]: the records in one channel.
+/// Part of an [`Audit`]: the records in one channel. One that carries values has none: they are part of its slots.
 ///
 /// ```
 /// # let name = format!("doc-audit-queued-type-{}", std::process::id());
@@ -210,7 +210,7 @@ pub(crate) fn audit(attachment: &Attachment) -> Result<Audit, BufferError> {
         places.insert(facts.storage, Place::Storage);
         match facts.ring {
             Some(ring) => {
-                for (_, granule) in spsc::window(ring) {
+                for (_, granule) in spsc::records(ring) {
                     if places.insert(granule, Place::Queued(number)).is_some() {
                         problems.push(format!("block {granule} is queued in channel {} and elsewhere", facts.id));
                     }

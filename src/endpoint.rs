@@ -6,12 +6,12 @@
 
 use crate::attachment::Hold;
 use crate::directory::{self, ChannelRef, Refused, Side, Spec};
-use crate::error::{AllocError, AttachError, BufferError};
+use crate::error::{AllocError, AttachError, BufferError, RecvError, SendTimeoutError, TryRecvError, TrySendError};
 use crate::heap::{self, block};
 use crate::layout::{CHANNELS, Owner};
 use crate::local::{Attached, Inert, Local};
 use crate::participant;
-use crate::queue::spsc::{End, Ring};
+use crate::queue::spsc::{End, NotPushed, Ring};
 use crate::ready::Ready;
 use crate::recovery;
 use crate::sync::{AtomicU32, Ordering};
@@ -164,6 +164,12 @@ impl Endpoint {
         if self.attached.get() { Ok(()) } else { Err(Inert::Closed) }
     }
 
+    /// Asks the core for the block at `granule`.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, granule: u32) {
+        self.local.cache().arena().prefetch(granule);
+    }
+
     /// Whether the other end is attached and alive.
     pub(crate) fn has_live_peer(&self) -> bool {
         self.check_peer();
@@ -199,11 +205,11 @@ impl Endpoint {
         }
     }
 
-    /// Wakes the other side, if it sleeps and has reason to wake up.
+    /// Wakes the other side, if it sleeps and has reason to wake up, after so many messages.
     #[cold]
     #[inline(never)]
-    pub(crate) fn answer(&self) {
-        let is_due = || self.side == Side::Producer || self.end.has_freed_much();
+    pub(crate) fn answer(&self, count: usize) {
+        let is_due = || self.side == Side::Producer || self.end.has_freed_much(count);
         wait::answer(self.local.cache().arena(), self.other_bell(), &self.waits, is_due);
     }
 
@@ -224,8 +230,78 @@ impl Endpoint {
         }
     }
 
+    /// Why nothing was pushed, with what was not.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn not_pushed<I>(&self, unsent: I, why: NotPushed) -> TrySendError<I> {
+        match (self.check(), why) {
+            (Err(Inert::Forked), _) => TrySendError::Forked(unsent),
+            (Err(Inert::Closed), _) => TrySendError::ContextClosed(unsent),
+            (Ok(()), NotPushed::Gone) => TrySendError::Disconnected(unsent),
+            (Ok(()), NotPushed::Full) if self.has_lost_peer() => TrySendError::Disconnected(unsent),
+            (Ok(()), NotPushed::Full) => {
+                self.polled_in_vain();
+                TrySendError::Full(unsent)
+            }
+        }
+    }
+
+    /// Why nothing is queued; nothing more will be if there is no reason.
+    pub(crate) fn nothing_queued(&self) -> Result<(), TryRecvError> {
+        self.check().map_err(|inert| match inert {
+            Inert::Forked => RecvError::Forked,
+            Inert::Closed => RecvError::ContextClosed,
+        })?;
+        if self.has_lost_peer() {
+            return Ok(());
+        }
+        self.polled_in_vain();
+        Err(TryRecvError::Empty)
+    }
+
+    /// Tries to send what was refused again and again, until `deadline`.
+    pub(crate) fn wait_to_send<I>(
+        self: &Rc<Self>,
+        refused: TrySendError<I>,
+        deadline: Option<Instant>,
+        mut try_send: impl FnMut(I) -> Result<(), TrySendError<I>>,
+    ) -> Result<(), SendTimeoutError<I>> {
+        let mut unsent = match refused.unless_full() {
+            Ok(error) => return Err(error),
+            Err(unsent) => Some(unsent),
+        };
+        let ready = || match try_send(unsent.take()?) {
+            Ok(()) => Some(Ok(())),
+            Err(refused) => match refused.unless_full() {
+                Ok(error) => Some(Err(error)),
+                Err(back) => {
+                    unsent = Some(back);
+                    None
+                }
+            },
+        };
+        match self.wait_until(deadline, || self.end.has_room(), ready) {
+            Some(result) => result,
+            None => unsent.map_or(Ok(()), |unsent| Err(SendTimeoutError::Timeout(unsent))),
+        }
+    }
+
+    /// Tries to receive again and again, until `deadline`.
+    pub(crate) fn wait_to_recv<I>(
+        self: &Rc<Self>,
+        deadline: Option<Instant>,
+        mut try_recv: impl FnMut() -> Result<I, TryRecvError>,
+    ) -> Option<Result<I, RecvError>> {
+        let ready = || match try_recv() {
+            Ok(received) => Some(Ok(received)),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Recv(error)) => Some(Err(error)),
+        };
+        self.wait_until(deadline, || self.end.has_queued(), ready)
+    }
+
     /// Waits until `ready` gives something or `deadline` has passed; `glance` is cheap and says whether `ready` is worth a try.
-    pub(crate) fn wait_until<R>(
+    fn wait_until<R>(
         self: &Rc<Self>,
         deadline: Option<Instant>,
         glance: impl Fn() -> bool,
@@ -241,7 +317,7 @@ impl Ready for Endpoint {
     fn has_work(&self) -> bool {
         match self.side {
             Side::Producer => self.end.has_room(),
-            Side::Consumer => self.end.peek().is_some(),
+            Side::Consumer => self.end.has_queued(),
         }
     }
 

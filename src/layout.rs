@@ -170,9 +170,16 @@ pub(crate) struct Header {
     pub(crate) directory_version: AtomicU32,
     _pad3: [AtomicU32; 31],
 
+    /// Not 0: somebody waits for memory; see `heap::want`.
+    pub(crate) memory_wanted: AtomicU32,
+    _pad4: [AtomicU32; 15],
+    /// Raised when memory that somebody waits for may have come free; those who wait sleep on it.
+    pub(crate) memory_version: AtomicU32,
+    _pad5: [AtomicU32; 15],
+
     /// Per hint list, up to two magazines that came last; see `heap::depot`.
     pub(crate) recent: [Recent; LISTS],
-    _rest: [AtomicU64; 464 - 8 * LISTS],
+    _rest: [AtomicU64; 448 - 8 * LISTS],
 }
 
 /// A line of its own for the hottest hint of a list.
@@ -290,6 +297,8 @@ pub(crate) mod entry {
     pub(crate) const SLICE: u32 = 1;
     /// Stays, with what is queued, when the last endpoint leaves.
     pub(crate) const PERSISTENT: u32 = 2;
+    /// Elements travel in the slots.
+    pub(crate) const VALUES: u32 = 4;
 }
 
 /// An array of free blocks of one size class; see `heap::magazine`.
@@ -320,7 +329,7 @@ pub(crate) const LINE_PAIR: u64 = 128;
 /// The fixed part of an SPSC queue; the slots follow at once. See `queue::spsc`.
 #[repr(C)]
 pub(crate) struct SpscHeader {
-    /// Position of the next record to receive; written by the consumer only.
+    /// Position of the next message to receive; written by the consumer only.
     pub(crate) head: AtomicU64,
     _pad0: [AtomicU64; 15],
     /// The bell (see `wait`) that the producer looks at on every send, 0 in steady state: the consumer's.
@@ -352,7 +361,7 @@ shared! {
 const _: () = {
     assert!(std::mem::offset_of!(Header, unit_top) == 128);
     assert!(std::mem::offset_of!(Header, directory_version) == 256);
-    assert!(std::mem::offset_of!(Header, recent) == 384);
+    assert!(std::mem::offset_of!(Header, recent) == 512);
     assert!(std::mem::offset_of!(DirectoryEntry, tag) == 80);
     assert!(std::mem::offset_of!(SpscHeader, to_producer) as u64 == LINE_PAIR);
     assert!(Geometry::for_units(MAX_UNITS).total <= GRANULE << 32 && MAX_UNITS as u64 * UNIT == MAX_CAPACITY);

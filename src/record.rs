@@ -18,7 +18,6 @@ use crate::layout::{BLOCK_HEADER, BlockHeader, GRANULE};
 use crate::local::{self, Local};
 use crate::sync::Ordering;
 use bytemuck::Pod;
-use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::{fmt, mem};
@@ -191,11 +190,6 @@ impl<T: ?Sized + Payload> Record<T> {
         self.handle.tag() == tag
     }
 
-    /// The block; the record is gone without being freed.
-    pub(crate) fn into_granule(self) -> u32 {
-        ManuallyDrop::new(self).granule()
-    }
-
     pub(crate) fn granule(&self) -> u32 {
         self.handle.granule()
     }
@@ -219,18 +213,26 @@ impl<T: ?Sized + Payload> Record<T> {
     /// its arena, `start` the block's start there.
     #[inline(always)]
     pub(crate) unsafe fn from_block(tag: Tag, arena: &Arena, granule: u32, start: Start) -> Option<Self> {
-        let word = start.header().meta.load(Ordering::Relaxed);
         // Bounds, class and alignment: the header is shared memory, and a foreign hand may have written it.
-        let (offset, count, class) = match Self::USUAL {
-            Some((usual, class)) if word == usual => (BLOCK_HEADER, 1, class),
-            _ => Self::check(arena, granule, word)?,
-        };
+        let word = start.header().meta.load(Ordering::Relaxed);
+        match Self::USUAL {
+            // Here the compiler knows the class.
+            Some((usual, class)) if word == usual && block::is_in_slab(arena, granule, class) => {
+                let payload = T::from_raw(start.payload(BLOCK_HEADER), 1);
+                Some(Self { payload, handle: Handle::new(tag, class, granule) })
+            }
+            _ => Self::from_any_block(tag, arena, granule, start, word),
+        }
+    }
+
+    #[inline(never)]
+    fn from_any_block(tag: Tag, arena: &Arena, granule: u32, start: Start, word: u64) -> Option<Self> {
+        let (offset, count, class) = Self::check(arena, granule, word)?;
         let payload = block::is_at(arena, granule, class).then(|| start.payload(offset))?;
         Some(Self { payload: T::from_raw(payload, count), handle: Handle::new(tag, class, granule) })
     }
 
     /// The payload's offset and count, and the block's class, if the meta word makes sense for this type and place.
-    #[inline(never)]
     fn check(arena: &Arena, granule: u32, word: u64) -> Option<(u64, usize, u8)> {
         let Meta { class, offset, count } = Meta::unpack(word);
         let offset = u64::from(offset);
@@ -350,6 +352,14 @@ impl<T: Pod> RecordUninit<[T]> {
 }
 
 impl<T: ?Sized + Payload> RecordUninit<T> {
+    /// Makes every byte zero, in place: `T` may be far too large for the stack.
+    pub(crate) fn zeroed(self) -> Record<T> {
+        let bytes = size_of_val::<T>(&self.0);
+        // SAFETY: invariants 1 to 3: the payload is this record's, of that many bytes, and zeroes are a value of plain data.
+        unsafe { self.0.payload.cast::<u8>().write_bytes(0, bytes) };
+        self.0
+    }
+
     /// Takes the contents as they are. Safe, because every byte pattern is a value of plain data; which one is unspecified.
     ///
     /// ```
@@ -376,6 +386,16 @@ impl<T: ?Sized + Payload> AsMut<T> for RecordUninit<T> {
 /// Allocates a record of `count` elements.
 #[inline(always)]
 pub(crate) fn alloc<T: ?Sized + Payload>(local: &Local, count: usize) -> Result<RecordUninit<T>, AllocError> {
+    alloc_or(local, count, |bytes| local.alloc_slow(bytes))
+}
+
+/// Allocates a record of `count` elements; by `slow` if there is no block at hand.
+#[inline(always)]
+pub(crate) fn alloc_or<T: ?Sized + Payload>(
+    local: &Local,
+    count: usize,
+    slow: impl FnOnce(u64) -> Result<Block, AllocError>,
+) -> Result<RecordUninit<T>, AllocError> {
     let element = size_of::<T::Element>();
     let align = const { mem::align_of::<T::Element>() };
     if align > MAX_ALIGN {
@@ -390,7 +410,7 @@ pub(crate) fn alloc<T: ?Sized + Payload>(local: &Local, count: usize) -> Result<
     match local.alloc_fast(bytes) {
         Some((class, block)) => Ok(fill_in(class, block, count)),
         None => {
-            let block = local.alloc_slow(bytes)?;
+            let block = slow(bytes)?;
             Ok(fill_in(block.handle.class(), block, count))
         }
     }

@@ -169,22 +169,17 @@ pub(crate) const fn payload_offset(granule: u32, align: u64) -> u32 {
 
 /// Whether a block of `class` starts at `granule`, by what its unit says (which its header may contradict, if a foreign hand
 /// wrote there).
-#[inline(always)]
 pub(crate) fn is_at(arena: &Arena, granule: u32, class: u8) -> bool {
-    // Nearly always: a slab of one unit.
-    if usize::from(class) < class::COUNT && unit::is_slab(arena, arena.unit_of(granule), class.into()) {
-        return class::starts_at(class.into(), arena.granules_into_unit(granule));
-    }
-    is_at_slow(arena, granule, class)
-}
-
-#[cold]
-#[inline(never)]
-fn is_at_slow(arena: &Arena, granule: u32, class: u8) -> bool {
     if class == class::RUN {
         return run_bytes(arena, granule).is_some();
     }
     usize::from(class) < class::COUNT && reclaim::slab_of(arena, granule, class.into()).is_some()
+}
+
+/// As [`is_at`], but true for slabs of one unit only, as nearly all are: with a class that the compiler knows, a few instructions.
+#[inline(always)]
+pub(crate) fn is_in_slab(arena: &Arena, granule: u32, class: u8) -> bool {
+    unit::is_slab(arena, granule, class.into()) && class::starts_at(class.into(), arena.granules_into_unit(granule))
 }
 
 /// Bytes of the large block at `granule`, if one starts there.
