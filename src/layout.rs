@@ -170,9 +170,16 @@ pub(crate) struct Header {
     pub(crate) directory_version: AtomicU32,
     _pad3: [AtomicU32; 31],
 
+    /// Not 0: somebody waits for memory; see `heap::want`.
+    pub(crate) memory_wanted: AtomicU32,
+    _pad4: [AtomicU32; 15],
+    /// Raised when memory that somebody waits for may have come free; those who wait sleep on it.
+    pub(crate) memory_version: AtomicU32,
+    _pad5: [AtomicU32; 15],
+
     /// Per hint list, up to two magazines that came last; see `heap::depot`.
     pub(crate) recent: [Recent; LISTS],
-    _rest: [AtomicU64; 464 - 8 * LISTS],
+    _rest: [AtomicU64; 448 - 8 * LISTS],
 }
 
 /// A line of its own for the hottest hint of a list.
@@ -354,7 +361,7 @@ shared! {
 const _: () = {
     assert!(std::mem::offset_of!(Header, unit_top) == 128);
     assert!(std::mem::offset_of!(Header, directory_version) == 256);
-    assert!(std::mem::offset_of!(Header, recent) == 384);
+    assert!(std::mem::offset_of!(Header, recent) == 512);
     assert!(std::mem::offset_of!(DirectoryEntry, tag) == 80);
     assert!(std::mem::offset_of!(SpscHeader, to_producer) as u64 == LINE_PAIR);
     assert!(Geometry::for_units(MAX_UNITS).total <= GRANULE << 32 && MAX_UNITS as u64 * UNIT == MAX_CAPACITY);

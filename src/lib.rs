@@ -78,6 +78,7 @@ mod options;
 mod record;
 mod select;
 mod stats;
+mod within;
 // This process's and this thread's side of a segment.
 mod attachment;
 mod local;
@@ -121,3 +122,4 @@ pub use recovery::Reaped;
 pub use select::{Select, Selectable};
 pub use stats::{ClassStats, Stats};
 pub use wait::WaitStrategy;
+pub use within::Within;

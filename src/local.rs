@@ -19,13 +19,14 @@ use crate::error::{AllocError, BufferError};
 use crate::heap::block::{Block, Handle, Tag};
 use crate::heap::cache::Cache;
 use crate::heap::unit::{self, NoUnits};
-use crate::heap::{self, depot, reclaim};
-use crate::layout::{BLOCK_HEADER, CONTEXTS, Owner};
+use crate::heap::{self, depot, reclaim, want};
+use crate::layout::{BLOCK_HEADER, CONTEXTS, Owner, UNIT};
 use crate::sys::crash::point;
-use crate::wait::Bed;
+use crate::wait::{self, Bed};
 use crate::{participant, recovery};
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
+use std::time::Instant;
 
 thread_local! {
     /// The context last used on this thread. No destructor, so it can be asked at any time.
@@ -237,6 +238,23 @@ impl Local {
     #[inline(always)]
     pub(crate) fn alloc_fast(&self, bytes: u64) -> Option<(u8, Block)> {
         heap::alloc_fast(&self.cache, bytes)
+    }
+
+    /// As [`alloc_slow`](Self::alloc_slow), and waits for memory until `deadline`.
+    #[cold]
+    pub(crate) fn alloc_waiting(&self, bytes: u64, deadline: Option<Instant>) -> Result<Block, AllocError> {
+        let Some(hold) = self.hold() else { return self.alloc_slow(bytes) };
+        let total = u64::from(hold.arena().geometry().units) * UNIT;
+        let attempt = || match self.alloc_slow(bytes) {
+            Err(AllocError::OutOfMemory { asked, .. }) if asked <= total => None,
+            result => Some(result),
+        };
+        let ready = || {
+            want::announce(&self.cache);
+            attempt()
+        };
+        let found = attempt().or_else(|| wait::for_change(want::version(hold.arena()), deadline, ready));
+        found.unwrap_or_else(|| self.alloc_slow(bytes))
     }
 
     /// Allocates a block with `bytes` behind its header. The ladder: each rung makes room for the next try.

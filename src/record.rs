@@ -352,6 +352,14 @@ impl<T: Pod> RecordUninit<[T]> {
 }
 
 impl<T: ?Sized + Payload> RecordUninit<T> {
+    /// Makes every byte zero, in place: `T` may be far too large for the stack.
+    pub(crate) fn zeroed(self) -> Record<T> {
+        let bytes = size_of_val::<T>(&self.0);
+        // SAFETY: invariants 1 to 3: the payload is this record's, of that many bytes, and zeroes are a value of plain data.
+        unsafe { self.0.payload.cast::<u8>().write_bytes(0, bytes) };
+        self.0
+    }
+
     /// Takes the contents as they are. Safe, because every byte pattern is a value of plain data; which one is unspecified.
     ///
     /// ```
@@ -378,6 +386,16 @@ impl<T: ?Sized + Payload> AsMut<T> for RecordUninit<T> {
 /// Allocates a record of `count` elements.
 #[inline(always)]
 pub(crate) fn alloc<T: ?Sized + Payload>(local: &Local, count: usize) -> Result<RecordUninit<T>, AllocError> {
+    alloc_or(local, count, |bytes| local.alloc_slow(bytes))
+}
+
+/// Allocates a record of `count` elements; by `slow` if there is no block at hand.
+#[inline(always)]
+pub(crate) fn alloc_or<T: ?Sized + Payload>(
+    local: &Local,
+    count: usize,
+    slow: impl FnOnce(u64) -> Result<Block, AllocError>,
+) -> Result<RecordUninit<T>, AllocError> {
     let element = size_of::<T::Element>();
     let align = const { mem::align_of::<T::Element>() };
     if align > MAX_ALIGN {
@@ -392,7 +410,7 @@ pub(crate) fn alloc<T: ?Sized + Payload>(local: &Local, count: usize) -> Result<
     match local.alloc_fast(bytes) {
         Some((class, block)) => Ok(fill_in(class, block, count)),
         None => {
-            let block = local.alloc_slow(bytes)?;
+            let block = slow(bytes)?;
             Ok(fill_in(block.handle.class(), block, count))
         }
     }

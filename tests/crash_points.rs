@@ -348,6 +348,19 @@ const ACTS: &[(&str, Act)] = &[
         v.fill();
         forget((idle, v));
     }),
+    ("free what is wanted", |v, arm| {
+        let held: Vec<_> = std::iter::from_fn(|| v.ctx.slice_uninit::<u8>(60_000).ok()).collect();
+        let buffer = v.buffer.clone();
+        let wants = std::thread::spawn(move || {
+            let ctx = buffer.context().unwrap();
+            forget((ctx.within(std::time::Duration::from_secs(60)).slice_uninit::<u8>(60_000), ctx));
+        });
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        arm();
+        drop(held);
+        wants.join().unwrap();
+        forget(v);
+    }),
     ("find it taken", |v, arm| {
         drop((0..50).map(|_| middle(&v.ctx)).collect::<Vec<_>>());
         let buffer = v.buffer.clone();
@@ -571,6 +584,7 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("take from the idle", "revoke: put", &[1, 2]),
     ("take from the idle", "revoke: rebuilt", &[1]),
     ("take from the idle", "revoke: verify", &[1]),
+    ("free what is wanted", "want: cleared", &[1]),
     ("find it taken", "verify: checked", &[1]),
     ("find it taken", "verify: settled", &[1]),
 ];

@@ -27,6 +27,7 @@
 //!           TAKEN -> VERIFY, EMPTIED -> FORGET    by the thief when done, or by who sees that it is dead
 //!           VERIFY -> 0, FORGET -> 0              by the owner, once it has dropped what it no longer holds
 //!           VERIFY -> TAKEN, FORGET -> EMPTIED    by the next thief: the owner is outside still
+//!           0 -> ASKED, ASKED -> 0                by who waits for memory, and by the owner, who then gives back what it caches
 //! ```
 //!
 //! # If a process dies
@@ -57,7 +58,7 @@
 
 use crate::arena::{Arena, Reach};
 use crate::heap::block::{self, Block, Handle, Tag, state};
-use crate::heap::{self, class, depot};
+use crate::heap::{self, class, depot, want};
 use crate::layout::{ContextSlot, Geometry, MAGAZINE_ENTRIES, Magazine, Owner, POOL, Word};
 use crate::sync::{Ordering, compiler_fence};
 use crate::sys::crash::point;
@@ -149,6 +150,7 @@ pub(crate) mod revoked {
     pub(crate) const EMPTIED: u64 = 3;
     pub(crate) const VERIFY: u64 = 4;
     pub(crate) const FORGET: u64 = 5;
+    pub(crate) const ASKED: u64 = 6;
 }
 
 /// What `ContextSlot::gate` says: inside, or the [`Handle`] of the spare, or that there is none.
@@ -239,6 +241,8 @@ pub(crate) struct Cache {
     /// The holder word of this context's magazines.
     held: Word,
     lines: [Line; class::COUNT],
+    /// Somebody waits for memory.
+    is_asked: Cell<bool>,
     /// Whether that process will never act again; asked while it keeps us out.
     is_dead: Box<dyn Fn(Owner) -> bool>,
 }
@@ -293,7 +297,17 @@ impl Cache {
         let held = Word::of(depot::HELD, context);
         let slot = Cell::new(arena.context(context.index())?);
         let owned = block::owned(me);
-        Some(Self { arena, slot, me, owned, tag, held, lines: std::array::from_fn(line), is_dead: Box::new(is_dead) })
+        Some(Self {
+            arena,
+            slot,
+            me,
+            owned,
+            tag,
+            held,
+            lines: std::array::from_fn(line),
+            is_asked: Cell::new(false),
+            is_dead: Box::new(is_dead),
+        })
     }
 
     /// Steps inside. `None` if a thief is at work, or has been: then the slow path settles it.
@@ -318,6 +332,8 @@ impl Cache {
             if let Some(inside) = self.enter() {
                 return inside;
             }
+            // Whatever brought us here: a thief takes over from who asked.
+            self.is_asked.set(want::is_wanted(&self.arena));
             let slot = self.slot.get();
             let word = Word(slot.revoked.load(Ordering::Acquire));
             let change = |to| {
@@ -326,6 +342,7 @@ impl Cache {
             match word.kind() {
                 // Not if the thief can help it: if its CAS comes first, it has us.
                 revoked::TAKING => change(0),
+                revoked::ASKED => change(0),
                 revoked::TAKEN | revoked::EMPTIED if (self.is_dead)(word.owner()) => {
                     settle(&self.arena, slot, word.owner());
                 }
@@ -434,6 +451,7 @@ impl Cache {
         let inside = self.enter_surely();
         let found = self.refill(class);
         inside.leave(inside.gate);
+        self.give_back_if_asked();
         found
     }
 
@@ -533,6 +551,13 @@ impl Cache {
         let inside = self.enter_surely();
         self.put_away(inside.gate);
         inside.leave(Gate(handle));
+        self.give_back_if_asked();
+    }
+
+    fn give_back_if_asked(&self) {
+        if self.is_asked.get() {
+            self.flush();
+        }
     }
 
     /// Pushes the spare that `gate` names.
@@ -587,7 +612,7 @@ impl Cache {
         if partial.n() < room {
             return Some(partial);
         }
-        depot::put(&self.arena, partial.index, partial.magazine, class);
+        depot::put_back(&self.arena, partial.index, partial.magazine, class);
         None
     }
 
@@ -610,6 +635,7 @@ impl Cache {
             depot::leave_chain(&self.arena, class, line.full.next.take());
             depot::leave_chain(&self.arena, POOL, line.empty.next.take());
         }
+        self.is_asked.set(false);
         inside.leave(Gate::BARE);
     }
 

@@ -26,7 +26,7 @@
 //! Between the holder's CAS and anything else: it is `HELD` by a dead process's context, and reaping puts it back.
 
 use crate::arena::Arena;
-use crate::heap::{block, cache, class, unit};
+use crate::heap::{block, cache, class, unit, want};
 use crate::layout::{CONTEXTS, HINT_BLOCK, Magazine, Owner, POOL, Word};
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::crash::point;
@@ -204,14 +204,29 @@ pub(crate) fn claim(arena: &Arena, index: u32, from: Word, to: Word) -> bool {
         .is_some_and(|m| m.holder.compare_exchange(from.0, to.0, Ordering::Acquire, Ordering::Relaxed).is_ok())
 }
 
-/// Puts a held magazine where its contents belong: the depot of `class`, or the pool if it is empty.
+/// Puts a held magazine where its contents belong: the depot of `class`, or the pool if it is empty. Tells those who wait for
+/// memory.
 pub(crate) fn put(arena: &Arena, index: u32, magazine: &Magazine, class: usize) {
     let list = if magazine.n.load(Ordering::Relaxed) == 0 { POOL } else { class };
     put_chain(arena, list, &[(index, magazine)]);
 }
 
-/// Puts held magazines of `list` there, chained: all of them empty for the pool, none of them for a class.
+/// As [`put`], for a magazine that was only looked at: nobody need be told.
+pub(crate) fn put_back(arena: &Arena, index: u32, magazine: &Magazine, class: usize) {
+    let list = if magazine.n.load(Ordering::Relaxed) == 0 { POOL } else { class };
+    link_chain(arena, list, &[(index, magazine)]);
+}
+
+/// Puts held magazines of `list` there, chained: all of them empty for the pool, none of them for a class. Tells those who wait
+/// for memory.
 pub(crate) fn put_chain(arena: &Arena, list: usize, chain: &[(u32, &Magazine)]) {
+    link_chain(arena, list, chain);
+    if list != POOL {
+        want::tell(arena);
+    }
+}
+
+fn link_chain(arena: &Arena, list: usize, chain: &[(u32, &Magazine)]) {
     let mut next = 0;
     for (index, magazine) in chain.iter().rev() {
         magazine.next.store(next, Ordering::Relaxed);

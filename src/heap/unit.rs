@@ -20,7 +20,7 @@
 //! repair, and [`release`] repairs it, again and again if need be.
 
 use crate::arena::Arena;
-use crate::heap::class;
+use crate::heap::{class, want};
 use crate::layout::{Owner, Word};
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::crash::point;
@@ -197,6 +197,7 @@ pub(crate) fn release(arena: &Arena, head: u32) {
     point!("give back: uncounted");
     let in_use = &arena.header().units_in_use;
     let _ = in_use.try_update(Ordering::Relaxed, Ordering::Relaxed, |n| Some(n.saturating_sub(freed)));
+    want::tell(arena);
 }
 
 fn give_back(arena: &Arena, head: u32) -> u32 {

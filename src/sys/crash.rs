@@ -71,6 +71,7 @@ mod armed {
         "merge: popped",
         "merge: listed",
         "merge: counted",
+        "want: cleared",
         "flush: no spare",
         "settle: spare",
         "verify: checked",
