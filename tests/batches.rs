@@ -251,49 +251,71 @@ fn nobody_sleeps_through_a_batch() {
 /// producer sends.
 #[test]
 fn producers_killed_inside_batches() {
+    const READY: i64 = 9;
+    const SLOTS: u64 = 1024;
     let _dog = Watchdog::new(Duration::from_secs(150));
-    if let Some((first, buffer)) = common::role() {
+    let options = slots(SLOTS as usize).persistent(true);
+    if let Some((role, buffer)) = common::role() {
         let ctx = Buffer::open(&buffer).unwrap().context().unwrap();
-        let mut tx = ctx.value_producer::<u64>(1).unwrap();
-        let mut next: u64 = first.parse().unwrap();
-        // By ones at first: what was torn is right behind.
-        for _ in 0..3 {
-            tx.send(next).unwrap();
-            next += 1;
-        }
-        loop {
-            tx.send_batch(next..next + 1000).unwrap();
-            next += 1000;
+        // Batches from one hand to the other, most of the time inside one.
+        let batches = (0_u64..).step_by(900).map(|first| first..first + 900);
+        if role == "values" {
+            let mut tx = ctx.value_producer_with::<u64>(1, &options).unwrap();
+            let mut rx = ctx.value_consumer::<u64>(1).unwrap();
+            let _ready = ctx.value_producer::<()>(READY).unwrap();
+            batches.for_each(|batch| {
+                tx.try_send_batch(batch).unwrap();
+                assert_eq!(rx.recv_batch(usize::MAX).unwrap().len(), 900);
+            });
+        } else {
+            let mut tx = ctx.producer_with::<u64>(1, &options).unwrap();
+            let mut rx = ctx.consumer::<u64>(1).unwrap();
+            let _ready = ctx.value_producer::<()>(READY).unwrap();
+            batches.for_each(|batch| {
+                tx.try_send_batch(records(&ctx, batch)).unwrap();
+                assert_eq!(rx.recv_batch(usize::MAX).unwrap().len(), 900);
+            });
         }
     }
     let name = Name::new("torn");
-    let buffer = Buffer::open(&name).unwrap();
-    let ctx = buffer.context().unwrap();
-    let mut rx = ctx.value_consumer_with::<u64>(1, &slots(1024)).unwrap();
+    let buffer = Buffer::options().capacity(4 << 20).open(&name).unwrap();
     let mut rng = work::Rng::new(5);
-    let mut next = 0_u64;
     for round in 0..60 {
-        let mut child = common::start("producers_killed_inside_batches", &next.to_string(), &name);
-        assert!(rx.wait_for_producer(Duration::MAX));
-        let kill_at = next + rng.below(20_000);
-        loop {
-            match rx.recv_batch(1 + rng.below(700) as usize) {
-                Ok(batch) => {
-                    assert!(
-                        batch.iter().copied().eq(next..next + batch.len() as u64),
-                        "round {round}: {next} {batch:?}"
-                    );
-                    next += batch.len() as u64;
-                    if next >= kill_at {
-                        child.kill();
-                    }
-                }
-                Err(RecvError::Disconnected) => break,
-                Err(error) => panic!("{error}"),
-            }
+        let role = ["values", "records"][round % 2];
+        let mut child = common::start("producers_killed_inside_batches", role, &name);
+        assert!(buffer.wait_for_channel(READY, Duration::MAX).unwrap());
+        std::thread::sleep(Duration::from_micros(rng.below(3000)));
+        child.kill();
+        while buffer.reap().unwrap().processes > 0 {}
+        common::sound(&buffer);
+        let ctx = buffer.context().unwrap();
+        // What was sent is all there; what was not is not, now and for a lap to come.
+        let goes_on = |left: Vec<u64>, after: Vec<u64>| {
+            assert!([0, 900].contains(&left.len()) && left.windows(2).all(|two| two[1] == two[0] + 1), "{left:?}");
+            assert!(after.iter().copied().eq(0..SLOTS), "round {round}: {after:?}");
+        };
+        if role == "values" {
+            let mut rx = ctx.value_consumer::<u64>(1).unwrap();
+            let left = rx.try_iter().collect();
+            let mut tx = ctx.value_producer::<u64>(1).unwrap();
+            let after = (0..SLOTS).flat_map(|number| {
+                tx.try_send(number).unwrap();
+                rx.try_iter().collect::<Vec<_>>()
+            });
+            goes_on(left, after.collect());
+        } else {
+            let mut rx = ctx.consumer::<u64>(1).unwrap();
+            let left = rx.try_iter().map(|record| *record).collect();
+            let mut tx = ctx.producer::<u64>(1).unwrap();
+            let after = (0..SLOTS).flat_map(|number| {
+                tx.try_send(ctx.record(number).unwrap()).unwrap();
+                rx.try_iter().map(|record| *record).collect::<Vec<_>>()
+            });
+            goes_on(left, after.collect());
         }
+        assert!(buffer.remove_channel(1).unwrap());
+        drop(ctx);
+        common::all_free(&buffer);
     }
-    drop((rx, ctx));
-    while buffer.reap().unwrap().processes > 0 {}
     work::end(buffer, &name);
 }
