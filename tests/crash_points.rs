@@ -877,10 +877,12 @@ impl Survivor {
         for i in 0..30 {
             tx.send(work::numbered(&self.ctx, i, 60)).unwrap();
             assert_eq!(work::number(&self.rx.recv().unwrap()), i);
+            // Nor is there anything of a torn batch.
+            assert_eq!(self.rx.try_recv().unwrap_err(), TryRecvError::Empty);
             self.tx.send(work::numbered(&self.ctx, i, 60)).unwrap();
             assert_eq!(work::number(&rx.recv().unwrap()), i);
             vtx.send(i).unwrap();
-            assert_eq!(self.values.1.recv(), Ok(i));
+            assert_eq!(self.values.1.try_recv_batch(9), Ok(vec![i]));
             self.values.0.send(i).unwrap();
             assert_eq!(vrx.recv(), Ok(i));
         }
