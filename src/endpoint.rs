@@ -370,7 +370,8 @@ impl Ready for Endpoint {
 
     /// Looks whether the other end's process lives; if not, knows it from then on, whoever reaps, and lends a hand with that.
     fn check_peer(&self) {
-        if let Some(peer) = self.peer()
+        let holder = self.entry().and_then(|entry| directory::holder(entry, self.side.other()));
+        if let Some(peer) = holder
             && self.is_dead(peer)
             && let Some(hold) = self.local.hold()
         {
