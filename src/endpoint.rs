@@ -257,7 +257,7 @@ impl Endpoint {
         }
     }
 
-    /// Why nothing is queued; nothing more will be if there is no reason.
+    /// Why nothing is queued. If there is no reason, the producer has left, having sent all it will.
     pub(crate) fn nothing_queued(&self) -> Result<(), TryRecvError> {
         self.check().map_err(|inert| match inert {
             Inert::Forked => RecvError::Forked,
