@@ -1,7 +1,7 @@
 //! Endpoints: what the ends of all channels have in common, whatever they carry.
 //!
 //! # If a process dies
-//! See `directory` for roles. Whoever waits looks, every 100 ms at the latest, whether the peer's lease still stands, and reaps
+//! See `directory` for roles. Whoever waits looks, every 125 ms at the latest, whether the peer's lease still stands, and reaps
 //! it if not.
 
 use crate::attachment::Hold;
