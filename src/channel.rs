@@ -5,19 +5,18 @@
 //! gives one out.
 //!
 //! # If a process dies
-//! See `queue::spsc` for what happens to records, and `endpoint` for roles.
-
-#![allow(unsafe_code)]
+//! See `queue::spsc` for what happens to records and values, and `endpoint` for roles.
 
 use crate::endpoint::{Consumer, Endpoint, Producer, Role, deadline};
 use crate::error::{AttachError, RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError, TrySendError};
-use crate::heap::block;
-use crate::local::{Attached, Inert, Local};
+use crate::iter::{Iter, TryIter};
+use crate::local::{Attached, Local};
+use crate::message::Message;
 use crate::options::ChannelOptions;
-use crate::queue::spsc::{self, NotPushed};
+use crate::queue::spsc::{self, Queued, Ring};
 use crate::ready::Ready;
 use crate::record::{Payload, Record};
-use crate::select::{Selectable, sealed};
+use crate::select::{self, Selectable};
 use crate::sys::crash::point;
 use std::fmt;
 use std::marker::PhantomData;
@@ -25,17 +24,18 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// One end of a named, typed queue with one producer and one consumer: [`Channel<T, Producer>`](Producer) or
-/// [`Channel<T, Consumer>`](Consumer).
+/// [`Channel<T, Consumer>`](Consumer). It carries [`Record`]s of `T`, unless the third
+/// parameter says otherwise: see [`ValueChannel`] and [`Message`].
 ///
 /// Made by [`ThreadContext::producer`](crate::ThreadContext::producer) and
-/// [`consumer`](crate::ThreadContext::consumer); stays in that thread, and works as long as that context is open. Dropping it
+/// [`consumer`](crate::ThreadContext::consumer), or their `value_` forms; stays in that thread, and works as long as that context is open. Dropping it
 /// releases the role: the peer then gets `Disconnected` (a consumer after it has received everything queued), and another
 /// endpoint may take the role and go on. When both ends have left, the channel and what is queued in it are freed, unless it is
 /// [`persistent`](ChannelOptions::persistent). So what a producer sends before any consumer has come is gone if it leaves, or is killed,
 /// before one does: [wait for it](Channel::wait_for_consumer), or make the channel persistent.
 ///
-/// If the process of one end is killed, the other end sees a peer that has left, within 250 ms if it waits; records that were
-/// sent are still received, in order and once.
+/// If the process of one end is killed, the other end sees a peer that has left, within 250 ms if it waits; what was sent is still
+/// received, in order and once.
 ///
 /// ```
 /// # let name = format!("doc-channel-{}", std::process::id());
@@ -50,13 +50,33 @@ use std::time::{Duration, Instant};
 /// assert_eq!(all, [1, 2]);
 /// # Ok::<(), ipc_buffer::Error>(())
 /// ```
-pub struct Channel<T: ?Sized + Payload, R: Role> {
-    endpoint: Rc<Endpoint>,
+pub struct Channel<T: ?Sized + Payload, R: Role, M: Message = Record<T>> {
+    pub(crate) endpoint: Rc<Endpoint>,
     role: PhantomData<R>,
-    carries: PhantomData<Record<T>>,
+    carries: PhantomData<(*const T, M)>,
 }
 
-impl<T: ?Sized + Payload, R: Role> fmt::Debug for Channel<T, R> {
+/// One end of a channel that carries values of `T` by value; see [`Message`] for what that means, and [`Channel`] for what it does.
+///
+/// Made by [`ThreadContext::value_producer`](crate::ThreadContext::value_producer) and
+/// [`value_consumer`](crate::ThreadContext::value_consumer).
+///
+/// ```
+/// # let name = format!("doc-value-channel-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// use ipc_buffer::{Producer, ValueChannel};
+/// struct Sensor {
+///     readings: ValueChannel<f32, Producer>,
+/// }
+/// let mut sensor = Sensor { readings: ctx.value_producer(1)? };
+/// sensor.readings.send(0.5)?;
+/// assert_eq!(ctx.value_consumer::<f32>(1)?.recv()?, 0.5);
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
+pub type ValueChannel<T, R> = Channel<T, R, T>;
+
+impl<T: ?Sized + Payload, R: Role, M: Message> fmt::Debug for Channel<T, R, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Endpoint { id, side, .. } = &*self.endpoint;
         let attached = self.endpoint.is_attached();
@@ -64,26 +84,26 @@ impl<T: ?Sized + Payload, R: Role> fmt::Debug for Channel<T, R> {
     }
 }
 
-impl<T: ?Sized + Payload, R: Role> Drop for Channel<T, R> {
+impl<T: ?Sized + Payload, R: Role, M: Message> Drop for Channel<T, R, M> {
     fn drop(&mut self) {
         self.endpoint.detach();
     }
 }
 
-impl<T: ?Sized + Payload, R: Role> sealed::Sealed for Channel<T, R> {
+impl<T: ?Sized + Payload, R: Role, M: Message> select::sealed::Sealed for Channel<T, R, M> {
     #[allow(private_interfaces)]
     fn end(&self) -> Rc<dyn Ready> {
         self.endpoint.clone()
     }
 }
 
-impl<T: ?Sized + Payload, R: Role> Selectable for Channel<T, R> {
+impl<T: ?Sized + Payload, R: Role, M: Message> Selectable for Channel<T, R, M> {
     type Role = R;
 }
 
-impl<T: ?Sized + Payload, R: Role> Channel<T, R> {
+impl<T: ?Sized + Payload, R: Role, M: Message> Channel<T, R, M> {
     pub(crate) fn attach(local: &Rc<Local>, id: i64, options: &ChannelOptions) -> Result<Self, AttachError> {
-        let endpoint = Endpoint::attach::<R>(local, id, &options.spec::<T>()?, options.strategy())?;
+        let endpoint = Endpoint::attach::<R>(local, id, &options.spec::<M>()?, options.strategy)?;
         Ok(Self { endpoint, role: PhantomData, carries: PhantomData })
     }
 
@@ -100,7 +120,7 @@ impl<T: ?Sized + Payload, R: Role> Channel<T, R> {
         self.endpoint.id
     }
 
-    /// Records it can queue; fixed when the channel was created. 0 once the endpoint is detached.
+    /// Records, or values, it can queue; fixed when the channel was created. 0 once the endpoint is detached.
     ///
     /// ```
     /// # let name = format!("doc-chan-capacity-{}", std::process::id());
@@ -113,10 +133,10 @@ impl<T: ?Sized + Payload, R: Role> Channel<T, R> {
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
     pub fn capacity(&self) -> usize {
-        self.endpoint.end.ring().slots.len()
+        self.endpoint.end.ring().capacity()
     }
 
-    /// Records queued. The other end may change it at any time: what the producer sees can only shrink meanwhile, what the
+    /// Records, or values, queued. The other end may change it at any time: what the producer sees can only shrink meanwhile, what the
     /// consumer sees only grow. Looks at every queued slot.
     ///
     /// ```
@@ -151,8 +171,8 @@ impl<T: ?Sized + Payload, R: Role> Channel<T, R> {
     }
 }
 
-impl<T: ?Sized + Payload> Channel<T, Producer> {
-    /// Queues the record if a slot is free, and never waits.
+impl<T: ?Sized + Payload, M: Message> Channel<T, Producer, M> {
+    /// Queues the record or value if a slot is free, and never waits.
     ///
     /// ```
     /// # let name = format!("doc-try-send-{}", std::process::id());
@@ -168,43 +188,29 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
     /// ```
     ///
     /// # Errors
-    /// Each gives the record back: `Full`, `Disconnected` if the consumer has left (not before the first has come),
+    /// Each gives back what was not sent: `Full`, `Disconnected` if the consumer has left (not before the first has come),
     /// `ForeignRecord` if it is another buffer's, `Forked`, `ContextClosed`.
     #[inline(always)]
-    pub fn try_send(&mut self, record: Record<T>) -> Result<(), TrySendError<T>> {
+    pub fn try_send(&mut self, message: M) -> Result<(), TrySendError<M>> {
         let endpoint = &*self.endpoint;
-        if record.attachment() != endpoint.local.attachment() {
-            return Err(TrySendError::ForeignRecord(record));
+        if message.is_foreign(endpoint) {
+            return Err(TrySendError::ForeignRecord(message));
         }
-        match endpoint.end.push(record.granule()) {
+        match endpoint.end.push(M::SLOT_WORDS, |body| message.put(body)) {
             Ok(rung) => {
-                record.into_granule();
+                // It is the channel's now.
+                std::mem::forget(message);
                 if rung {
                     point!("send: before the wake");
-                    endpoint.answer();
+                    endpoint.answer(1);
                 }
                 Ok(())
             }
-            Err(why) => Err(self.not_pushed(record, why)),
+            Err(why) => Err(endpoint.not_pushed(message, why)),
         }
     }
 
-    #[cold]
-    #[inline(never)]
-    fn not_pushed(&self, record: Record<T>, why: NotPushed) -> TrySendError<T> {
-        match (self.endpoint.check(), why) {
-            (Err(Inert::Forked), _) => TrySendError::Forked(record),
-            (Err(Inert::Closed), _) => TrySendError::ContextClosed(record),
-            (Ok(()), NotPushed::Gone) => TrySendError::Disconnected(record),
-            (Ok(()), NotPushed::Full) if self.endpoint.has_lost_peer() => TrySendError::Disconnected(record),
-            (Ok(()), NotPushed::Full) => {
-                self.endpoint.polled_in_vain();
-                TrySendError::Full(record)
-            }
-        }
-    }
-
-    /// Queues the record, waiting for a free slot.
+    /// Queues the record or value, waiting for a free slot.
     ///
     /// ```
     /// # let name = format!("doc-send-{}", std::process::id());
@@ -229,25 +235,14 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
     /// for a sender that waits, and for others when the channel is full, or anybody reaps (as [`has_consumer`](Self::has_consumer)
     /// does). What was sent meanwhile stays queued for the next consumer.
     #[inline(always)]
-    pub fn send(&mut self, record: Record<T>) -> Result<(), SendError<T>> {
-        match self.try_send(record) {
+    pub fn send(&mut self, message: M) -> Result<(), SendError<M>> {
+        match self.try_send(message) {
             Ok(()) => Ok(()),
-            Err(TrySendError::Full(record)) => self.send_slow(record, None).map_err(|error| match error {
-                SendTimeoutError::Timeout(record) | SendTimeoutError::Disconnected(record) => {
-                    SendError::Disconnected(record)
-                }
-                SendTimeoutError::ForeignRecord(record) => SendError::ForeignRecord(record),
-                SendTimeoutError::Forked(record) => SendError::Forked(record),
-                SendTimeoutError::ContextClosed(record) => SendError::ContextClosed(record),
-            }),
-            Err(TrySendError::Disconnected(record)) => Err(SendError::Disconnected(record)),
-            Err(TrySendError::ForeignRecord(record)) => Err(SendError::ForeignRecord(record)),
-            Err(TrySendError::Forked(record)) => Err(SendError::Forked(record)),
-            Err(TrySendError::ContextClosed(record)) => Err(SendError::ContextClosed(record)),
+            Err(refused) => self.send_slow(refused, None).map_err(SendTimeoutError::without_timeout),
         }
     }
 
-    /// Queues the record, waiting for a free slot up to `timeout`.
+    /// Queues the record or value, waiting for a free slot up to `timeout`.
     ///
     /// ```
     /// # let name = format!("doc-send-timeout-{}", std::process::id());
@@ -266,11 +261,11 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
     ///
     /// # Errors
     /// As [`send`](Self::send), and `Timeout`.
-    pub fn send_timeout(&mut self, record: Record<T>, timeout: Duration) -> Result<(), SendTimeoutError<T>> {
-        self.send_slow(record, deadline(timeout))
+    pub fn send_timeout(&mut self, message: M, timeout: Duration) -> Result<(), SendTimeoutError<M>> {
+        self.try_send(message).or_else(|refused| self.send_slow(refused, deadline(timeout)))
     }
 
-    /// Queues the record, waiting for a free slot until `deadline`.
+    /// Queues the record or value, waiting for a free slot until `deadline`.
     ///
     /// ```
     /// # let name = format!("doc-send-deadline-{}", std::process::id());
@@ -289,29 +284,14 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
     ///
     /// # Errors
     /// As [`send`](Self::send), and `Timeout`.
-    pub fn send_deadline(&mut self, record: Record<T>, deadline: Instant) -> Result<(), SendTimeoutError<T>> {
-        self.send_slow(record, Some(deadline))
+    pub fn send_deadline(&mut self, message: M, deadline: Instant) -> Result<(), SendTimeoutError<M>> {
+        self.try_send(message).or_else(|refused| self.send_slow(refused, Some(deadline)))
     }
 
     #[cold]
-    fn send_slow(&mut self, record: Record<T>, deadline: Option<Instant>) -> Result<(), SendTimeoutError<T>> {
+    fn send_slow(&mut self, refused: TrySendError<M>, deadline: Option<Instant>) -> Result<(), SendTimeoutError<M>> {
         let endpoint = Rc::clone(&self.endpoint);
-        let mut record = Some(record);
-        let ready = || match self.try_send(record.take()?) {
-            Ok(()) => Some(Ok(())),
-            Err(TrySendError::Full(back)) => {
-                record = Some(back);
-                None
-            }
-            Err(TrySendError::Disconnected(back)) => Some(Err(SendTimeoutError::Disconnected(back))),
-            Err(TrySendError::ForeignRecord(back)) => Some(Err(SendTimeoutError::ForeignRecord(back))),
-            Err(TrySendError::Forked(back)) => Some(Err(SendTimeoutError::Forked(back))),
-            Err(TrySendError::ContextClosed(back)) => Some(Err(SendTimeoutError::ContextClosed(back))),
-        };
-        match endpoint.wait_until(deadline, 16, || endpoint.end.has_room(), ready) {
-            Some(result) => result,
-            None => record.map_or(Ok(()), |record| Err(SendTimeoutError::Timeout(record))),
-        }
+        endpoint.wait_to_send(refused, deadline, |message| self.try_send(message))
     }
 
     /// Whether a consumer is attached and alive now.
@@ -348,8 +328,8 @@ impl<T: ?Sized + Payload> Channel<T, Producer> {
     }
 }
 
-impl<T: ?Sized + Payload> Channel<T, Consumer> {
-    /// Receives the next record if one is queued, and never waits.
+impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
+    /// Receives the next record or value if one is queued, and never waits.
     ///
     /// ```
     /// # let name = format!("doc-try-recv-{}", std::process::id());
@@ -367,52 +347,64 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
     /// `Empty`; `Disconnected` if everything queued was received and the producer has left (not before the first has come);
     /// `Corrupted` if a slot held what no sender writes; `Forked`, `ContextClosed`.
     #[inline(always)]
-    pub fn try_recv(&mut self) -> Result<Record<T>, TryRecvError> {
-        let endpoint = &*self.endpoint;
-        match endpoint.end.peek() {
-            Some(granule) => self.take(granule).map_err(TryRecvError::Recv),
+    pub fn try_recv(&mut self) -> Result<M, TryRecvError> {
+        match self.endpoint.end.peek(M::SLOT_WORDS) {
+            Some(queued) => self.take(queued).map_err(TryRecvError::Recv),
             None => self.nothing_queued(),
         }
     }
 
+    /// Receives the next, which is queued.
     #[inline(always)]
-    fn take(&self, granule: u32) -> Result<Record<T>, RecvError> {
+    fn take(&self, queued: Queued) -> Result<M, RecvError> {
+        let Some(message) = M::take(&self.endpoint, queued) else { return Err(self.skip()) };
+        point!("recv: owned");
+        self.received(1);
+        Ok(message)
+    }
+
+    /// Goes past what is no message.
+    #[cold]
+    #[inline(never)]
+    fn skip(&self) -> RecvError {
+        self.received(1);
+        RecvError::Corrupted
+    }
+
+    /// The next `count` have been taken.
+    #[inline(always)]
+    pub(crate) fn received(&self, count: usize) {
         let endpoint = &*self.endpoint;
-        let cache = endpoint.local.cache();
-        let arena = cache.arena();
-        // A header that says neither "somebody's" nor "the channel's" was not queued by this library.
-        let header = arena.block(granule).filter(|header| block::is_sendable(header));
-        // SAFETY: not ours yet, but queued for us: nobody else writes it. If it is no record, it is left to whoever it is.
-        let record = header
-            .and_then(|header| unsafe { Record::from_block(endpoint.local.attachment(), arena, granule, header) });
-        let rung = endpoint.end.take(arena, cache.me(), record.is_some().then_some(header).flatten());
+        let rung = endpoint.end.advance(count, |ring, position| self.prefetch(ring, position));
         if rung {
             point!("recv: before the wake");
-            endpoint.answer();
+            endpoint.answer(count);
         }
-        record.ok_or(RecvError::Corrupted)
+    }
+
+    /// Asks the core for a record that will be taken soon after the one at `position`. The slots of a line arrive together; what the
+    /// last of them names is far away still.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, ring: Ring, position: u64) {
+        if M::NAMES_GRANULES
+            && let Some(granule) = ring.glimpse(position.wrapping_add(4), M::SLOT_WORDS)
+        {
+            self.endpoint.prefetch(granule);
+        }
     }
 
     #[cold]
     #[inline(never)]
-    fn nothing_queued(&self) -> Result<Record<T>, TryRecvError> {
-        let endpoint = &*self.endpoint;
-        endpoint.check().map_err(|inert| match inert {
-            Inert::Forked => RecvError::Forked,
-            Inert::Closed => RecvError::ContextClosed,
-        })?;
-        if endpoint.has_lost_peer() {
-            // It may have sent and left since we looked.
-            return match endpoint.end.peek() {
-                Some(granule) => self.take(granule).map_err(TryRecvError::Recv),
-                None => Err(RecvError::Disconnected.into()),
-            };
+    fn nothing_queued(&self) -> Result<M, TryRecvError> {
+        self.endpoint.nothing_queued()?;
+        // It has sent and left since we looked.
+        match self.endpoint.end.peek(M::SLOT_WORDS) {
+            Some(queued) => self.take(queued).map_err(TryRecvError::Recv),
+            None => Err(RecvError::Disconnected.into()),
         }
-        endpoint.polled_in_vain();
-        Err(TryRecvError::Empty)
     }
 
-    /// Receives the next record, waiting for it. Before the first producer has come nobody is disconnected, so this waits for one
+    /// Receives the next record or value, waiting for it. Before the first producer has come nobody is disconnected, so this waits for one
     /// to come, if need be for ever.
     ///
     /// ```
@@ -435,15 +427,15 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
     /// As [`try_recv`](Self::try_recv) without `Empty`. A producer whose process is killed counts as one that has left, within
     /// 250 ms.
     #[inline(always)]
-    pub fn recv(&mut self) -> Result<Record<T>, RecvError> {
+    pub fn recv(&mut self) -> Result<M, RecvError> {
         match self.try_recv() {
-            Ok(record) => Ok(record),
+            Ok(item) => Ok(item),
             Err(TryRecvError::Recv(error)) => Err(error),
             Err(TryRecvError::Empty) => self.recv_slow(None).unwrap_or(Err(RecvError::Disconnected)),
         }
     }
 
-    /// Receives the next record, waiting for it up to `timeout`.
+    /// Receives the next record or value, waiting for it up to `timeout`.
     ///
     /// ```
     /// # let name = format!("doc-recv-timeout-{}", std::process::id());
@@ -461,12 +453,12 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
     ///
     /// # Errors
     /// As [`recv`](Self::recv), and `Timeout`.
-    pub fn recv_timeout(&mut self, timeout: Duration) -> Result<Record<T>, RecvTimeoutError> {
+    pub fn recv_timeout(&mut self, timeout: Duration) -> Result<M, RecvTimeoutError> {
         let result = self.recv_slow(deadline(timeout)).ok_or(RecvTimeoutError::Timeout(timeout))?;
         Ok(result?)
     }
 
-    /// Receives the next record, waiting for it until `deadline`.
+    /// Receives the next record or value, waiting for it until `deadline`.
     ///
     /// ```
     /// # let name = format!("doc-recv-deadline-{}", std::process::id());
@@ -484,24 +476,19 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
     ///
     /// # Errors
     /// As [`recv`](Self::recv), and `Timeout`.
-    pub fn recv_deadline(&mut self, deadline: Instant) -> Result<Record<T>, RecvTimeoutError> {
+    pub fn recv_deadline(&mut self, deadline: Instant) -> Result<M, RecvTimeoutError> {
         let waited = deadline.saturating_duration_since(Instant::now());
         let result = self.recv_slow(Some(deadline)).ok_or(RecvTimeoutError::Timeout(waited))?;
         Ok(result?)
     }
 
     #[cold]
-    fn recv_slow(&mut self, deadline: Option<Instant>) -> Option<Result<Record<T>, RecvError>> {
+    fn recv_slow(&mut self, deadline: Option<Instant>) -> Option<Result<M, RecvError>> {
         let endpoint = Rc::clone(&self.endpoint);
-        let ready = || match self.try_recv() {
-            Ok(record) => Some(Ok(record)),
-            Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Recv(error)) => Some(Err(error)),
-        };
-        endpoint.wait_until(deadline, 1, || endpoint.end.peek().is_some(), ready)
+        endpoint.wait_to_recv(deadline, || self.try_recv())
     }
 
-    /// Receives until the producer has left and everything is drained, waiting for each record. Skips what is
+    /// Receives until the producer has left and everything is drained, waiting for each. Skips what is
     /// [`Corrupted`](RecvError::Corrupted).
     ///
     /// # Panics
@@ -519,7 +506,7 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
     /// assert_eq!(all, [5]);
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
-    pub fn iter(&mut self) -> Iter<'_, T> {
+    pub fn iter(&mut self) -> Iter<'_, T, M> {
         Iter(self)
     }
 
@@ -536,7 +523,7 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
     /// # drop(tx);
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
-    pub fn try_iter(&mut self) -> TryIter<'_, T> {
+    pub fn try_iter(&mut self) -> TryIter<'_, T, M> {
         TryIter(self)
     }
 
@@ -571,110 +558,5 @@ impl<T: ?Sized + Payload> Channel<T, Consumer> {
     /// ```
     pub fn wait_for_producer(&self, timeout: Duration) -> bool {
         self.endpoint.wait_for_peer(timeout)
-    }
-}
-
-/// Records until the producer has left; see [`Channel::iter`].
-///
-/// ```
-/// # let name = format!("doc-iter-type-{}", std::process::id());
-/// # let buffer = ipc_buffer::Buffer::open(&name)?;
-/// # let ctx = buffer.context()?;
-/// let (mut tx, mut rx) = (ctx.producer::<u8>(1)?, ctx.consumer::<u8>(1)?);
-/// tx.send(ctx.record(5)?)?;
-/// drop(tx);
-/// for record in &mut rx {
-///     assert_eq!(*record, 5);
-/// }
-/// // The endpoint is still ours: the next producer can come.
-/// assert!(!rx.has_producer());
-/// # Ok::<(), ipc_buffer::Error>(())
-/// ```
-#[derive(Debug)]
-pub struct Iter<'a, T: ?Sized + Payload>(&'a mut Channel<T, Consumer>);
-
-/// Records queued now; see [`Channel::try_iter`].
-///
-/// ```
-/// # let name = format!("doc-try-iter-type-{}", std::process::id());
-/// # let buffer = ipc_buffer::Buffer::open(&name)?;
-/// # let ctx = buffer.context()?;
-/// let (mut tx, mut rx) = (ctx.producer::<u8>(1)?, ctx.consumer::<u8>(1)?);
-/// for i in 0..10 {
-///     tx.send(ctx.record(i)?)?;
-/// }
-/// let first: Vec<u8> = rx.try_iter().take(3).map(|record| *record).collect();
-/// assert_eq!((first.as_slice(), rx.len()), (&[0, 1, 2][..], 7));
-/// # Ok::<(), ipc_buffer::Error>(())
-/// ```
-#[derive(Debug)]
-pub struct TryIter<'a, T: ?Sized + Payload>(&'a mut Channel<T, Consumer>);
-
-/// Records until the producer has left; owns the endpoint.
-///
-/// ```
-/// # let name = format!("doc-into-iter-type-{}", std::process::id());
-/// # let buffer = ipc_buffer::Buffer::open(&name)?;
-/// # let ctx = buffer.context()?;
-/// let mut tx = ctx.producer::<u8>(1)?;
-/// let mut records: ipc_buffer::IntoIter<u8> = ctx.consumer(1)?.into_iter();
-/// tx.send(ctx.record(5)?)?;
-/// assert_eq!(records.next().as_deref(), Some(&5));
-/// drop(records);
-/// assert!(!tx.has_consumer(), "the endpoint went with it");
-/// # Ok::<(), ipc_buffer::Error>(())
-/// ```
-#[derive(Debug)]
-pub struct IntoIter<T: ?Sized + Payload>(Channel<T, Consumer>);
-
-impl<T: ?Sized + Payload> Iterator for Iter<'_, T> {
-    type Item = Record<T>;
-    fn next(&mut self) -> Option<Record<T>> {
-        next(self.0)
-    }
-}
-
-impl<T: ?Sized + Payload> Iterator for TryIter<'_, T> {
-    type Item = Record<T>;
-    fn next(&mut self) -> Option<Record<T>> {
-        self.0.try_recv().ok()
-    }
-}
-
-impl<T: ?Sized + Payload> Iterator for IntoIter<T> {
-    type Item = Record<T>;
-    fn next(&mut self) -> Option<Record<T>> {
-        next(&mut self.0)
-    }
-}
-
-/// The next record; what is corrupted is skipped.
-fn next<T: ?Sized + Payload>(channel: &mut Channel<T, Consumer>) -> Option<Record<T>> {
-    loop {
-        match channel.recv() {
-            Ok(record) => return Some(record),
-            Err(RecvError::Corrupted) => {}
-            Err(RecvError::Disconnected) => return None,
-            // Not "no more records": the loop would end as if all were well.
-            Err(error @ (RecvError::ContextClosed | RecvError::Forked)) => {
-                panic!("iterating channel {}: {error}", channel.id())
-            }
-        }
-    }
-}
-
-impl<T: ?Sized + Payload> IntoIterator for Channel<T, Consumer> {
-    type Item = Record<T>;
-    type IntoIter = IntoIter<T>;
-    fn into_iter(self) -> IntoIter<T> {
-        IntoIter(self)
-    }
-}
-
-impl<'a, T: ?Sized + Payload> IntoIterator for &'a mut Channel<T, Consumer> {
-    type Item = Record<T>;
-    type IntoIter = Iter<'a, T>;
-    fn into_iter(self) -> Iter<'a, T> {
-        self.iter()
     }
 }

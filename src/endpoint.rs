@@ -1,19 +1,19 @@
 //! Endpoints: what the ends of all channels have in common, whatever they carry.
 //!
 //! # If a process dies
-//! See `directory` for roles. Whoever waits looks, every 125 ms at the latest, whether the peer's lease still stands, and reaps
-//! it if not.
+//! See `directory` for roles. Whoever waits looks, every 125 ms at the latest, whether the peer's lease still stands. If not, the
+//! peer is gone for this end, even if nobody comes to reap it; what can be reaped in a moment, this end reaps.
 
 use crate::attachment::Hold;
 use crate::directory::{self, ChannelRef, Refused, Side, Spec};
-use crate::error::{AllocError, AttachError, BufferError};
+use crate::error::{AllocError, AttachError, BufferError, RecvError, SendTimeoutError, TryRecvError, TrySendError};
 use crate::heap::{self, block};
-use crate::layout::{CHANNELS, Owner};
+use crate::layout::{CHANNELS, DirectoryEntry, Owner};
 use crate::local::{Attached, Inert, Local};
 use crate::participant;
-use crate::queue::spsc::{End, Ring};
+use crate::queue::spsc::{End, NotPushed, Ring};
 use crate::ready::Ready;
-use crate::recovery;
+use crate::recovery::{self, Effort};
 use crate::sync::{AtomicU32, Ordering};
 use crate::wait::{self, Bed, Wait, WaitStrategy, Waits};
 use std::cell::Cell;
@@ -96,6 +96,8 @@ pub(crate) struct Endpoint {
     pub(crate) side: Side,
     channel: ChannelRef,
     attached: Cell<bool>,
+    /// Who had the other end when it was found dead.
+    dead: Cell<Option<Owner>>,
     /// Polls that found nothing.
     idle: Cell<u32>,
     /// When polling last looked whether the peer lives.
@@ -117,7 +119,7 @@ impl Attached for Endpoint {
         self.end.abandon();
         let Some(hold) = self.local.hold() else { return };
         if let Ok(control) = hold.control() {
-            directory::detach(&control, self.local.cache(), self.channel, self.side);
+            directory::detach(control, self.local.cache(), self.channel, self.side);
         }
         // Else somebody sits on the lock: the role stays ours until the process goes.
     }
@@ -145,6 +147,7 @@ impl Endpoint {
             side,
             channel,
             attached: Cell::new(true),
+            dead: Cell::new(None),
             idle: Cell::new(0),
             looked: Cell::new(Instant::now()),
             waits: Waits::default(),
@@ -165,6 +168,12 @@ impl Endpoint {
         if self.attached.get() { Ok(()) } else { Err(Inert::Closed) }
     }
 
+    /// Asks the core for the block at `granule`.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, granule: u32) {
+        self.local.cache().arena().prefetch(granule);
+    }
+
     /// Whether the other end is attached and alive.
     pub(crate) fn has_live_peer(&self) -> bool {
         self.check_peer();
@@ -183,12 +192,43 @@ impl Endpoint {
     /// Whether the other end has left for good: it was here, or it can't come any more because the id is gone. A producer of a
     /// persistent channel does not lose its consumers: it queues for the next.
     pub(crate) fn has_lost_peer(&self) -> bool {
-        let entry = self.local.cache().arena().directory_entry(self.channel.index);
-        entry.is_none_or(|entry| {
+        self.entry().is_none_or(|entry| {
             let queues_on = self.side == Side::Producer && directory::is_persistent(entry);
             let was_here = entry.seen.load(Ordering::Acquire) & self.side.other().seen() != 0 && !queues_on;
-            (was_here || directory::is_removed(entry)) && directory::holder(entry, self.side.other()).is_none()
+            (was_here || directory::is_removed(entry)) && self.peer().is_none()
         })
+    }
+
+    fn entry(&self) -> Option<&DirectoryEntry> {
+        self.local.cache().arena().directory_entry(self.channel.index)
+    }
+
+    fn is_dead(&self, who: Owner) -> bool {
+        self.local.hold().is_some_and(|hold| !participant::is_alive(hold.segment(), hold.me(), who))
+    }
+
+    /// The bell that this side looks at after each operation, to wake the other.
+    fn other_bell(&self) -> &'static AtomicU32 {
+        let header = self.end.ring().header;
+        match self.side {
+            Side::Producer => &header.to_producer,
+            Side::Consumer => &header.to_consumer,
+        }
+    }
+
+    /// Wakes the other side, if it sleeps and has reason to wake up, after so many messages.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn answer(&self, count: usize) {
+        let is_due = || self.side == Side::Producer || self.end.has_freed_much(count);
+        wait::answer(self.local.cache().arena(), self.other_bell(), &self.waits, is_due);
+    }
+
+    /// How to wait for this end until `deadline`.
+    fn wait(&self, deadline: Option<Instant>) -> Wait<'_> {
+        // The line that a full channel's producer looks at is the one that the consumer writes.
+        let pace = if self.side == Side::Producer { 16 } else { 1 };
+        Wait { bed: self.bed(), strategy: self.strategy, deadline, pace }
     }
 
     /// For those who poll and never wait: sees now and then if the peer lives. The clock is cheap, but not for each poll.
@@ -201,38 +241,94 @@ impl Endpoint {
         }
     }
 
-    /// Waits for `ready` as [`wait::until`] does.
-    pub(crate) fn wait_until<R>(
+    /// Why nothing was pushed, with what was not.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn not_pushed<I>(&self, unsent: I, why: NotPushed) -> TrySendError<I> {
+        match (self.check(), why) {
+            (Err(Inert::Forked), _) => TrySendError::Forked(unsent),
+            (Err(Inert::Closed), _) => TrySendError::ContextClosed(unsent),
+            (Ok(()), NotPushed::Gone) => TrySendError::Disconnected(unsent),
+            (Ok(()), NotPushed::Full) if self.has_lost_peer() => TrySendError::Disconnected(unsent),
+            (Ok(()), NotPushed::Full) => {
+                self.polled_in_vain();
+                TrySendError::Full(unsent)
+            }
+        }
+    }
+
+    /// Why nothing is queued; nothing more will be if there is no reason.
+    pub(crate) fn nothing_queued(&self) -> Result<(), TryRecvError> {
+        self.check().map_err(|inert| match inert {
+            Inert::Forked => RecvError::Forked,
+            Inert::Closed => RecvError::ContextClosed,
+        })?;
+        if self.has_lost_peer() {
+            return Ok(());
+        }
+        self.polled_in_vain();
+        Err(TryRecvError::Empty)
+    }
+
+    /// Tries to send what was refused again and again, until `deadline`.
+    pub(crate) fn wait_to_send<I>(
+        self: &Rc<Self>,
+        refused: TrySendError<I>,
+        deadline: Option<Instant>,
+        mut try_send: impl FnMut(I) -> Result<(), TrySendError<I>>,
+    ) -> Result<(), SendTimeoutError<I>> {
+        let mut unsent = match refused.unless_full() {
+            Ok(error) => return Err(error),
+            Err(unsent) => Some(unsent),
+        };
+        let ready = || match try_send(unsent.take()?) {
+            Ok(()) => Some(Ok(())),
+            Err(refused) => match refused.unless_full() {
+                Ok(error) => Some(Err(error)),
+                Err(back) => {
+                    unsent = Some(back);
+                    None
+                }
+            },
+        };
+        match self.wait_until(deadline, || self.end.has_room(), ready) {
+            Some(result) => result,
+            None => unsent.map_or(Ok(()), |unsent| Err(SendTimeoutError::Timeout(unsent))),
+        }
+    }
+
+    /// Tries to receive again and again, until `deadline`.
+    pub(crate) fn wait_to_recv<I>(
         self: &Rc<Self>,
         deadline: Option<Instant>,
-        pace: u32,
+        mut try_recv: impl FnMut() -> Result<I, TryRecvError>,
+    ) -> Option<Result<I, RecvError>> {
+        let ready = || match try_recv() {
+            Ok(received) => Some(Ok(received)),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Recv(error)) => Some(Err(error)),
+        };
+        self.wait_until(deadline, || self.end.has_queued(), ready)
+    }
+
+    /// Waits until `ready` gives something or `deadline` has passed; `glance` is cheap and says whether `ready` is worth a try.
+    fn wait_until<R>(
+        self: &Rc<Self>,
+        deadline: Option<Instant>,
         glance: impl Fn() -> bool,
         ready: impl FnMut() -> Option<R>,
     ) -> Option<R> {
         let ends = [Rc::clone(self) as Rc<dyn Ready>];
-        wait::until(Wait { bed: self.bed(), strategy: self.strategy, deadline, pace }, &ends, glance, ready)
-    }
-
-    /// Answers the other end's bell, on which there was something after an operation: wakes it if it sleeps and has reason to
-    /// get up.
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn answer(&self) {
-        let header = self.end.ring().header;
-        let bell = match self.side {
-            Side::Producer => &header.to_producer,
-            Side::Consumer => &header.to_consumer,
-        };
-        let is_due = || self.side == Side::Producer || self.end.has_freed_much();
-        wait::answer(self.local.cache().arena(), bell, &self.waits, is_due);
+        wait::until(self.wait(deadline), &ends, glance, ready)
     }
 }
 
 impl Ready for Endpoint {
+    #[inline(always)]
     fn has_work(&self) -> bool {
         match self.side {
             Side::Producer => self.end.has_room(),
-            Side::Consumer => self.end.peek().is_some(),
+            Side::Consumer => self.end.has_queued(),
         }
     }
 
@@ -264,55 +360,62 @@ impl Ready for Endpoint {
         &self.waits
     }
 
+    /// Who holds the other end and is not known to be dead.
     fn peer(&self) -> Option<Owner> {
         self.check().ok()?;
-        let entry = self.local.cache().arena().directory_entry(self.channel.index)?;
-        directory::holder(entry, self.side.other())
+        let holder = self.entry().and_then(|entry| directory::holder(entry, self.side.other()));
+        // Asked again: a process that takes over a dead one's slot has its name.
+        holder.filter(|who| self.dead.get() != Some(*who) || !self.is_dead(*who))
     }
 
-    fn check_peer(&self) {
-        let Some(peer) = self.peer() else { return };
-        let Some(hold) = self.local.hold() else { return };
-        if !participant::is_alive(hold.segment(), hold.me(), peer) {
-            recovery::reap(&hold);
+    /// If not, whoever reaps, lends a hand with that.
+    fn check_peer(&self) -> bool {
+        if let Some(peer) = self.peer()
+            && self.is_dead(peer)
+            && let Some(hold) = self.local.hold()
+        {
+            self.dead.set(Some(peer));
+            recovery::reap(&hold, Effort::A_MOMENT);
+            return false;
         }
+        true
     }
 }
 
-/// How long to wait for another process to finish with a dead one.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Attaches `side`; brings storage if the channel must be made; reaps if a dead process has the role.
+/// Attaches `side`; brings storage if the channel must be made; takes the role from a dead process if it has it.
 fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Result<(ChannelRef, Ring), AttachError> {
+    let is_dead = |who| !participant::is_alive(hold.segment(), hold.me(), who);
     let mut storage = None;
-    let give_up = Instant::now() + PATIENCE;
+    let mut met_the_dead = false;
     let result = loop {
-        // Allocated before the control lock is taken: making room may need it.
-        let attached = match hold.control() {
-            Ok(control) => directory::attach(&control, hold.me(), id, side, spec, &mut storage),
+        let control = match hold.control() {
+            Ok(control) => control,
             Err(BufferError::Busy { pid }) => break Err(AttachError::Busy { pid }),
             Err(_) => break Err(AttachError::Forked),
         };
-        match attached {
+        match directory::attach(&control, hold.me(), id, side, spec, &mut storage) {
             Ok(attached) => break Ok(attached),
-            Err(Refused::Missing) => match local.alloc(spec.storage_bytes()) {
-                Ok(block) => {
-                    let meta = block::Meta { class: block.class, offset: 64, count: 0 };
-                    block.header.meta.store(meta.pack(), Ordering::Relaxed);
-                    storage = Some(block);
-                }
-                Err(AllocError::OutOfMemory { asked, free }) => break Err(AttachError::OutOfMemory { asked, free }),
-                Err(AllocError::ContextClosed) => break Err(AttachError::ContextClosed),
-                Err(_) => break Err(AttachError::Forked),
-            },
-            Err(Refused::Taken { holder, thread }) => {
-                if !participant::is_alive(hold.segment(), hold.me(), holder) && Instant::now() < give_up {
-                    // Somebody else may be reaping it, or have done so by now: then there is nothing for us to reap.
-                    if recovery::reap(hold).processes == 0 {
-                        std::thread::sleep(Duration::from_micros(200));
+            Err(Refused::Missing) => {
+                // Not under the lock: making room may need it.
+                drop(control);
+                match local.alloc_slow(spec.storage_bytes()) {
+                    Ok(block) => {
+                        let meta = block::Meta { class: block.handle.class(), offset: 64, count: 0 };
+                        block.header().meta.store(meta.pack(), Ordering::Relaxed);
+                        storage = Some(block);
                     }
-                    continue;
+                    Err(AllocError::OutOfMemory { asked, free }) => {
+                        break Err(AttachError::OutOfMemory { asked, free });
+                    }
+                    Err(AllocError::ContextClosed) => break Err(AttachError::ContextClosed),
+                    Err(_) => break Err(AttachError::Forked),
                 }
+            }
+            Err(Refused::Taken { channel, holder, .. }) if is_dead(holder) => {
+                directory::bereave(control, local.cache(), channel, is_dead);
+                met_the_dead = true;
+            }
+            Err(Refused::Taken { holder, thread, .. }) => {
                 let pid = participant::pid(hold.arena(), holder);
                 break Err(AttachError::RoleTaken { id, role: side.name(), pid, thread });
             }
@@ -329,7 +432,11 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
         }
     };
     if let Some(block) = storage {
-        heap::free(local.cache(), block.granule, block.class);
+        heap::free(local.cache(), block.handle);
+    }
+    if met_the_dead {
+        // What else they had.
+        recovery::reap(hold, Effort::A_MOMENT);
     }
     result
 }

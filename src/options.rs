@@ -1,8 +1,8 @@
 //! How a channel is made, and what both ends must agree on.
 
-use crate::directory::{self, Kind, Spec};
+use crate::directory::{self, Form, Kind, Spec};
 use crate::error::AttachError;
-use crate::record::Payload;
+use crate::message::Message;
 use crate::wait::WaitStrategy;
 
 /// How to attach to a channel; see [`ThreadContext::producer_with`](crate::ThreadContext::producer_with).
@@ -16,7 +16,7 @@ pub struct ChannelOptions {
     capacity: usize,
     persistent: bool,
     tag: Option<String>,
-    strategy: WaitStrategy,
+    pub(crate) strategy: WaitStrategy,
 }
 
 impl Default for ChannelOptions {
@@ -45,7 +45,7 @@ impl ChannelOptions {
         Self::default()
     }
 
-    /// Records the channel can queue: a power of two from 2 to 2^24. Counts for who creates the channel; who attaches later gets
+    /// Records, or values, the channel can queue: a power of two from 2 to 2^24. Counts for who creates the channel; who attaches later gets
     /// what is there.
     ///
     /// ```
@@ -125,7 +125,6 @@ impl ChannelOptions {
     /// let mut rx = ctx.consumer_with::<u64>(1, &waits(WaitStrategy::Spin))?; // elsewhere, on a core of its own
     /// #     Ok(*rx.recv()?)
     /// # } });
-    /// # assert!(tx.wait_for_consumer(std::time::Duration::from_secs(30)));
     /// tx.send(ctx.record(5)?)?;
     /// # assert_eq!(receiver.join().unwrap()?, 5);
     /// # Ok::<(), ipc_buffer::Error>(())
@@ -136,24 +135,25 @@ impl ChannelOptions {
         self
     }
 
-    pub(crate) fn strategy(&self) -> WaitStrategy {
-        self.strategy
-    }
-
-    pub(crate) fn spec<T: ?Sized + Payload>(&self) -> Result<Spec, AttachError> {
-        let align = align_of::<T::Element>();
-        if align > 4096 {
-            return Err(AttachError::Alignment { align });
+    pub(crate) fn spec<M: Message>(&self) -> Result<Spec, AttachError> {
+        // Too large a value does not compile, here already.
+        let _ = M::SLOT_WORDS;
+        let kind = M::kind(self.tag.as_deref());
+        if kind.form != Form::Values && kind.align > 4096 {
+            return Err(AttachError::Alignment { align: kind.align as usize });
         }
         if !self.capacity.is_power_of_two() || !(2..=directory::MAX_CAPACITY).contains(&self.capacity) {
             return Err(AttachError::Capacity { capacity: self.capacity, max: directory::MAX_CAPACITY });
         }
-        let tag = self.tag.clone().unwrap_or_else(|| short_name(std::any::type_name::<T::Element>()));
-        let tag = shorten(tag, directory::TAG_BYTES);
-        let size = size_of::<T::Element>() as u64;
-        let kind = Kind { size, align: u32::try_from(align).unwrap_or(0), slice: T::SLICE, tag };
         Ok(Spec { kind, capacity_log2: self.capacity.trailing_zeros(), persistent: self.persistent })
     }
+}
+
+/// What a channel of `T`s in this form says it carries.
+pub(crate) fn kind<T>(tag: Option<&str>, form: Form) -> Kind {
+    let tag = tag.map_or_else(|| short_name(std::any::type_name::<T>()), str::to_owned);
+    let align = u32::try_from(align_of::<T>()).unwrap_or(u32::MAX);
+    Kind { size: size_of::<T>() as u64, align, form, tag: shorten(tag, directory::TAG_BYTES) }
 }
 
 /// At most `limit` bytes that stand for `tag`: a longer one keeps its beginning, and a hash stands for all of it.

@@ -325,9 +325,9 @@ pub(crate) fn get_up(ends: &[Rc<dyn Ready>]) {
     }
 }
 
-/// Looks whether the peers live of those ends that were waited for long enough, each process once.
+/// Looks whether the peers live of those ends that were waited for long enough: each live process once.
 pub(crate) fn look_around(ends: &[Rc<dyn Ready>], waited: Duration) {
-    let mut seen = Vec::new();
+    let mut alive = Vec::new();
     for end in ends {
         let in_vain = end.waits().in_vain.get().saturating_add(waited);
         // The first sleep may be a small part of a tick: the next one is not to be the first to count.
@@ -337,9 +337,8 @@ pub(crate) fn look_around(ends: &[Rc<dyn Ready>], waited: Duration) {
         }
         end.waits().in_vain.set(Duration::ZERO);
         let peer = end.peer();
-        if !seen.contains(&peer) {
-            end.check_peer();
-            seen.push(peer);
+        if peer.is_some() && !alive.contains(&peer) && end.check_peer() {
+            alive.push(peer);
         }
     }
 }
