@@ -1,7 +1,7 @@
 //! Endpoints: what the ends of all channels have in common, whatever they carry.
 //!
 //! # If a process dies
-//! See `directory` for roles. Whoever waits looks, every 100 ms at the latest, whether the peer's lease still stands. If not, the
+//! See `directory` for roles. Whoever waits looks, every 125 ms at the latest, whether the peer's lease still stands. If not, the
 //! peer is gone for this end, even if nobody comes to reap it; what can be reaped in a moment, this end reaps.
 
 use crate::attachment::Hold;
@@ -177,7 +177,7 @@ impl Endpoint {
     /// Whether the other end is attached and alive.
     pub(crate) fn has_live_peer(&self) -> bool {
         self.check_peer();
-        self.peer().is_some()
+        self.has_peer()
     }
 
     /// Waits until the other end is attached; false if it did not come in time.
@@ -195,8 +195,14 @@ impl Endpoint {
         self.entry().is_none_or(|entry| {
             let queues_on = self.side == Side::Producer && directory::is_persistent(entry);
             let was_here = entry.seen.load(Ordering::Acquire) & self.side.other().seen() != 0 && !queues_on;
-            (was_here || directory::is_removed(entry)) && self.peer().is_none()
+            (was_here || directory::is_removed(entry)) && !self.has_peer()
         })
+    }
+
+    /// Whether somebody holds the other end who is not known to be dead.
+    fn has_peer(&self) -> bool {
+        // Asked again: a process that takes over a dead one's slot has its name.
+        self.peer().is_some_and(|who| self.dead.get() != Some(who) || !self.is_dead(who))
     }
 
     fn entry(&self) -> Option<&DirectoryEntry> {
@@ -360,24 +366,22 @@ impl Ready for Endpoint {
         &self.waits
     }
 
-    /// Who holds the other end and is not known to be dead.
     fn peer(&self) -> Option<Owner> {
         self.check().ok()?;
-        let holder = self.entry().and_then(|entry| directory::holder(entry, self.side.other()));
-        // Asked again: a process that takes over a dead one's slot has its name.
-        holder.filter(|who| self.dead.get() != Some(*who) || !self.is_dead(*who))
+        directory::holder(self.entry()?, self.side.other())
     }
 
-    /// Looks whether the other end's process lives; if not, knows it from then on, whoever reaps, and lends a hand with that.
-    fn check_peer(&self) {
-        let holder = self.entry().and_then(|entry| directory::holder(entry, self.side.other()));
-        if let Some(peer) = holder
+    /// If not, whoever reaps, lends a hand with that.
+    fn check_peer(&self) -> bool {
+        if let Some(peer) = self.peer()
             && self.is_dead(peer)
             && let Some(hold) = self.local.hold()
         {
             self.dead.set(Some(peer));
             recovery::reap(&hold, Effort::A_MOMENT);
+            return false;
         }
+        true
     }
 }
 
