@@ -102,7 +102,7 @@ mod sys;
 #[cfg(feature = "crash-points")]
 #[doc(hidden)]
 pub mod crash_points {
-    pub use crate::sys::crash::{ALL, arm};
+    pub use crate::sys::crash::{ALL, arm, arm_stop};
 }
 
 pub use audit::{Audit, Owned, Queued};

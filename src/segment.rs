@@ -46,11 +46,17 @@ use std::time::{Duration, Instant};
 pub(crate) const CONTROL_BYTE: u64 = 0;
 /// Held while somebody reaps.
 pub(crate) const REAP_BYTE: u64 = 1;
+/// Held by one who waits for the control lock, to be seen by a holder who is not in a hurry.
+const WANT_BYTE: u64 = 2;
 /// Process slot `i` holds byte `LEASE_BYTES + i` as long as it lives.
 pub(crate) const LEASE_BYTES: u64 = 4096;
 
 /// How long to wait for another process to leave the control lock before giving up with `Busy`.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest pause between two looks at the control lock.
+const PAUSE: Duration = Duration::from_micros(250);
+/// Enough for one who waits to look, and to find the lock free.
+pub(crate) const COURTESY: Duration = Duration::from_micros(400);
 /// How long an empty file may be somebody's who is about to size it.
 const EMPTY_GRACE: Duration = Duration::from_millis(20);
 
@@ -126,6 +132,11 @@ impl Segment {
         lease::release(self.file(), CONTROL_BYTE);
     }
 
+    /// Whether another process waits for the control lock.
+    pub(crate) fn is_wanted(&self) -> bool {
+        lease::held_elsewhere(self.file(), WANT_BYTE)
+    }
+
     /// In a forked child: puts a copy-on-write view in place of the shared pages and closes the descriptor, so that nothing the
     /// child does through old handles reaches the segment, and the parent's lease hangs on the parent alone.
     pub(crate) fn abandon(&self) {
@@ -156,7 +167,21 @@ pub(crate) struct Busy;
 
 /// Polls for the control lock: Linux has no timed byte lock, and a stopped holder must not stop us for ever. Gives up early,
 /// with false, when `go_on` says so.
-fn lock(file: BorrowedFd<'_>, patience: Duration, mut go_on: impl FnMut() -> bool) -> Result<bool, Busy> {
+fn lock(file: BorrowedFd<'_>, patience: Duration, go_on: impl FnMut() -> bool) -> Result<bool, Busy> {
+    let mut says_so = false;
+    let locked = poll(file, patience, go_on, &mut says_so);
+    if says_so {
+        lease::release(file, WANT_BYTE);
+    }
+    locked
+}
+
+fn poll(
+    file: BorrowedFd<'_>,
+    patience: Duration,
+    mut go_on: impl FnMut() -> bool,
+    says_so: &mut bool,
+) -> Result<bool, Busy> {
     let start = Instant::now();
     let mut pause = Duration::from_micros(20);
     loop {
@@ -168,8 +193,10 @@ fn lock(file: BorrowedFd<'_>, patience: Duration, mut go_on: impl FnMut() -> boo
         if !go_on() {
             return Ok(false);
         }
+        // One is enough: whoever waits besides has the same chance. It goes with the file if we are killed.
+        *says_so = *says_so || lease::try_take(file, WANT_BYTE).unwrap_or(false);
         std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(1));
+        pause = (pause * 2).min(PAUSE);
     }
 }
 

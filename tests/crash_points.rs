@@ -5,6 +5,9 @@
 //! too; the *survivor*, which was there all along, does what it does next; a *third* process opens, reaps and audits. Then
 //! everything that was sent must have been delivered once and in order, everything works, and nothing is lost.
 //!
+//! Or the reaper is stopped (SIGSTOP) at its point: then the survivor must go on without it, wherever that may be: with its
+//! traffic, with the dead one's queue and its roles, and the next process with opening. After that the reaper goes on, too.
+//!
 //! No harness: each case runs in processes of its own, forked off a process with one thread and no buffer. Arguments choose
 //! cases by a part of their names. `IPC_BUFFER_CRASH_POINTS=full` runs every point with every operation and every reaper's
 //! point; otherwise the operations, and thirds of the reaper's points, take turns in the cases with two kills.
@@ -19,7 +22,8 @@ mod common;
 mod work;
 
 use common::Name;
-use ipc_buffer::crash_points::{ALL, arm};
+use common::forked::die;
+use ipc_buffer::crash_points::{ALL, arm, arm_stop};
 use ipc_buffer::{
     Buffer, Channel, ChannelOptions, Consumer, Producer, Record, RecvError, Select, ThreadContext, TryRecvError,
     TrySendError, ValueChannel,
@@ -27,6 +31,7 @@ use ipc_buffer::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::forget;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
@@ -42,6 +47,7 @@ const TORN: i64 = 11;
 enum Ended {
     Exit(i32),
     Signal(i32),
+    Stopped,
 }
 
 fn quit(code: i32) -> ! {
@@ -51,6 +57,11 @@ fn quit(code: i32) -> ! {
 
 /// Forks, and waits for the child, which does `work` and exits with what that says. Nothing hangs for longer than `limit_s`.
 fn in_child(limit_s: u32, work: impl FnOnce() -> i32) -> Ended {
+    ended(child(limit_s, work))
+}
+
+/// Forks a child that does `work` and exits with what that says.
+fn child(limit_s: u32, work: impl FnOnce() -> i32) -> libc::pid_t {
     // SAFETY: the parent has one thread.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
@@ -66,10 +77,21 @@ fn in_child(limit_s: u32, work: impl FnOnce() -> i32) -> Ended {
         quit(work());
     }
     assert!(pid > 0, "fork: {}", std::io::Error::last_os_error());
+    pid
+}
+
+/// Waits until a child ends or stops.
+fn ended(pid: libc::pid_t) -> Ended {
     let mut status = 0;
-    // SAFETY: waits for the child just made.
-    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-    if libc::WIFEXITED(status) { Ended::Exit(libc::WEXITSTATUS(status)) } else { Ended::Signal(libc::WTERMSIG(status)) }
+    // SAFETY: waits for a child of this process.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, libc::WUNTRACED) }, pid);
+    if libc::WIFEXITED(status) {
+        Ended::Exit(libc::WEXITSTATUS(status))
+    } else if libc::WIFSTOPPED(status) {
+        Ended::Stopped
+    } else {
+        Ended::Signal(libc::WTERMSIG(status))
+    }
 }
 
 /// What the victim has done, outside of the buffer: raised before and after.
@@ -432,6 +454,24 @@ const ACTS: &[(&str, Act)] = &[
         drop((tx, rx, third, values, ctx, buffer));
         drop((kept, run));
     }),
+    ("lose a peer", |v, arm| {
+        // An entry before that of the channel that is waited in.
+        let first = v.ctx.producer::<u64>(12).unwrap();
+        let rx = v.ctx.consumer::<u64>(10).unwrap();
+        drop(first);
+        let peer = || {
+            let ctx = open(v.buffer.name()).context().unwrap();
+            let mut deserted = ctx.producer::<u64>(11).unwrap();
+            (0..20).for_each(|i| deserted.send(ctx.record(i).unwrap()).unwrap());
+            forget((ctx.producer::<u64>(10).unwrap(), deserted, ctx.record(1_u64), ctx));
+            die()
+        };
+        assert_eq!(in_child(20, peer), KILLED);
+        arm();
+        // Reaps for a moment each time, which is no time here.
+        assert!((0..1000).all(|_| !rx.has_producer()), "it is known to be dead, reaped or not");
+        forget((rx, v));
+    }),
     ("trim", |v, arm| {
         drop((0..60).map(|_| middle(&v.ctx)).collect::<Vec<_>>());
         arm();
@@ -687,6 +727,8 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("leave with records", "leave: locked", &[1]),
     ("leave with records", "leave: slot", &[1]),
     ("leave with records", "push: counted", &[1]),
+    ("lose a peer", "reap: noted", &[1, 2, 9]),
+    ("lose a peer", "dismantle: left", &[1, 2]),
     ("trim", "empty: taken", &[1]),
     ("trim", "empty: heads", &[1]),
     ("trim", "drop: counted", &[1, 5]),
@@ -772,6 +814,8 @@ struct Survivor {
     rx: Channel<[u64], Consumer>,
     tx: Channel<[u64], Producer>,
     third: Option<Channel<u64, Consumer>>,
+    /// Of a channel that nobody else is in.
+    own: Option<(Channel<u64, Producer>, Channel<u64, Consumer>)>,
     values: (ValueChannel<u64, Producer>, ValueChannel<u64, Consumer>),
     kept: Vec<Record<[u64]>>,
     heard: Vec<u64>,
@@ -792,7 +836,62 @@ impl Survivor {
         let kept = (1000..1020).map(|i| work::numbered(&ctx, i, 200)).collect();
         drop((0..50).map(|i| work::numbered(&ctx, i, 60)).collect::<Vec<_>>());
         let (heard, heard_values) = (Vec::new(), Vec::new());
-        Self { name: name.into(), buffer, ctx, rx, tx, third, values, kept, heard, heard_values, asked: ASKED }
+        Self {
+            name: name.into(),
+            buffer,
+            ctx,
+            rx,
+            tx,
+            third,
+            own: None,
+            values,
+            kept,
+            heard,
+            heard_values,
+            asked: ASKED,
+        }
+    }
+
+    /// Prepares for [`goes_on`](Self::goes_on).
+    fn with_traffic(mut self) -> Self {
+        self.own = Some((self.ctx.producer::<u64>(40).unwrap(), self.ctx.consumer::<u64>(40).unwrap()));
+        self
+    }
+
+    /// Somebody dead is there, and a reaper that was stopped over it: nothing waits for either.
+    fn goes_on(&mut self, ledger: &Ledger) {
+        // Traffic, through the cache and the depot and back.
+        let (tx, rx) = self.own.as_mut().expect("prepared");
+        let mut all = Vec::new();
+        for i in 0..500 {
+            tx.send(self.ctx.record(i).unwrap()).unwrap();
+            all.push(rx.recv().unwrap());
+        }
+        assert!(all.drain(..).zip(0..).all(|(record, i)| *record == i));
+        // The peer of the dead.
+        assert!(!self.rx.has_producer() && !self.tx.has_consumer());
+        self.receive_all(ledger);
+        if !is_locked(&self.name) {
+            // Who takes the place of the dead, and who comes by.
+            drop((self.ctx.producer::<[u64]>(1).unwrap(), self.ctx.consumer::<[u64]>(2).unwrap()));
+            self.next("open anew");
+        }
+    }
+
+    /// What was sent and not received, once and in order.
+    fn receive_all(&mut self, ledger: &Ledger) {
+        let gone = loop {
+            match self.rx.try_recv() {
+                Ok(record) => self.heard.push(work::number(&record)),
+                Err(error) => break error,
+            }
+        };
+        if ledger.records.sending.load(SeqCst) > 0 {
+            assert_eq!(gone, TryRecvError::Recv(RecvError::Disconnected));
+        }
+        ledger.records.check_heard(&self.heard);
+        self.heard_values.extend(self.values.1.try_iter());
+        ledger.values.check_heard(&self.heard_values);
     }
 
     fn next(&mut self, what: &str) {
@@ -852,19 +951,8 @@ impl Survivor {
         assert_eq!(audit.owned.iter().map(|owner| owner.records).sum::<u64>(), self.kept.len() as u64, "{audit:#?}");
         assert!(self.kept.iter().all(|record| (1000..1020).contains(&work::number(record))));
 
-        let gone = loop {
-            match self.rx.try_recv() {
-                Ok(record) => self.heard.push(work::number(&record)),
-                Err(error) => break error,
-            }
-        };
-        if ledger.records.sending.load(SeqCst) > 0 {
-            assert_eq!(gone, TryRecvError::Recv(RecvError::Disconnected));
-        }
-        ledger.records.check_heard(&self.heard);
-        self.heard_values.extend(self.values.1.try_iter());
-        ledger.values.check_heard(&self.heard_values);
-
+        self.own = None;
+        self.receive_all(ledger);
         let mut rx = self.ctx.consumer::<[u64]>(2).unwrap();
         let rest: Vec<u64> = rx.try_iter().map(|record| work::number(&record)).collect();
         ledger.records.check_rest(&rest, self.asked);
@@ -888,7 +976,7 @@ impl Survivor {
         }
         self.follow_torn_batches();
         drop([8, 900, 3500, 28_000, 300_000].map(|size| self.ctx.slice_zeroed::<u8>(size).unwrap()));
-        let Self { buffer, ctx, rx: rx1, tx: tx2, third, values, kept, .. } = self;
+        let Self { buffer, ctx, rx: rx1, tx: tx2, third, values, kept, own: _, .. } = self;
         drop((rx, tx, rx1, tx2, third, values, vtx, vrx, kept));
         common::sound(&buffer);
         drop(ctx);
@@ -935,6 +1023,8 @@ struct Case {
     point: &'static str,
     count: u32,
     reaper: Option<(&'static str, u32)>,
+    /// The reaper is not killed at its point, but stopped.
+    stops: bool,
     next: &'static str,
 }
 
@@ -942,7 +1032,7 @@ impl std::fmt::Display for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} / {} ({})", self.act, self.point, self.count)?;
         if let Some((point, count)) = self.reaper {
-            write!(f, " / reaper {point} ({count})")?;
+            write!(f, " / reaper {}{point} ({count})", if self.stops { "stopped at " } else { "" })?;
         }
         write!(f, " / {}", self.next)
     }
@@ -950,6 +1040,7 @@ impl std::fmt::Display for Case {
 
 const VICTIM_KILLED: i32 = 1;
 const REAPER_KILLED: i32 = 2;
+const REAPER_STOPPED: i32 = 4;
 const KILLED: Ended = Ended::Signal(libc::SIGKILL);
 
 /// Whether it was killed at its point; it must not have ended in any other way than by going past it.
@@ -973,6 +1064,41 @@ fn run_reaper(case: Case, name: &str) -> i32 {
     i32::from(killed("reaper", in_child(20, reaper))) * REAPER_KILLED
 }
 
+/// Stops a reaper on its way, and lets it end when the survivor has shown that nobody needs it.
+fn stop_reaper(case: Case, name: &str, survivor: &mut Survivor, ledger: &Ledger) -> i32 {
+    let Some((point, count)) = case.reaper else { return 0 };
+    let reaper = child(30, || {
+        arm_stop(point, count);
+        let buffer = open(name);
+        buffer.reap().unwrap();
+        forget(buffer);
+        0
+    });
+    match ended(reaper) {
+        Ended::Stopped => {
+            survivor.goes_on(ledger);
+            // SAFETY: a child of this process, which was not waited for since it stopped.
+            unsafe { libc::kill(reaper, libc::SIGCONT) };
+            assert_eq!(ended(reaper), Ended::Exit(0));
+            REAPER_STOPPED
+        }
+        Ended::Exit(0) => 0,
+        other => panic!("the reaper ended with {other:?}"),
+    }
+}
+
+/// Whether anybody has the control lock.
+fn is_locked(name: &str) -> bool {
+    let file = std::fs::File::options().read(true).write(true).open(format!("/dev/shm/{name}")).unwrap();
+    // SAFETY: plain integers; zeroes are valid.
+    let mut lock: libc::flock64 = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK.try_into().unwrap();
+    lock.l_len = 1;
+    // SAFETY: an open descriptor and a lock that lives as long as the call.
+    assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) }, 0);
+    i32::from(lock.l_type) != libc::F_UNLCK
+}
+
 /// Opens, reaps and looks.
 fn run_third(name: &str) {
     let third = || {
@@ -988,7 +1114,8 @@ fn run_third(name: &str) {
 }
 
 fn in_company(case: Case, name: &str) -> i32 {
-    let mut survivor = Survivor::new(name);
+    let survivor = Survivor::new(name);
+    let mut survivor = if case.stops { survivor.with_traffic() } else { survivor };
     let ledger = ledger();
     let victim = || {
         if case.act == "visit" {
@@ -1001,7 +1128,7 @@ fn in_company(case: Case, name: &str) -> i32 {
         0
     };
     let mut hit = i32::from(killed("victim", in_child(20, victim))) * VICTIM_KILLED;
-    hit |= run_reaper(case, name);
+    hit |= if case.stops { stop_reaper(case, name, &mut survivor, ledger) } else { run_reaper(case, name) };
     survivor.next(case.next);
     run_third(name);
     survivor.ends(ledger);
@@ -1046,7 +1173,7 @@ fn run(case: Case) -> Ended {
         hit
     });
     match ended {
-        Ended::Exit(0..=3) => {}
+        Ended::Exit(0..=7) => {}
         _ => println!("FAILED ({ended:?}): {case}"),
     }
     ended
@@ -1061,15 +1188,16 @@ fn cases(full: bool) -> Vec<Case> {
     let reapers =
         |turn: usize| REAPER.iter().enumerate().filter(move |(i, _)| full || i % 3 == turn % 3).map(|(_, r)| *r);
     for (turn, (act, point, count)) in firsts.iter().enumerate() {
-        let case = |reaper, next| Case { act, point, count: *count, reaper, next };
+        let case = |reaper, next| Case { act, point, count: *count, reaper, stops: false, next };
         cases.extend(NEXT.iter().map(|next| case(None, *next)));
         for reaper in reapers(turn) {
             let of_these: Vec<&str> = if full { NEXT.to_vec() } else { vec![NEXT[cases.len() % NEXT.len()]] };
             cases.extend(of_these.into_iter().map(|next| case(Some((reaper, 1)), next)));
+            cases.push(Case { stops: true, ..case(Some((reaper, 1)), NEXT[cases.len() % NEXT.len()]) });
         }
     }
     for (turn, point) in ALONE.iter().enumerate() {
-        let case = |reaper| Case { act: "alone", point, count: 1, reaper, next: "open anew" };
+        let case = |reaper| Case { act: "alone", point, count: 1, reaper, stops: false, next: "open anew" };
         cases.push(case(None));
         cases.extend(reapers(turn).map(|reaper| case(Some((reaper, 1)))));
     }
@@ -1089,10 +1217,11 @@ fn main() {
     let start = Instant::now();
     let (mut failed, mut kills, mut second) = (0, 0, 0);
     let mut reached: BTreeSet<&str> = BTreeSet::new();
+    let (mut stops, mut stopped) = (0, BTreeSet::new());
     let mut passed_by: BTreeMap<String, u32> = BTreeMap::new();
     for case in &cases {
         match run(*case) {
-            Ended::Exit(hit @ 0..=3) => {
+            Ended::Exit(hit @ 0..=7) => {
                 if hit & VICTIM_KILLED != 0 {
                     reached.insert(case.point);
                     kills += 1;
@@ -1103,24 +1232,31 @@ fn main() {
                     reached.extend(case.reaper.map(|(point, _)| point));
                     (kills, second) = (kills + 1, second + 1);
                 }
+                if hit & REAPER_STOPPED != 0 {
+                    stopped.extend(case.reaper.map(|(point, _)| point));
+                    stops += 1;
+                }
             }
             _ => failed += 1,
         }
     }
     let missed: Vec<&&str> = ALL.iter().filter(|point| !reached.contains(**point)).collect();
     println!(
-        "{} points, {} of them reached; {} combinations, {kills} kills, {second} of them of reapers; {failed} failed; {:.0?}",
+        "{} points, {} of them reached; {} combinations, {kills} kills, {second} of them of reapers; {stops} reapers stopped at {} points; {failed} failed; {:.0?}",
         ALL.len(),
         reached.len(),
         cases.len(),
+        stopped.len(),
         start.elapsed()
     );
     passed_by.iter().for_each(|(what, times)| println!("never came there: {what}, in {times} cases"));
     let is_all = filters.is_empty();
+    let not_stopped: Vec<&&str> = REAPER.iter().filter(|point| !stopped.contains(**point)).collect();
     if is_all {
         missed.iter().for_each(|point| println!("never reached: {point}"));
+        not_stopped.iter().for_each(|point| println!("no reaper was stopped at: {point}"));
     }
-    let ok = failed == 0 && passed_by.is_empty() && (!is_all || missed.is_empty());
+    let ok = failed == 0 && passed_by.is_empty() && (!is_all || missed.is_empty() && not_stopped.is_empty());
     println!("test crash_points ... {}", if ok { "ok" } else { "FAILED" });
     std::process::exit(i32::from(!ok));
 }
