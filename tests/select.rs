@@ -423,6 +423,42 @@ fn a_closed_context() {
 }
 
 #[test]
+fn a_busy_end_hides_no_dead_peer() {
+    let _dog = common::watchdog();
+    if let Some((_, buffer)) = common::role() {
+        let ctx = Buffer::open(&buffer).unwrap().context().unwrap();
+        let _tx = ctx.producer::<u64>(1).unwrap();
+        std::thread::sleep(LONG);
+        return;
+    }
+    let name = Name::new("busy");
+    let buffer = Buffer::open(&name).unwrap();
+    let ctx = buffer.context().unwrap();
+    let mut rx = ctx.consumer::<u64>(1).unwrap();
+    let (mut tx, mut busy) = (ctx.producer::<u64>(2).unwrap(), ctx.consumer::<u64>(2).unwrap());
+    let mut select = Select::new();
+    let (dead, busy_number) = (select.recv(&rx), select.recv(&busy));
+    for wait in [Duration::ZERO, Duration::from_millis(20)] {
+        let mut child = common::start("a_busy_end_hides_no_dead_peer", "victim", &name);
+        assert!(rx.wait_for_producer(LONG));
+        child.kill();
+        // Always something there, or always soon.
+        loop {
+            tx.send(ctx.record(1).unwrap()).unwrap();
+            match select.ready_timeout(LONG).unwrap() {
+                number if number == busy_number => drop(busy.try_recv().unwrap()),
+                number => break assert_eq!(number, dead),
+            }
+            std::thread::sleep(wait);
+        }
+        assert_eq!(rx.try_recv().unwrap_err(), GONE);
+        assert_eq!(busy.try_iter().count(), 1);
+    }
+    drop((rx, tx, busy, ctx));
+    work::end(buffer, &name);
+}
+
+#[test]
 fn polling_and_short_waits_see_the_killed() {
     let _dog = common::watchdog();
     if let Some((_, buffer)) = common::role() {
