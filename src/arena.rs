@@ -41,6 +41,25 @@ pub(crate) struct Arena {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reach(u32);
 
+/// Where a block starts in this process: aligned to a granule, and at least a header inside the data.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Start(NonNull<u8>);
+
+impl Start {
+    #[inline(always)]
+    pub(crate) fn header<'a>(self) -> &'a BlockHeader {
+        // SAFETY: in the data and aligned, as the type promises; atomics only and valid in every bit pattern (`Shared`).
+        unsafe { self.0.cast().as_ref() }
+    }
+
+    /// Address of the byte `offset` bytes behind the start. The caller knows that the block goes that far.
+    #[inline(always)]
+    pub(crate) fn payload(self, offset: u64) -> NonNull<u8> {
+        // SAFETY: inside the block, by the caller, which is inside the mapping.
+        unsafe { self.0.add(offset as usize) }
+    }
+}
+
 // SAFETY: an arena is an address and some integers; what it leads to are atomics (invariant 2).
 unsafe impl Send for Arena {}
 // SAFETY: as above; no method changes the arena itself.
@@ -98,6 +117,16 @@ impl Arena {
         self.table(self.geometry.directory, index, top)
     }
 
+    /// The word of the unit that `granule` of the data lies in.
+    #[inline(always)]
+    pub(crate) fn unit_around(&self, granule: u32) -> Option<&AtomicU64> {
+        let index = self.unit_of(granule);
+        debug_assert!(index < self.geometry.units);
+        let is_backed = index < self.header().unit_top.load(Ordering::Acquire);
+        // SAFETY: a granule of the data lies in a unit of the geometry, whose table has a word for each.
+        is_backed.then(|| unsafe { self.at(self.geometry.unit_table + u64::from(index) * 8) })
+    }
+
     /// The word of a unit below the frontier.
     #[inline(always)]
     pub(crate) fn unit(&self, index: u32) -> Option<&AtomicU64> {
@@ -130,38 +159,34 @@ impl Arena {
         Some(unsafe { self.at(offset) })
     }
 
+    /// The start of the block at `granule`, if that lies in the data.
+    #[inline(always)]
+    pub(crate) fn start(&self, granule: u32) -> Option<Start> {
+        self.block_within(granule, Reach(self.end - self.first - 1))
+    }
+
     /// The header of the block at `granule`, if that lies in the data. The reference is as good as the arena's mapping: whoever
     /// keeps it keeps what keeps the arena.
     #[inline(always)]
     pub(crate) fn block<'a>(&self, granule: u32) -> Option<&'a BlockHeader> {
-        // SAFETY: a granule of the data is inside the total, and granules are aligned to 64.
-        (granule.wrapping_sub(self.first) < self.end - self.first)
-            .then(|| unsafe { self.at(u64::from(granule) * GRANULE) })
+        self.start(granule).map(Start::header)
     }
 
-    /// The queue header and `slots` slots in the block at `granule`, if all of it lies in the data. A granule after the block's header
-    /// come the queue's header and the slots.
+    /// The queue header and the `words` words of all slots in the block at `granule`, if all of it lies in the data. A granule after
+    /// the block's header come the queue's header and the slots.
     ///
     /// The references are as good as the arena's mapping: whoever keeps them keeps what keeps the arena.
-    pub(crate) fn queue(&self, granule: u32, slots: u64) -> Option<(&'static SpscHeader, &'static [AtomicU64])> {
+    pub(crate) fn queue(&self, granule: u32, words: u64) -> Option<(&'static SpscHeader, &'static [AtomicU64])> {
         let offset = u64::from(granule) * GRANULE + GRANULE;
-        let end = offset.checked_add(size_of::<SpscHeader>() as u64)?.checked_add(slots.checked_mul(8)?)?;
+        let end = offset.checked_add(size_of::<SpscHeader>() as u64)?.checked_add(words.checked_mul(8)?)?;
         (granule >= self.first && end <= self.geometry.total).then_some(())?;
         // SAFETY: checked just above; `offset` is a multiple of 64.
         let header: &'static SpscHeader = unsafe { self.at(offset) };
         // SAFETY: the slots follow the header inside the total, and the header's size keeps them aligned.
         let first: &'static AtomicU64 = unsafe { self.at(offset + size_of::<SpscHeader>() as u64) };
-        // SAFETY: `slots` words from `first` are inside the total; atomics may be shared.
-        let slots = unsafe { std::slice::from_raw_parts(first, usize::try_from(slots).ok()?) };
-        Some((header, slots))
-    }
-
-    /// Address of the byte `offset` bytes behind the start of the block at `granule`. The caller has checked both.
-    #[inline(always)]
-    pub(crate) fn payload(&self, granule: u32, offset: u64) -> NonNull<u8> {
-        debug_assert!(granule >= self.first && u64::from(granule) * GRANULE + offset <= self.geometry.total);
-        // SAFETY: callers pass a block they own and an offset inside it, so the address is inside the mapping.
-        unsafe { self.base.add((u64::from(granule) * GRANULE + offset) as usize) }
+        // SAFETY: `words` words from `first` are inside the total; atomics may be shared.
+        let words = unsafe { std::slice::from_raw_parts(first, usize::try_from(words).ok()?) };
+        Some((header, words))
     }
 
     /// The unit that `granule` lies in.
@@ -187,22 +212,13 @@ impl Arena {
         Reach((self.end - self.first).saturating_sub(class::granules(class)))
     }
 
-    /// The header of the block at `granule`, if a block of the class that `reach` was made for (with this arena) may start
+    /// The start of the block at `granule`, if a block of the class that `reach` was made for (with this arena) may start
     /// there: one comparison for both ends.
     #[inline(always)]
-    pub(crate) fn block_within<'a>(&self, granule: u32, reach: Reach) -> Option<&'a BlockHeader> {
-        // SAFETY: within reach, the whole block lies in the data, and granules are aligned to 64.
-        (granule.wrapping_sub(self.first) <= reach.0).then(|| unsafe { self.at(u64::from(granule) * GRANULE) })
-    }
-
-    /// The header of a block that this process holds.
-    ///
-    /// # Safety
-    /// `granule` came from [`block`](Self::block) or [`block_within`](Self::block_within) of this arena.
-    #[inline(always)]
-    pub(crate) unsafe fn block_known<'a>(&self, granule: u32) -> &'a BlockHeader {
-        // SAFETY: checked when it was first met.
-        unsafe { self.at(u64::from(granule) * GRANULE) }
+    pub(crate) fn block_within(&self, granule: u32, reach: Reach) -> Option<Start> {
+        let is_inside = granule.wrapping_sub(self.first) <= reach.0;
+        // SAFETY: within reach, the whole block lies in the data.
+        is_inside.then(|| Start(unsafe { self.base.add((u64::from(granule) * GRANULE) as usize) }))
     }
 
     /// Asks the core for the first line of the block at `granule`, for writing. A hint: any number will do.

@@ -21,14 +21,15 @@
 
 use crate::directory;
 use crate::error::{BufferError, OpenError};
+use crate::heap::block::{Handle, Tag};
 use crate::heap::cache::Cache;
-use crate::heap::{self, block, class, unit};
+use crate::heap::{self, block, class, depot, unit};
 use crate::layout::{CONTEXTS, Owner, UNIT, Word, flag};
 use crate::local;
 use crate::participant;
 use crate::recovery::{self, At, Effort};
 use crate::segment::{self, COURTESY, PATIENCE, Segment, Wish};
-use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sys::crash::point;
 use crate::sys::{barrier, fork};
 use parking_lot::{Mutex, MutexGuard};
@@ -49,6 +50,8 @@ const UNCOUNTED: u64 = u64::MAX;
 pub(crate) struct Attachment {
     segment: Segment,
     me: Owner,
+    /// Tells this process's records of this segment from others.
+    tag: Tag,
     /// Excludes this process's threads from each other on the control plane; the byte lock excludes processes.
     control: Mutex<()>,
     /// A cache that belongs to no thread: for reaping, and for records dropped where no context is.
@@ -82,6 +85,9 @@ struct Entry(NonNull<Attachment>);
 
 // SAFETY: an `Attachment` is Send and Sync; the pointer is only followed under the registry's lock or through a hold.
 unsafe impl Send for Entry {}
+
+/// Tags below this are those of records this process inherited by forks.
+static INHERITED: AtomicU32 = AtomicU32::new(0);
 
 static REGISTRY: AtomicPtr<Registry> = AtomicPtr::new(std::ptr::null_mut());
 
@@ -152,6 +158,12 @@ impl Drop for Hold {
     }
 }
 
+/// A tag that no record in this process has: none of an attachment listed, nor of one inherited by a fork.
+fn free_tag(attachments: &[Entry]) -> Option<Tag> {
+    let mut tags = (INHERITED.load(Ordering::Relaxed)..Tag::LIMIT).map(Tag::new);
+    tags.find(|tag| tagged(attachments, *tag).is_none())
+}
+
 /// Takes the attachment out of the process for good. The lock is held, there are no holds and no records.
 fn detach(attachments: &mut Vec<Entry>, attachment: NonNull<Attachment>) {
     attachments.retain(|entry| entry.0 != attachment);
@@ -189,6 +201,9 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
             return Ok(Hold(entry.0));
         }
     }
+    let Some(tag) = free_tag(&attachments) else {
+        return Err(OpenError::TooManyProcesses { name: name.into(), limit: crate::layout::PROCESSES });
+    };
     let mut segment = segment::enter(name, wish)?;
     point!("open: entered");
     let joined = participant::join(&segment);
@@ -201,6 +216,7 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
     let mut attachment = Box::new(Attachment {
         segment,
         me,
+        tag,
         control: Mutex::new(()),
         service: Mutex::new(None),
         reaping: Mutex::new(()),
@@ -307,6 +323,10 @@ impl Attachment {
         self.me
     }
 
+    pub(crate) fn tag(&self) -> Tag {
+        self.tag
+    }
+
     pub(crate) fn is_forked(&self) -> bool {
         self.forked.load(Ordering::Relaxed)
     }
@@ -348,7 +368,7 @@ impl Attachment {
             let this = unsafe { this.as_ref() };
             !participant::is_alive(&this.segment, this.me, who)
         };
-        Cache::new(*self.arena(), self.me, context, is_dead)
+        Cache::new(*self.arena(), self.me, self.tag, context, is_dead)
     }
 
     /// Held by the one thread of this process that reaps; `None` if another one still does after `patience`.
@@ -404,6 +424,10 @@ impl Attachment {
             directory::disown(control, &[self.me]);
             point!("leave: disowned");
         }
+        for index in 0..arena.header().magazine_top.load(Ordering::Acquire) {
+            depot::clear_names(arena, index, &[self.me]);
+            control = control.and_then(|control| control.breathe(PATIENCE).ok());
+        }
         let owned = block::owned(self.me);
         let (mut left, mut next) = (0, 0);
         // Under the lock, so that nobody trims away the memory we look at.
@@ -441,22 +465,34 @@ impl Attachment {
     }
 }
 
-/// Frees a block that was dropped in a thread without a context of its buffer.
+fn tagged(attachments: &[Entry], tag: Tag) -> Option<NonNull<Attachment>> {
+    // SAFETY: listed, and the caller holds the lock (invariant 1).
+    attachments.iter().find(|entry| unsafe { entry.0.as_ref() }.tag == tag).map(|entry| entry.0)
+}
+
+/// Bytes of a record of whole units, header included; `None` in a forked child.
+pub(crate) fn run_bytes(handle: Handle) -> Option<u64> {
+    let attachments = registry().attachments.lock();
+    let attachment = tagged(&attachments, handle.tag())?;
+    // SAFETY: listed, and the lock is held (invariant 1).
+    block::run_bytes(unsafe { attachment.as_ref() }.arena(), handle.granule())
+}
+
+/// Frees a block that was dropped in a thread without a context of its buffer. Does nothing in a forked child, where no
+/// attachment has an inherited record's tag.
 ///
 /// # Safety
-/// `attachment` is the one the record was made with, and the record existed until now: so it is not freed (invariants 1, 2).
+/// The handle is that of a record which existed until now: so its attachment is not freed (invariant 1).
 #[cold]
-pub(crate) unsafe fn free_homeless(attachment: NonNull<Attachment>, granule: u32, class: u8) {
-    // SAFETY: by the caller.
-    let this = unsafe { attachment.as_ref() };
-    if this.is_forked() {
-        return;
-    }
+pub(crate) unsafe fn free_homeless(handle: Handle) {
     let mut attachments = registry().attachments.lock();
-    if class == class::RUN {
-        heap::free_run(this.arena(), this.me, granule);
-    } else if this.with_service(|cache| heap::free(cache, granule, class)).is_err()
-        && let Some(block) = this.arena().block(granule)
+    let Some(attachment) = tagged(&attachments, handle.tag()) else { return };
+    // SAFETY: as above.
+    let this = unsafe { attachment.as_ref() };
+    if handle.class() == class::RUN {
+        heap::free_run(this.arena(), this.me, handle.granule());
+    } else if this.with_service(|cache| heap::free(cache, handle)).is_err()
+        && let Some(block) = this.arena().block(handle.granule())
     {
         // No context slot left to free through: leave it where the next scan finds it.
         block.state.store(Word::number(block::state::LOOSE, 0).0, Ordering::Release);
@@ -499,12 +535,7 @@ extern "C" fn after_fork_in_child() {
         // SAFETY: listed, so not freed (invariant 1).
         let attachment = unsafe { entry.0.as_ref() };
         attachment.forked.store(true, Ordering::Relaxed);
+        INHERITED.fetch_max(attachment.tag.number() + 1, Ordering::Relaxed);
         attachment.segment.abandon();
-    }
-}
-
-impl Hold {
-    pub(crate) fn as_pointer(&self) -> NonNull<Attachment> {
-        self.0
     }
 }

@@ -4,8 +4,8 @@ use crate::attachment::Attachment;
 use crate::directory;
 use crate::error::BufferError;
 use crate::heap::block::{Meta, state};
-use crate::heap::{block, depot, unit};
-use crate::layout::{UNIT, Word};
+use crate::heap::{block, cache, depot, unit};
+use crate::layout::{CONTEXTS, UNIT, Word};
 use crate::participant;
 use crate::queue::spsc;
 use crate::recovery;
@@ -78,7 +78,7 @@ pub struct Owned {
     pub bytes: u64,
 }
 
-/// Part of an [`Audit`]: the records in one channel.
+/// Part of an [`Audit`]: the records in one channel. One that carries values has none: they are part of its slots.
 ///
 /// ```
 /// # let name = format!("doc-audit-queued-type-{}", std::process::id());
@@ -195,13 +195,22 @@ pub(crate) fn audit(attachment: &Attachment) -> Result<Audit, BufferError> {
             }
         }
     }
+    for (index, slot) in (0..CONTEXTS).filter_map(|index| Some((index, arena.context(index)?))) {
+        if participant::context_owner(arena, index).is_some()
+            && let Some(spare) = cache::spare(arena, slot)
+            && places.insert(spare.handle.granule(), Place::Cached).is_some()
+        {
+            let granule = spare.handle.granule();
+            problems.push(format!("block {granule} is in a magazine and the spare of context {index}"));
+        }
+    }
     for facts in directory::list(&control) {
         let number = audit.queued.len();
         audit.queued.push(Queued { channel: facts.id, records: 0, bytes: 0 });
         places.insert(facts.storage, Place::Storage);
         match facts.ring {
             Some(ring) => {
-                for (_, granule) in spsc::window(ring) {
+                for (_, granule) in spsc::records(ring) {
                     if places.insert(granule, Place::Queued(number)).is_some() {
                         problems.push(format!("block {granule} is queued in channel {} and elsewhere", facts.id));
                     }
@@ -223,8 +232,9 @@ pub(crate) fn audit(attachment: &Attachment) -> Result<Audit, BufferError> {
             problems.push(format!("block {} says class {header_class}, its slab {}", at.granule, at.class));
         }
         match (place, word.kind()) {
-            (Some(Place::Free), state::FREE) | (None, state::LOOSE) => audit.free_bytes += bytes,
-            (Some(Place::Cached), state::FREE) => audit.cached_bytes += bytes,
+            // Whatever it says: the name of who freed it, as a rule.
+            (Some(Place::Free), state::FREE | state::OWNED) | (None, state::LOOSE) => audit.free_bytes += bytes,
+            (Some(Place::Cached), state::FREE | state::OWNED) => audit.cached_bytes += bytes,
             (Some(Place::Queued(number)), state::OWNED | state::QUEUED) => {
                 audit.queued[number].records += 1;
                 audit.queued[number].bytes += bytes;

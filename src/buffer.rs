@@ -2,12 +2,12 @@
 
 use crate::attachment::{self, Hold};
 use crate::audit::{self, Audit};
-use crate::channel::fnv;
 use crate::context::ThreadContext;
 use crate::directory;
 use crate::error::{BufferError, OpenError};
 use crate::heap::{reclaim, unit};
 use crate::layout::{UNIT, flag};
+use crate::options::fnv;
 use crate::participant;
 use crate::queue::spsc;
 use crate::recovery::{self, Effort, End, Reaped};
@@ -220,7 +220,7 @@ pub struct ChannelInfo {
     pub carries: String,
     /// Slots.
     pub capacity: usize,
-    /// Records queued.
+    /// Records, or values, queued.
     pub queued: usize,
     /// Process id of the producer's process, if there is one.
     pub producer: Option<u32>,
@@ -428,8 +428,8 @@ impl Buffer {
             .map(|facts| ChannelInfo {
                 id: facts.id,
                 kind: "spsc",
-                carries: facts.kind.to_string(),
-                capacity: facts.ring.map_or(0, |ring| ring.slots.len()),
+                carries: facts.kind.map_or_else(|| "corrupted".into(), |kind| kind.to_string()),
+                capacity: facts.ring.map_or(0, |ring| ring.capacity()),
                 queued: facts.ring.map_or(0, |ring| spsc::window(ring).count()),
                 producer: facts.producer.map(pid),
                 consumer: facts.consumer.map(pid),

@@ -1,12 +1,16 @@
 //! A thread's handle on a buffer: where records and endpoints come from.
 
 use crate::attachment::Hold;
-use crate::channel::{Channel, ChannelOptions, Consumer, Producer};
+use crate::channel::{Channel, ValueChannel};
+use crate::endpoint::{Consumer, Producer};
 use crate::error::{AllocError, AttachError, BufferError};
 use crate::local::{self, Local};
+use crate::options::ChannelOptions;
 use crate::record::{self, Payload, Record, RecordUninit};
+use crate::within::Within;
 use bytemuck::Pod;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 /// One thread's caches of free blocks and its endpoints in one buffer. Made by [`Buffer::context`](crate::Buffer::context).
 ///
@@ -74,10 +78,7 @@ impl ThreadContext {
     /// # Errors
     /// As [`record`](Self::record).
     pub fn zeroed<T: Pod>(&self) -> Result<Record<T>, AllocError> {
-        let mut record = self.uninit::<T>()?.assume_init();
-        // In place: `T` may be far too large for the stack.
-        bytemuck::bytes_of_mut(&mut *record).fill(0);
-        Ok(record)
+        Ok(self.uninit::<T>()?.zeroed())
     }
 
     /// Allocates a record and leaves its contents to be chosen.
@@ -124,10 +125,7 @@ impl ThreadContext {
     /// # Errors
     /// As [`slice_from`](Self::slice_from).
     pub fn slice_zeroed<T: Pod>(&self, len: usize) -> Result<Record<[T]>, AllocError> {
-        let mut record = self.slice_uninit::<T>(len)?.assume_init();
-        // Not element by element: there may be 2^40 of no size.
-        bytemuck::cast_slice_mut::<T, u8>(&mut record).fill(0);
-        Ok(record)
+        Ok(self.slice_uninit::<T>(len)?.zeroed())
     }
 
     /// Allocates a record of `len` elements and leaves its contents to be chosen.
@@ -145,6 +143,25 @@ impl ThreadContext {
     #[inline]
     pub fn slice_uninit<T: Pod>(&self, len: usize) -> Result<RecordUninit<[T]>, AllocError> {
         record::alloc(&self.local, len)
+    }
+
+    /// Allocates like this context, but waits up to `timeout` when memory is short, as long as it takes if that is beyond what
+    /// the clock can say.
+    ///
+    /// ```
+    /// # let name = format!("doc-ctx-within-{}", std::process::id());
+    /// use ipc_buffer::{AllocError, Buffer};
+    /// use std::time::Duration;
+    /// let buffer = Buffer::options().capacity(1 << 20).open(&name)?;
+    /// let ctx = buffer.context()?;
+    /// let kept = ctx.slice_uninit::<u8>(600 << 10)?;
+    /// let error = ctx.within(Duration::from_millis(5)).slice_zeroed::<u8>(600 << 10).unwrap_err();
+    /// assert!(matches!(error, AllocError::OutOfMemory { .. }), "nobody freed anything");
+    /// # drop(kept);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    pub fn within(&self, timeout: Duration) -> Within<'_> {
+        Within::new(&self.local, Instant::now().checked_add(timeout))
     }
 
     /// Attaches to channel `id` as its producer; creates it if there is none. Either end may come first, and any `i64` will do.
@@ -219,6 +236,83 @@ impl ThreadContext {
         id: i64,
         options: &ChannelOptions,
     ) -> Result<Channel<T, Consumer>, AttachError> {
+        Channel::attach(&self.local, id, options)
+    }
+
+    /// Attaches to channel `id` as its producer, to send values of `T` by value: they travel in the channel's slots, and no record
+    /// is allocated. For small ones: more than 1016 bytes do not compile; see [`Message`](crate::Message).
+    ///
+    /// ```
+    /// # let name = format!("doc-ctx-value-producer-{}", std::process::id());
+    /// # let ctx = ipc_buffer::Buffer::open(&name)?.context()?;
+    /// let mut ticks = ctx.value_producer::<u64>(1)?;
+    /// ticks.send(7)?;
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`producer`](Self::producer). `TypeMismatch` also if the channel carries records of this type.
+    pub fn value_producer<T: Pod>(&self, id: i64) -> Result<ValueChannel<T, Producer>, AttachError> {
+        self.value_producer_with(id, &ChannelOptions::new())
+    }
+
+    /// Attaches to channel `id` as its consumer, to receive values of `T` by value.
+    ///
+    /// ```
+    /// # let name = format!("doc-ctx-value-consumer-{}", std::process::id());
+    /// # let ctx = ipc_buffer::Buffer::open(&name)?.context()?;
+    /// let mut ticks = ctx.value_consumer::<u64>(1)?;
+    /// ctx.value_producer::<u64>(1)?.send(7)?;
+    /// assert_eq!(ticks.recv()?, 7);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`value_producer`](Self::value_producer).
+    pub fn value_consumer<T: Pod>(&self, id: i64) -> Result<ValueChannel<T, Consumer>, AttachError> {
+        self.value_consumer_with(id, &ChannelOptions::new())
+    }
+
+    /// [`value_producer`](Self::value_producer) with options; those of capacity and persistence count if this call creates the
+    /// channel.
+    ///
+    /// ```
+    /// # let name = format!("doc-ctx-value-producerw-{}", std::process::id());
+    /// # let ctx = ipc_buffer::Buffer::open(&name)?.context()?;
+    /// use ipc_buffer::ChannelOptions;
+    /// let ticks = ctx.value_producer_with::<u64>(1, &ChannelOptions::new().capacity(16))?;
+    /// assert_eq!(ticks.capacity(), 16);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`value_producer`](Self::value_producer), and `Capacity` for a capacity that can't be had.
+    pub fn value_producer_with<T: Pod>(
+        &self,
+        id: i64,
+        options: &ChannelOptions,
+    ) -> Result<ValueChannel<T, Producer>, AttachError> {
+        Channel::attach(&self.local, id, options)
+    }
+
+    /// [`value_consumer`](Self::value_consumer) with options.
+    ///
+    /// ```
+    /// # let name = format!("doc-ctx-value-consumerw-{}", std::process::id());
+    /// # let ctx = ipc_buffer::Buffer::open(&name)?.context()?;
+    /// use ipc_buffer::ChannelOptions;
+    /// let ticks = ctx.value_consumer_with::<u64>(1, &ChannelOptions::new().capacity(2))?;
+    /// assert_eq!(ticks.capacity(), 2);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`value_producer_with`](Self::value_producer_with).
+    pub fn value_consumer_with<T: Pod>(
+        &self,
+        id: i64,
+        options: &ChannelOptions,
+    ) -> Result<ValueChannel<T, Consumer>, AttachError> {
         Channel::attach(&self.local, id, options)
     }
 

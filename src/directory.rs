@@ -27,11 +27,12 @@
 
 use crate::arena::Arena;
 use crate::attachment::Control;
-use crate::heap::block::{self, Meta, state};
+use crate::heap;
+use crate::heap::block::{self, Block, Handle, Meta, state};
 use crate::heap::cache::Cache;
-use crate::heap::{self, Block};
 use crate::layout::{CHANNELS, DirectoryEntry, HELD_BY, INDEX_CELLS, Owner, Word, entry};
 use crate::queue::spsc::{self, Ring};
+use crate::queue::value;
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::crash::point;
 use crate::sys::memory::NotBacked;
@@ -75,21 +76,65 @@ impl Side {
     }
 }
 
+/// How a channel carries its elements.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Form {
+    /// One in each record.
+    Records,
+    /// Any number in each record.
+    Slices,
+    /// One in each slot.
+    Values,
+}
+
+impl Form {
+    /// The option bits of an entry.
+    const fn bits(self) -> u32 {
+        match self {
+            Self::Records => 0,
+            Self::Slices => entry::SLICE,
+            Self::Values => entry::VALUES,
+        }
+    }
+
+    /// `None` if no channel has these bits.
+    const fn from_bits(options: u32) -> Option<Self> {
+        match options & (entry::SLICE | entry::VALUES) {
+            0 => Some(Self::Records),
+            entry::SLICE => Some(Self::Slices),
+            entry::VALUES => Some(Self::Values),
+            _ => None,
+        }
+    }
+}
+
 /// What a channel carries.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Kind {
     pub(crate) size: u64,
     pub(crate) align: u32,
-    pub(crate) slice: bool,
+    pub(crate) form: Form,
     /// At most [`TAG_BYTES`].
     pub(crate) tag: String,
 }
 
 impl std::fmt::Display for Kind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { size, align, tag, .. } = self;
-        let (open, close) = if self.slice { ("[", "]") } else { ("", "") };
-        write!(f, "{open}{tag}{close} ({size} bytes, align {align})")
+        let Self { size, align, form, tag } = self;
+        match form {
+            Form::Records => write!(f, "{tag} ({size} bytes, align {align})"),
+            Form::Slices => write!(f, "[{tag}] ({size} bytes, align {align})"),
+            Form::Values => write!(f, "{tag} by value ({size} bytes, align {align})"),
+        }
+    }
+}
+
+/// Words of a slot; `None` for values that are too large.
+fn slot_words(form: Form, size: u64) -> Option<usize> {
+    let bytes = usize::try_from(size).ok()?;
+    match form {
+        Form::Records | Form::Slices => Some(1),
+        Form::Values => (bytes <= value::MAX_BYTES).then(|| value::slot_words(bytes)),
     }
 }
 
@@ -104,8 +149,9 @@ pub(crate) struct Spec {
 impl Spec {
     /// Bytes of the block that holds the queue, behind its header.
     pub(crate) fn storage_bytes(&self) -> u64 {
+        let words = slot_words(self.kind.form, self.kind.size).unwrap_or(0) as u64;
         // One granule holds the block's header alone; see `Arena::queue`.
-        48 + size_of::<crate::layout::SpscHeader>() as u64 + (8 << self.capacity_log2)
+        48 + size_of::<crate::layout::SpscHeader>() as u64 + ((8 * words) << self.capacity_log2)
     }
 }
 
@@ -253,16 +299,16 @@ pub(crate) fn rebuild_index(arena: &Arena) {
     point!("index: rebuilt");
 }
 
-/// What the channel carries.
-pub(crate) fn kind(entry: &DirectoryEntry) -> Kind {
+/// What the channel carries; `None` if the entry contradicts itself.
+pub(crate) fn kind(entry: &DirectoryEntry) -> Option<Kind> {
     let bytes: Vec<u8> = entry.tag.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect();
     let len = (entry.tag_len.load(Ordering::Relaxed) as usize).min(bytes.len());
-    Kind {
+    Some(Kind {
         size: entry.element_size.load(Ordering::Relaxed),
         align: entry.element_align.load(Ordering::Relaxed),
-        slice: entry.options.load(Ordering::Relaxed) & entry::SLICE != 0,
+        form: Form::from_bits(entry.options.load(Ordering::Relaxed))?,
         tag: String::from_utf8_lossy(&bytes[..len]).into_owned(),
-    }
+    })
 }
 
 fn set_kind(entry: &DirectoryEntry, kind: &Kind) {
@@ -277,12 +323,14 @@ fn set_kind(entry: &DirectoryEntry, kind: &Kind) {
     }
 }
 
-/// The ring of the channel in `entry`; `None` if the entry leads outside the data.
+/// The ring of the channel in `entry`; `None` if the entry leads outside the data, or contradicts itself.
 pub(crate) fn ring(arena: &Arena, entry: &DirectoryEntry) -> Option<Ring> {
     let log2 = entry.capacity_log2.load(Ordering::Relaxed);
     let slots = 1_u64.checked_shl(log2).filter(|slots| *slots <= MAX_CAPACITY as u64)?;
-    let (header, slots) = arena.queue(entry.storage.load(Ordering::Relaxed), slots)?;
-    Some(Ring { header, slots })
+    let form = Form::from_bits(entry.options.load(Ordering::Relaxed))?;
+    let stride = slot_words(form, entry.element_size.load(Ordering::Relaxed))?;
+    let (header, words) = arena.queue(entry.storage.load(Ordering::Relaxed), slots * stride as u64)?;
+    Some(Ring { header, words, stride, names_granules: form != Form::Values })
 }
 
 /// Takes the `side` of the channel `id` for this process.
@@ -300,7 +348,7 @@ pub(crate) fn attach(
         None => create(arena, me, id, spec, storage)?,
     };
     let entry = arena.directory_entry(channel.index).ok_or(Refused::Corrupted)?;
-    let theirs = kind(entry);
+    let theirs = kind(entry).ok_or(Refused::Corrupted)?;
     if theirs != spec.kind {
         return Err(Refused::Kind(theirs));
     }
@@ -312,9 +360,12 @@ pub(crate) fn attach(
         return Err(Refused::Taken { channel, holder, thread });
     }
     let ring = ring(arena, entry).ok_or(Refused::Corrupted)?;
-    if side == Side::Consumer {
-        ring.header.to_producer.fetch_and(!flags::GONE, Ordering::AcqRel);
-        point!("attach: returned");
+    match side {
+        Side::Producer => spsc::clear_beyond(ring),
+        Side::Consumer => {
+            ring.header.to_producer.fetch_and(!flags::GONE, Ordering::AcqRel);
+            point!("attach: returned");
+        }
     }
     let thread = task::thread_id();
     match side {
@@ -329,19 +380,19 @@ pub(crate) fn attach(
         ring.header.to_producer.fetch_or(flags::FENCED, Ordering::AcqRel);
         ring.header.to_consumer.fetch_or(flags::FENCED, Ordering::AcqRel);
     }
-    wake_both(ring);
+    wake_both(arena, ring);
     wait::announce(&arena.header().directory_version);
     Ok((channel, ring))
 }
 
-fn wake_both(ring: Ring) {
-    wait::announce(&ring.header.consumer_futex);
-    wait::announce(&ring.header.producer_futex);
+fn wake_both(arena: &Arena, ring: Ring) {
+    wait::wake(arena, &ring.header.to_producer);
+    wait::wake(arena, &ring.header.to_consumer);
 }
 
 /// Makes the channel `id` in the storage brought along.
 fn create(arena: &Arena, me: Owner, id: i64, spec: &Spec, storage: &mut Option<Block>) -> Result<ChannelRef, Refused> {
-    let Some(Block { granule, .. }) = *storage else { return Err(Refused::Missing) };
+    let Some(granule) = storage.map(|block| block.handle.granule()) else { return Err(Refused::Missing) };
     let (index, entry) = free_entry(arena)?;
     let channel = ChannelRef { index, generation: entry.generation.load(Ordering::Relaxed).wrapping_add(1) };
     entry.state.store(Word::of(entry::BUSY, me).0, Ordering::Release);
@@ -349,7 +400,7 @@ fn create(arena: &Arena, me: Owner, id: i64, spec: &Spec, storage: &mut Option<B
     entry.generation.store(channel.generation, Ordering::Relaxed);
     entry.id.store(id.cast_unsigned(), Ordering::Relaxed);
     entry.capacity_log2.store(spec.capacity_log2, Ordering::Relaxed);
-    let options = u32::from(spec.kind.slice) * entry::SLICE + u32::from(spec.persistent) * entry::PERSISTENT;
+    let options = spec.kind.form.bits() + u32::from(spec.persistent) * entry::PERSISTENT;
     entry.options.store(options, Ordering::Relaxed);
     entry.seen.store(0, Ordering::Relaxed);
     entry.producer.store(0, Ordering::Relaxed);
@@ -376,11 +427,10 @@ fn create(arena: &Arena, me: Owner, id: i64, spec: &Spec, storage: &mut Option<B
 fn clear(ring: Ring) {
     let header = ring.header;
     header.head.store(0, Ordering::Relaxed);
-    for word in [&header.to_producer, &header.to_consumer, &header.consumer_futex, &header.producer_futex] {
+    header.to_producer.store(0, Ordering::Relaxed);
+    header.to_consumer.store(0, Ordering::Relaxed);
+    for word in ring.words {
         word.store(0, Ordering::Relaxed);
-    }
-    for slot in ring.slots {
-        slot.store(0, Ordering::Relaxed);
     }
 }
 
@@ -477,7 +527,7 @@ impl Spot {
     fn position(self, ring: Ring) -> u64 {
         let head = ring.head();
         let ahead = Self::wrap(self.seen.wrapping_sub(head));
-        if self.seen == 0 || ahead > ring.slots.len() as u64 { head } else { head + ahead }
+        if self.seen == 0 || ahead > ring.capacity() as u64 { head } else { head + ahead }
     }
 }
 
@@ -494,7 +544,7 @@ fn disown_window(
 ) -> Option<Spot> {
     let ring = ring(arena, entry)?;
     let channel = ChannelRef { index: spot.index, generation: entry.generation.load(Ordering::Relaxed) };
-    for (position, granule) in spsc::window_from(ring, spot.position(ring)) {
+    for (position, granule) in spsc::records_from(ring, spot.position(ring)) {
         if let Some(block) = arena.block(granule) {
             let state = Word(block.state.load(Ordering::Acquire));
             if state.kind() == state::OWNED && gone.contains(&state.owner()) {
@@ -531,7 +581,7 @@ fn vacate_role(arena: &Arena, entry: &DirectoryEntry, side: Side) {
     cell(entry, side).store(0, Ordering::Release);
     point!("vacate: cell");
     if let Some(ring) = ring {
-        wake_both(ring);
+        wake_both(arena, ring);
     }
 }
 
@@ -591,7 +641,7 @@ pub(crate) fn dismantle(cache: &Cache, index: u32, go_on: impl Fn() -> bool) -> 
 
 /// Frees every queued record, as a consumer that drops what it receives; or as many as `go_on` lets.
 fn drain(arena: &Arena, cache: &Cache, ring: Ring, go_on: impl Fn() -> bool) -> bool {
-    for (position, granule) in spsc::window(ring) {
+    for (position, granule) in spsc::records(ring) {
         let block = arena.block(granule);
         if let Some(block) = block {
             block.state.store(block::owned(cache.me()).0, Ordering::Release);
@@ -614,7 +664,7 @@ fn free_block(arena: &Arena, cache: &Cache, granule: u32) {
     let Some(block) = arena.block(granule) else { return };
     let class = Meta::unpack(block.meta.load(Ordering::Relaxed)).class;
     if block::is_at(arena, granule, class) {
-        heap::free(cache, granule, class);
+        heap::free(cache, Handle::new(cache.tag(), class, granule));
     }
 }
 
@@ -629,7 +679,7 @@ pub(crate) fn remove(control: Control<'_>, cache: &Cache, id: i64) -> bool {
     point!("remove: unindexed");
     // Who waits for a peer that can't come any more wakes up.
     if let Some(ring) = ring(arena, entry) {
-        wake_both(ring);
+        wake_both(arena, ring);
     }
     finish(control, cache, channel.index, entry);
     true
@@ -693,7 +743,7 @@ pub(crate) fn has_role(control: &Control<'_>, who: Owner) -> bool {
 pub(crate) struct Facts {
     pub(crate) id: i64,
     pub(crate) live: bool,
-    pub(crate) kind: Kind,
+    pub(crate) kind: Option<Kind>,
     pub(crate) persistent: bool,
     pub(crate) producer: Option<Owner>,
     pub(crate) consumer: Option<Owner>,

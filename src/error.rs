@@ -2,7 +2,6 @@
 //!
 //! [`Error`] joins them for programs that pass everything up with `?`.
 
-use crate::record::{Payload, Record};
 use std::fmt;
 use std::io;
 use std::time::Duration;
@@ -248,7 +247,7 @@ pub enum AllocError {
 pub enum AttachError {
     /// The channel carries another type.
     #[error(
-        "channel {id} carries {theirs}, not {ours}; agree on one type (if only the names differ, on one ChannelOptions::type_tag)"
+        "channel {id} carries {theirs}, not {ours}; agree on one type, in records or by value (if only the names differ, on one ChannelOptions::type_tag)"
     )]
     TypeMismatch {
         /// The channel.
@@ -278,7 +277,7 @@ pub enum AttachError {
         /// Most slots.
         max: usize,
     },
-    /// The type is aligned to more than a page.
+    /// The type is aligned to more than a page (and not sent by value).
     #[error("records can be aligned to 4096 bytes at most, not {align}")]
     Alignment {
         /// The type's alignment.
@@ -320,30 +319,41 @@ pub enum AttachError {
 
 macro_rules! send_error {
     ($(#[$doc:meta])* $name:ident { $($(#[$extra_doc:meta])* $extra:ident = $text:literal,)? }
-     $(#[$into_doc:meta])* into_record) => {
+     $(#[$into_doc:meta])* into_inner) => {
         $(#[$doc])*
         #[non_exhaustive]
-        pub enum $name<T: ?Sized + Payload> {
-            $($(#[$extra_doc])* $extra(Record<T>),)?
+        pub enum $name<T> {
+            $($(#[$extra_doc])* $extra(T),)?
             /// The consumer has left; a new one may attach, and sending works again.
-            Disconnected(Record<T>),
+            Disconnected(T),
             /// The record belongs to another buffer.
-            ForeignRecord(Record<T>),
+            ForeignRecord(T),
             /// The endpoint was made before this process was forked off.
-            Forked(Record<T>),
+            Forked(T),
             /// The endpoint's context was dropped.
-            ContextClosed(Record<T>),
+            ContextClosed(T),
         }
 
-        impl<T: ?Sized + Payload> $name<T> {
+        impl<T> $name<T> {
             $(#[$into_doc])*
-            pub fn into_record(self) -> Record<T> {
+            pub fn into_inner(self) -> T {
                 match self {
-                    $(Self::$extra(record) => record,)?
-                    Self::Disconnected(record)
-                    | Self::ForeignRecord(record)
-                    | Self::Forked(record)
-                    | Self::ContextClosed(record) => record,
+                    $(Self::$extra(unsent) => unsent,)?
+                    Self::Disconnected(unsent)
+                    | Self::ForeignRecord(unsent)
+                    | Self::Forked(unsent)
+                    | Self::ContextClosed(unsent) => unsent,
+                }
+            }
+
+            /// The same of something else.
+            pub(crate) fn map<U>(self, change: impl FnOnce(T) -> U) -> $name<U> {
+                match self {
+                    $(Self::$extra(unsent) => $name::$extra(change(unsent)),)?
+                    Self::Disconnected(unsent) => $name::Disconnected(change(unsent)),
+                    Self::ForeignRecord(unsent) => $name::ForeignRecord(change(unsent)),
+                    Self::Forked(unsent) => $name::Forked(change(unsent)),
+                    Self::ContextClosed(unsent) => $name::ContextClosed(change(unsent)),
                 }
             }
 
@@ -358,29 +368,29 @@ macro_rules! send_error {
             }
         }
 
-        impl<T: ?Sized + Payload> fmt::Debug for $name<T> {
+        impl<T> fmt::Debug for $name<T> {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.debug_tuple(self.text().0).finish_non_exhaustive()
             }
         }
 
-        impl<T: ?Sized + Payload> fmt::Display for $name<T> {
+        impl<T> fmt::Display for $name<T> {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(self.text().1)
             }
         }
 
-        impl<T: ?Sized + Payload> std::error::Error for $name<T> {}
+        impl<T> std::error::Error for $name<T> {}
     };
 }
 
-const DISCONNECTED: &str = "the channel's consumer has left; the record is handed back";
+const DISCONNECTED: &str = "the channel's consumer has left; what was not sent is handed back";
 const FOREIGN: &str = "the record belongs to another buffer; copy its contents into one of this buffer";
 const FORKED: &str = "the endpoint was made before fork; open the buffer anew in the child";
 const CLOSED: &str = "the endpoint's context is closed; keep its ThreadContext alive";
 
 send_error! {
-    /// Why a record was not sent; each variant gives it back.
+    /// Why a record or value, or the rest of a batch, was not sent; each variant gives it back.
     ///
     /// ```
     /// # let name = format!("doc-send-error-{}", std::process::id());
@@ -395,7 +405,7 @@ send_error! {
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
     SendError {}
-    /// The record that was not sent.
+    /// What was not sent.
     ///
     /// ```
     /// # let name = format!("doc-send-error-into-{}", std::process::id());
@@ -403,14 +413,14 @@ send_error! {
     /// # let ctx = buffer.context()?;
     /// let mut tx = ctx.producer::<u8>(1)?;
     /// drop(ctx.consumer::<u8>(1)?);
-    /// let record = tx.send(ctx.record(5)?).unwrap_err().into_record();
+    /// let record = tx.send(ctx.record(5)?).unwrap_err().into_inner();
     /// assert_eq!(*record, 5);
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
-    into_record
+    into_inner
 }
 send_error! {
-    /// Why a record was not sent at once; each variant gives it back.
+    /// Why a record or value, or the rest of a batch, was not sent at once; each variant gives it back.
     ///
     /// ```
     /// # let name = format!("doc-try-send-error-{}", std::process::id());
@@ -427,9 +437,9 @@ send_error! {
     /// ```
     TrySendError {
         /// Every slot is taken.
-        Full = "the channel is full; the record is handed back",
+        Full = "the channel is full; what was not sent is handed back",
     }
-    /// The record that was not sent.
+    /// What was not sent.
     ///
     /// ```
     /// # let name = format!("doc-try-send-error-into-{}", std::process::id());
@@ -437,14 +447,14 @@ send_error! {
     /// # let ctx = buffer.context()?;
     /// let mut tx = ctx.producer::<u8>(1)?;
     /// drop(ctx.consumer::<u8>(1)?);
-    /// let record = tx.try_send(ctx.record(5)?).unwrap_err().into_record();
+    /// let record = tx.try_send(ctx.record(5)?).unwrap_err().into_inner();
     /// assert_eq!(*record, 5);
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
-    into_record
+    into_inner
 }
 send_error! {
-    /// Why a record was not sent in time; each variant gives it back.
+    /// Why a record or value, or the rest of a batch, was not sent in time; each variant gives it back.
     ///
     /// ```
     /// # let name = format!("doc-send-timeout-error-{}", std::process::id());
@@ -462,9 +472,9 @@ send_error! {
     /// ```
     SendTimeoutError {
         /// Every slot was taken until the time was up.
-        Timeout = "the channel stayed full until the time was up; the record is handed back",
+        Timeout = "the channel stayed full until the time was up; what was not sent is handed back",
     }
-    /// The record that was not sent.
+    /// What was not sent.
     ///
     /// ```
     /// # let name = format!("doc-send-timeout-error-into-{}", std::process::id());
@@ -474,13 +484,38 @@ send_error! {
     /// let mut tx = ctx.producer::<u8>(1)?;
     /// drop(ctx.consumer::<u8>(1)?);
     /// let error = tx.send_timeout(ctx.record(5)?, Duration::from_millis(1)).unwrap_err();
-    /// assert_eq!(*error.into_record(), 5);
+    /// assert_eq!(*error.into_inner(), 5);
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
-    into_record
+    into_inner
 }
 
-/// Why a wait for a record ended without one.
+impl<T> TrySendError<T> {
+    /// What it is for a send that waits: the end, or something to try again.
+    pub(crate) fn unless_full(self) -> Result<SendTimeoutError<T>, T> {
+        match self {
+            Self::Full(unsent) => Err(unsent),
+            Self::Disconnected(unsent) => Ok(SendTimeoutError::Disconnected(unsent)),
+            Self::ForeignRecord(unsent) => Ok(SendTimeoutError::ForeignRecord(unsent)),
+            Self::Forked(unsent) => Ok(SendTimeoutError::Forked(unsent)),
+            Self::ContextClosed(unsent) => Ok(SendTimeoutError::ContextClosed(unsent)),
+        }
+    }
+}
+
+impl<T> SendTimeoutError<T> {
+    /// What it is for a send whose time is never up.
+    pub(crate) fn without_timeout(self) -> SendError<T> {
+        match self {
+            Self::Timeout(unsent) | Self::Disconnected(unsent) => SendError::Disconnected(unsent),
+            Self::ForeignRecord(unsent) => SendError::ForeignRecord(unsent),
+            Self::Forked(unsent) => SendError::Forked(unsent),
+            Self::ContextClosed(unsent) => SendError::ContextClosed(unsent),
+        }
+    }
+}
+
+/// Why a wait for a record or value ended without one.
 ///
 /// ```
 /// # let name = format!("doc-recv-error-{}", std::process::id());
@@ -511,7 +546,7 @@ pub enum RecvError {
     ContextClosed,
 }
 
-/// Why there is no record now.
+/// Why there is no record or value now.
 ///
 /// ```
 /// # let name = format!("doc-try-recv-error-{}", std::process::id());
@@ -535,7 +570,7 @@ pub enum TryRecvError {
     Recv(#[from] RecvError),
 }
 
-/// Why a wait with an end gave no record.
+/// Why a wait with an end gave no record or value.
 ///
 /// ```
 /// # let name = format!("doc-recv-timeout-error-{}", std::process::id());
@@ -655,7 +690,7 @@ impl From<AttachError> for Error {
 
 macro_rules! from_send {
     ($($name:ident),*) => { $(
-        impl<T: ?Sized + Payload> From<$name<T>> for Error {
+        impl<T> From<$name<T>> for Error {
             fn from(error: $name<T>) -> Self {
                 match error {
                     $name::Disconnected(_) => Self::Disconnected,

@@ -172,9 +172,16 @@ pub(crate) struct Header {
     pub(crate) directory_version: AtomicU32,
     _pad3: [AtomicU32; 31],
 
+    /// Not 0: somebody waits for memory; see `heap::want`.
+    pub(crate) memory_wanted: AtomicU32,
+    _pad4: [AtomicU32; 15],
+    /// Raised when memory that somebody waits for may have come free; those who wait sleep on it.
+    pub(crate) memory_version: AtomicU32,
+    _pad5: [AtomicU32; 15],
+
     /// Per hint list, up to two magazines that came last; see `heap::depot`.
     pub(crate) recent: [Recent; LISTS],
-    _rest: [AtomicU64; 464 - 8 * LISTS],
+    _rest: [AtomicU64; 448 - 8 * LISTS],
 }
 
 /// A line of its own for the hottest hint of a list.
@@ -223,11 +230,29 @@ pub(crate) struct ContextSlot {
     pub(crate) epoch: AtomicU64,
     /// 0, or that somebody takes this context's magazines, or has; see `heap::cache`.
     pub(crate) revoked: AtomicU64,
-    /// 1 while the owner is inside its cache; see `heap::cache`.
-    pub(crate) gate: AtomicU32,
+    /// Whether the owner is inside its cache, and the block it freed last; see `heap::cache`.
+    pub(crate) gate: AtomicU64,
     /// Kernel id of the thread, for people.
     pub(crate) thread: AtomicU32,
-    _pad: [AtomicU64; 4],
+    /// The context's thread sleeps on this; see `wait`. Counts the wake-ups of every user of the slot. On the line of the gate:
+    /// who is woken has both to fetch, either way.
+    pub(crate) bed: AtomicU32,
+    _pad: [AtomicU64; 3],
+}
+
+impl ContextSlot {
+    /// For a cache that has none: never to be entered.
+    pub(crate) const fn revoked_for_good(word: Word) -> Self {
+        Self {
+            owner: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
+            revoked: AtomicU64::new(word.0),
+            gate: AtomicU64::new(0),
+            thread: AtomicU32::new(0),
+            bed: AtomicU32::new(0),
+            _pad: [const { AtomicU64::new(0) }; 3],
+        }
+    }
 }
 
 /// Kinds of [`ContextSlot::owner`] and of role cells.
@@ -278,6 +303,8 @@ pub(crate) mod entry {
     pub(crate) const SLICE: u32 = 1;
     /// Stays, with what is queued, when the last endpoint leaves.
     pub(crate) const PERSISTENT: u32 = 2;
+    /// Elements travel in the slots.
+    pub(crate) const VALUES: u32 = 4;
 }
 
 /// An array of free blocks of one size class; see `heap::magazine`.
@@ -308,19 +335,14 @@ pub(crate) const LINE_PAIR: u64 = 128;
 /// The fixed part of an SPSC queue; the slots follow at once. See `queue::spsc`.
 #[repr(C)]
 pub(crate) struct SpscHeader {
-    /// Position of the next record to receive; written by the consumer only.
+    /// Position of the next message to receive; written by the consumer only.
     pub(crate) head: AtomicU64,
     _pad0: [AtomicU64; 15],
-    /// What the producer looks at on every send: `wait` bits, 0 in steady state.
+    /// The bell (see `wait`) that the producer looks at on every send, 0 in steady state: the consumer's.
     pub(crate) to_producer: AtomicU32,
-    /// What the consumer looks at on every receive: `wait` bits, 0 in steady state.
+    /// The bell that the consumer looks at on every receive, 0 in steady state: the producer's.
     pub(crate) to_consumer: AtomicU32,
     _pad1: [AtomicU64; 15],
-    /// The consumer sleeps on this.
-    pub(crate) consumer_futex: AtomicU32,
-    /// The producer sleeps on this.
-    pub(crate) producer_futex: AtomicU32,
-    _pad2: [AtomicU64; 15],
 }
 
 /// Marks the types above.
@@ -340,15 +362,14 @@ macro_rules! shared {
 }
 shared! {
     Header: 4096, ProcessSlot: 64, ContextSlot: 64, DirectoryEntry: 256, Magazine: 256, BlockHeader: 16,
-    SpscHeader: 384, AtomicU32: 4, AtomicU64: 8,
+    SpscHeader: 256, AtomicU32: 4, AtomicU64: 8,
 }
 const _: () = {
     assert!(std::mem::offset_of!(Header, unit_top) == 128);
     assert!(std::mem::offset_of!(Header, directory_version) == 256);
-    assert!(std::mem::offset_of!(Header, recent) == 384);
+    assert!(std::mem::offset_of!(Header, recent) == 512);
     assert!(std::mem::offset_of!(DirectoryEntry, tag) == 80);
     assert!(std::mem::offset_of!(SpscHeader, to_producer) as u64 == LINE_PAIR);
-    assert!(std::mem::offset_of!(SpscHeader, consumer_futex) as u64 == 2 * LINE_PAIR);
     assert!(Geometry::for_units(MAX_UNITS).total <= GRANULE << 32 && MAX_UNITS as u64 * UNIT == MAX_CAPACITY);
     assert!(PROCESSES <= 1 << 16 && CONTEXTS <= 1 << 16 && CHANNELS <= 1 << 16);
 };

@@ -66,12 +66,19 @@ pub mod docs;
 
 // What users hold: typed, RAII.
 mod audit;
+mod batch;
 mod buffer;
 mod channel;
 mod context;
+mod endpoint;
 mod error;
+mod iter;
+mod message;
+mod options;
 mod record;
+mod select;
 mod stats;
+mod within;
 // This process's and this thread's side of a segment.
 mod attachment;
 mod local;
@@ -79,6 +86,7 @@ mod local;
 mod directory;
 mod heap;
 mod queue;
+mod ready;
 mod recovery;
 mod wait;
 // The bytes: shared format, mapping, leases.
@@ -99,12 +107,19 @@ pub mod crash_points {
 
 pub use audit::{Audit, Owned, Queued};
 pub use buffer::{Buffer, BufferOptions, ChannelInfo, name_from_path};
-pub use channel::{Channel, ChannelOptions, Consumer, IntoIter, Iter, Producer, Role, TryIter};
+pub use channel::{Channel, ValueChannel};
 pub use context::ThreadContext;
+pub use endpoint::{Consumer, Producer, Role};
 pub use error::{
     AllocError, AttachError, BufferError, Error, OpenError, RecvError, RecvTimeoutError, SendError, SendTimeoutError,
     TryRecvError, TrySendError,
 };
+pub use iter::{IntoIter, Iter, TryIter};
+pub use message::Message;
+pub use options::ChannelOptions;
 pub use record::{Payload, Record, RecordUninit};
 pub use recovery::Reaped;
+pub use select::{Select, Selectable};
 pub use stats::{ClassStats, Stats};
+pub use wait::WaitStrategy;
+pub use within::Within;

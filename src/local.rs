@@ -14,17 +14,18 @@
 
 #![allow(unsafe_code)]
 
-use crate::attachment::{self, Attachment, Hold};
+use crate::attachment::{self, Hold};
 use crate::error::{AllocError, BufferError};
+use crate::heap::block::{Block, Handle, Tag};
 use crate::heap::cache::Cache;
 use crate::heap::unit::{self, NoUnits};
-use crate::heap::{self, Block, depot, reclaim};
-use crate::layout::{BLOCK_HEADER, CONTEXTS, Owner};
+use crate::heap::{self, depot, reclaim, want};
+use crate::layout::{BLOCK_HEADER, CONTEXTS, Owner, UNIT};
 use crate::participant;
 use crate::recovery::{self, Effort, End, OTHERS};
 use crate::sys::crash::point;
+use crate::wait::{self, Bed};
 use std::cell::{Cell, RefCell};
-use std::ptr::NonNull;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
@@ -53,7 +54,6 @@ pub(crate) trait Attached {
 /// See the module.
 pub(crate) struct Local {
     cache: Cache,
-    attachment: NonNull<Attachment>,
     context: Owner,
     status: Cell<Result<(), Inert>>,
     /// `ThreadContext` handles.
@@ -68,9 +68,9 @@ impl std::fmt::Debug for Local {
     }
 }
 
-fn find(attachment: NonNull<Attachment>) -> Option<Rc<Local>> {
+fn find(tag: Tag) -> Option<Rc<Local>> {
     CONTEXTS_HERE
-        .try_with(|here| here.borrow().iter().filter_map(Weak::upgrade).find(|local| local.attachment == attachment))
+        .try_with(|here| here.borrow().iter().filter_map(Weak::upgrade).find(|local| local.cache.tag() == tag))
         .ok()
         .flatten()
         .filter(|local| local.status.get().is_ok())
@@ -81,7 +81,7 @@ pub(crate) fn enter(hold: &Hold) -> Result<Rc<Local>, BufferError> {
     if hold.is_forked() {
         return Err(BufferError::Forked);
     }
-    let local = match find(hold.as_pointer()) {
+    let local = match find(hold.tag()) {
         Some(local) => local,
         None => {
             let open = || participant::open_context(hold.arena(), hold.me());
@@ -97,7 +97,6 @@ pub(crate) fn enter(hold: &Hold) -> Result<Rc<Local>, BufferError> {
             let cache = unsafe { hold.new_cache(context) };
             let local = Rc::new(Local {
                 cache: cache.ok_or(BufferError::TooManyContexts { limit: CONTEXTS })?,
-                attachment: hold.as_pointer(),
                 context,
                 status: Cell::new(Ok(())),
                 handles: Cell::new(0),
@@ -120,15 +119,14 @@ pub(crate) fn enter(hold: &Hold) -> Result<Rc<Local>, BufferError> {
 /// Frees a block that a record held.
 ///
 /// # Safety
-/// `attachment` is the record's, and the record exists until this call.
+/// The handle is that of a record that exists until this call.
 #[inline(always)]
-pub(crate) unsafe fn free(attachment: NonNull<Attachment>, granule: u32, class: u8) {
+pub(crate) unsafe fn free(handle: Handle) {
     // SAFETY: invariant 1.
     match unsafe { CURRENT.get().as_ref() } {
-        // SAFETY: a record's granule was checked when the record was made.
-        Some(local) if local.attachment == attachment => unsafe { heap::free_known(&local.cache, granule, class) },
+        Some(local) if handle.is_small_of(local.cache.tag()) => local.cache.push(handle),
         // SAFETY: by the caller.
-        _ => unsafe { free_elsewhere(attachment, granule, class) },
+        _ => unsafe { free_elsewhere(handle) },
     }
 }
 
@@ -136,14 +134,14 @@ pub(crate) unsafe fn free(attachment: NonNull<Attachment>, granule: u32, class: 
 /// As [`free`].
 #[cold]
 #[inline(never)]
-unsafe fn free_elsewhere(attachment: NonNull<Attachment>, granule: u32, class: u8) {
-    match find(attachment) {
+unsafe fn free_elsewhere(handle: Handle) {
+    match find(handle.tag()) {
         Some(local) => {
             CURRENT.set(Rc::as_ptr(&local));
-            heap::free(&local.cache, granule, class);
+            heap::free(&local.cache, handle);
         }
         // SAFETY: by the caller.
-        None => unsafe { attachment::free_homeless(attachment, granule, class) },
+        None => unsafe { attachment::free_homeless(handle) },
     }
 }
 
@@ -175,15 +173,17 @@ impl Local {
         &self.cache
     }
 
-    #[inline(always)]
-    pub(crate) fn attachment(&self) -> NonNull<Attachment> {
-        self.attachment
-    }
-
     /// The attachment, held; `None` once the context is closed.
     pub(crate) fn hold(&self) -> Option<Hold> {
         self.status.get().ok()?;
         self.hold.borrow().clone()
+    }
+
+    /// Where this thread sleeps; `None` once the context is closed.
+    pub(crate) fn bed(&self) -> Option<Bed<'_>> {
+        self.status.get().ok()?;
+        // Invariant 2: the segment is mapped.
+        Bed::of(self.cache.arena(), self.context.index())
     }
 
     /// Remembers an endpoint, to detach it when the context closes.
@@ -235,19 +235,33 @@ impl Local {
         self.cache.flush();
     }
 
-    /// Allocates a block with `bytes` behind its header.
+    /// A block with `bytes` behind its header, if one is at hand, and its class.
     #[inline(always)]
-    pub(crate) fn alloc(&self, bytes: u64) -> Result<Block, AllocError> {
-        match heap::alloc_fast(&self.cache, bytes) {
-            Some(block) => Ok(block),
-            None => self.alloc_slow(bytes),
-        }
+    pub(crate) fn alloc_fast(&self, bytes: u64) -> Option<(u8, Block)> {
+        heap::alloc_fast(&self.cache, bytes)
     }
 
-    /// The ladder: each rung makes room for the next try.
+    /// As [`alloc_slow`](Self::alloc_slow), and waits for memory until `deadline`.
+    #[cold]
+    pub(crate) fn alloc_waiting(&self, bytes: u64, deadline: Option<Instant>) -> Result<Block, AllocError> {
+        let Some(hold) = self.hold() else { return self.alloc_slow(bytes) };
+        let total = u64::from(hold.arena().geometry().units) * UNIT;
+        let attempt = || match self.alloc_slow(bytes) {
+            Err(AllocError::OutOfMemory { asked, .. }) if asked <= total => None,
+            result => Some(result),
+        };
+        let ready = || {
+            want::announce(&self.cache);
+            attempt()
+        };
+        let found = attempt().or_else(|| wait::for_change(want::version(hold.arena()), deadline, ready));
+        found.unwrap_or_else(|| self.alloc_slow(bytes))
+    }
+
+    /// Allocates a block with `bytes` behind its header. The ladder: each rung makes room for the next try.
     #[cold]
     #[inline(never)]
-    fn alloc_slow(&self, bytes: u64) -> Result<Block, AllocError> {
+    pub(crate) fn alloc_slow(&self, bytes: u64) -> Result<Block, AllocError> {
         self.check().map_err(|inert| match inert {
             Inert::Forked => AllocError::Forked,
             Inert::Closed => AllocError::ContextClosed,

@@ -10,6 +10,7 @@
 //! up before `ALIVE`, keeps a slot's next user apart from what the last one left.
 
 use crate::arena::Arena;
+use crate::heap::cache::Gate;
 use crate::layout::{CONTEXTS, HELD_BY, Owner, PROCESSES, Word, process};
 use crate::segment::{LEASE_BYTES, REAP_BYTE, Segment};
 use crate::sync::Ordering;
@@ -138,7 +139,7 @@ pub(crate) fn open_context(arena: &Arena, me: Owner) -> Option<Owner> {
         slot.epoch.store(epoch, Ordering::Relaxed);
         point!("context: epoch");
         // A thief may still be at the last user's magazines: `revoked` is left for the cache to settle.
-        slot.gate.store(0, Ordering::Relaxed);
+        slot.gate.store(Gate::BARE.word(), Ordering::Relaxed);
         slot.thread.store(task::thread_id(), Ordering::Relaxed);
         Some(Owner::new(index, epoch))
     })

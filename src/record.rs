@@ -3,22 +3,21 @@
 //! # Invariants
 //! 1. A record's block is `OWNED` by this process and named by no other record: made by an allocation, by receiving, or by
 //!    giving back a failed send. So its payload is this record's alone, as long as every participant keeps the protocol.
-//! 2. `payload` is aligned for `T`, lies inside the block, and the block inside the mapping; the attachment keeps the mapping
-//!    while the record exists (see `attachment`).
+//! 2. `payload` is aligned for `T`, lies inside the block, [`block::payload_offset`] behind its start, and the block inside the
+//!    mapping; the attachment keeps the mapping while the record exists (see `attachment`).
 //! 3. `T` is plain data (`Pod`): every byte pattern is a valid value, so whatever a peer wrote there is one.
 
 #![allow(unsafe_code)]
 
-use crate::arena::Arena;
-use crate::attachment::Attachment;
+use crate::arena::{Arena, Start};
+use crate::attachment;
 use crate::error::AllocError;
-use crate::heap::block::{self, MAX_COUNT, Meta};
+use crate::heap::block::{self, Block, Handle, MAX_COUNT, Meta, Tag};
 use crate::heap::{self, class};
-use crate::layout::{BLOCK_HEADER, BlockHeader};
+use crate::layout::{BLOCK_HEADER, BlockHeader, GRANULE};
 use crate::local::{self, Local};
 use crate::sync::Ordering;
 use bytemuck::Pod;
-use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::{fmt, mem};
@@ -97,9 +96,7 @@ const MAX_ALIGN: usize = 4096;
 /// ```
 pub struct Record<T: ?Sized + Payload> {
     payload: NonNull<T>,
-    attachment: NonNull<Attachment>,
-    granule: u32,
-    class: u8,
+    handle: Handle,
 }
 
 // SAFETY: a record is the only access to its payload (invariant 1), like a box; its drop works in any thread.
@@ -110,8 +107,8 @@ unsafe impl<T: ?Sized + Payload + Sync> Sync for Record<T> {}
 impl<T: ?Sized + Payload> Drop for Record<T> {
     #[inline(always)]
     fn drop(&mut self) {
-        // SAFETY: the attachment is this record's, which exists until this call and never again (invariant 2).
-        unsafe { local::free(self.attachment, self.granule, self.class) };
+        // SAFETY: this record exists until this call, and never again.
+        unsafe { local::free(self.handle) };
     }
 }
 
@@ -171,24 +168,30 @@ impl<T: ?Sized + Payload> Record<T> {
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
     pub fn capacity_bytes(&self) -> usize {
-        // SAFETY: invariant 2: the attachment is there as long as the record.
-        let arena = unsafe { self.attachment.as_ref() }.arena();
-        let bytes = block::bytes(arena, self.granule, self.class).unwrap_or(0);
-        let offset = arena.block(self.granule).map_or(0, |b| Meta::unpack(b.meta.load(Ordering::Relaxed)).offset);
-        usize::try_from(bytes.saturating_sub(u64::from(offset))).unwrap_or(usize::MAX)
+        let class = usize::from(self.handle.class());
+        let block = if class < class::COUNT {
+            Some(u64::from(class::granules(class)) * GRANULE)
+        } else {
+            attachment::run_bytes(self.handle)
+        };
+        let room = block.and_then(|bytes| usize::try_from(bytes).ok()?.checked_sub(self.offset()));
+        // In a forked child nobody knows.
+        room.unwrap_or(size_of_val(&**self))
     }
 
-    pub(crate) fn attachment(&self) -> NonNull<Attachment> {
-        self.attachment
+    /// Bytes from the start of the block to the payload.
+    fn offset(&self) -> usize {
+        block::payload_offset(self.granule(), align_of::<T::Element>() as u64) as usize
     }
 
-    /// The block; the record is gone without being freed.
-    pub(crate) fn into_granule(self) -> u32 {
-        ManuallyDrop::new(self).granule
+    /// Whether this is a record of the buffer that `tag` stands for.
+    #[inline(always)]
+    pub(crate) fn belongs_to(&self, tag: Tag) -> bool {
+        self.handle.tag() == tag
     }
 
     pub(crate) fn granule(&self) -> u32 {
-        self.granule
+        self.handle.granule()
     }
 
     /// What the meta word of a sized record says, and its class, unless alignment or size make it a special case.
@@ -206,34 +209,35 @@ impl<T: ?Sized + Payload> Record<T> {
     /// The record in the block at `granule`, if its header and its place say it is one of this type.
     ///
     /// # Safety
-    /// The block is, or is about to be, `OWNED` by this process, and no record names it; `attachment` is this process's, `arena`
-    /// its arena, `header` the block's.
+    /// The block is, or is about to be, `OWNED` by this process, and no record names it; `tag` is its attachment's, `arena`
+    /// its arena, `start` the block's start there.
     #[inline(always)]
-    pub(crate) unsafe fn from_block(
-        attachment: NonNull<Attachment>,
-        arena: &Arena,
-        granule: u32,
-        header: &BlockHeader,
-    ) -> Option<Self> {
-        let word = header.meta.load(Ordering::Relaxed);
+    pub(crate) unsafe fn from_block(tag: Tag, arena: &Arena, granule: u32, start: Start) -> Option<Self> {
         // Bounds, class and alignment: the header is shared memory, and a foreign hand may have written it.
-        let (offset, count, class) = match Self::USUAL {
-            Some((usual, class)) if word == usual => (BLOCK_HEADER, 1, class),
-            _ => Self::check(arena, granule, word)?,
-        };
-        let payload = block::is_at(arena, granule, class).then(|| arena.payload(granule, offset))?;
-        Some(Self { payload: T::from_raw(payload, count), attachment, granule, class })
+        let word = start.header().meta.load(Ordering::Relaxed);
+        match Self::USUAL {
+            // Here the compiler knows the class.
+            Some((usual, class)) if word == usual && block::is_in_slab(arena, granule, class) => {
+                let payload = T::from_raw(start.payload(BLOCK_HEADER), 1);
+                Some(Self { payload, handle: Handle::new(tag, class, granule) })
+            }
+            _ => Self::from_any_block(tag, arena, granule, start, word),
+        }
+    }
+
+    #[inline(never)]
+    fn from_any_block(tag: Tag, arena: &Arena, granule: u32, start: Start, word: u64) -> Option<Self> {
+        let (offset, count, class) = Self::check(arena, granule, word)?;
+        let payload = block::is_at(arena, granule, class).then(|| start.payload(offset))?;
+        Some(Self { payload: T::from_raw(payload, count), handle: Handle::new(tag, class, granule) })
     }
 
     /// The payload's offset and count, and the block's class, if the meta word makes sense for this type and place.
-    #[inline(never)]
     fn check(arena: &Arena, granule: u32, word: u64) -> Option<(u64, usize, u8)> {
         let Meta { class, offset, count } = Meta::unpack(word);
         let offset = u64::from(offset);
         let size = (size_of::<T::Element>() as u64).checked_mul(count)?;
-        let start = u64::from(granule) * crate::layout::GRANULE + offset;
-        let ok = start.is_multiple_of(align_of::<T::Element>() as u64)
-            && offset >= BLOCK_HEADER
+        let ok = offset == u64::from(block::payload_offset(granule, align_of::<T::Element>() as u64))
             && size.checked_add(offset)? <= block::bytes(arena, granule, class)?
             && (T::SLICE || count == 1);
         ok.then_some((offset, usize::try_from(count).ok()?, class))
@@ -256,13 +260,13 @@ impl<T: Pod> Record<[T]> {
         if len >= self.payload.len() {
             return;
         }
-        // SAFETY: invariant 2: the attachment is there as long as the record.
-        let arena = unsafe { self.attachment.as_ref() }.arena();
-        if let Some(block) = arena.block(self.granule) {
-            let meta = Meta::unpack(block.meta.load(Ordering::Relaxed));
-            block.meta.store(Meta { count: len as u64, ..meta }.pack(), Ordering::Relaxed);
-            self.payload = NonNull::slice_from_raw_parts(self.payload.cast(), len);
-        }
+        // SAFETY: invariant 2: so far before the payload the block starts, with its header.
+        let header = unsafe { self.payload.cast::<u8>().sub(self.offset()) };
+        // SAFETY: as above; aligned to a granule, and atomics throughout.
+        let header: &BlockHeader = unsafe { header.cast().as_ref() };
+        let meta = Meta::unpack(header.meta.load(Ordering::Relaxed));
+        header.meta.store(Meta { count: len as u64, ..meta }.pack(), Ordering::Relaxed);
+        self.payload = NonNull::slice_from_raw_parts(self.payload.cast(), len);
     }
 }
 
@@ -348,6 +352,14 @@ impl<T: Pod> RecordUninit<[T]> {
 }
 
 impl<T: ?Sized + Payload> RecordUninit<T> {
+    /// Makes every byte zero, in place: `T` may be far too large for the stack.
+    pub(crate) fn zeroed(self) -> Record<T> {
+        let bytes = size_of_val::<T>(&self.0);
+        // SAFETY: invariants 1 to 3: the payload is this record's, of that many bytes, and zeroes are a value of plain data.
+        unsafe { self.0.payload.cast::<u8>().write_bytes(0, bytes) };
+        self.0
+    }
+
     /// Takes the contents as they are. Safe, because every byte pattern is a value of plain data; which one is unspecified.
     ///
     /// ```
@@ -374,6 +386,16 @@ impl<T: ?Sized + Payload> AsMut<T> for RecordUninit<T> {
 /// Allocates a record of `count` elements.
 #[inline(always)]
 pub(crate) fn alloc<T: ?Sized + Payload>(local: &Local, count: usize) -> Result<RecordUninit<T>, AllocError> {
+    alloc_or(local, count, |bytes| local.alloc_slow(bytes))
+}
+
+/// Allocates a record of `count` elements; by `slow` if there is no block at hand.
+#[inline(always)]
+pub(crate) fn alloc_or<T: ?Sized + Payload>(
+    local: &Local,
+    count: usize,
+    slow: impl FnOnce(u64) -> Result<Block, AllocError>,
+) -> Result<RecordUninit<T>, AllocError> {
     let element = size_of::<T::Element>();
     let align = const { mem::align_of::<T::Element>() };
     if align > MAX_ALIGN {
@@ -385,23 +407,28 @@ pub(crate) fn alloc<T: ?Sized + Payload>(local: &Local, count: usize) -> Result<
         .and_then(|bytes| block::need(bytes, align as u64))
         .filter(|bytes| *bytes <= crate::layout::MAX_CAPACITY);
     let Some(bytes) = need else { return Err(AllocError::LengthOverflow { count, element }) };
-    let block = local.alloc(bytes)?;
-    let arena = local.cache().arena();
-    let offset = block::payload_offset(block.granule, align as u64);
-    let meta = Meta { class: block.class, offset, count: count as u64 };
-    block.header.meta.store(meta.pack(), Ordering::Relaxed);
-    let payload = arena.payload(block.granule, u64::from(offset));
-    Ok(RecordUninit(Record {
-        payload: T::from_raw(payload, count),
-        attachment: local.attachment(),
-        granule: block.granule,
-        class: block.class,
-    }))
+    match local.alloc_fast(bytes) {
+        Some((class, block)) => Ok(fill_in(class, block, count)),
+        None => {
+            let block = slow(bytes)?;
+            Ok(fill_in(block.handle.class(), block, count))
+        }
+    }
+}
+
+/// Makes a record of a block just allocated.
+#[inline(always)]
+fn fill_in<T: ?Sized + Payload>(class: u8, block: Block, count: usize) -> RecordUninit<T> {
+    let offset = block::payload_offset(block.handle.granule(), align_of::<T::Element>() as u64);
+    let meta = Meta { class, offset, count: count as u64 };
+    block.header().meta.store(meta.pack(), Ordering::Relaxed);
+    let payload = T::from_raw(block.start.payload(u64::from(offset)), count);
+    RecordUninit(Record { payload, handle: block.handle })
 }
 
 const _: () = {
     assert!(class::RUN == u8::MAX);
-    assert!(size_of::<Record<u64>>() == 24);
+    assert!(size_of::<Record<u64>>() == 16 && size_of::<Option<Record<u64>>>() == 16);
 };
 
 #[cfg(doctest)]

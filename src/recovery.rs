@@ -6,13 +6,14 @@
 //!
 //! # The passes
 //! One reaper at a time among processes (a lease byte) and threads (a mutex). For all victims together:
-//! 1. **Magazines** of their contexts: every entry names a free block, whatever its state says; states are set FREE,
-//!    entries of units that are no slab are dropped, the magazine goes to its depot. Then the context slots.
+//! 1. **Magazines** of their contexts, under the control lock: every entry names a free block, whatever its state says; entries of
+//!    units that are no slab are dropped, the magazine goes to its depot. Then the context slots.
 //! 2. **Channels**, under the control lock: what a victim owns inside any window becomes `QUEUED`; then its roles are vacated and
 //!    the peers woken; entries half made, half removed, or deserted are dismantled.
-//! 3. **Headers**, under the control lock: what still says `OWNED(victim)` is taken over by CAS and freed.
-//! 4. **Units** claimed by a victim are released.
-//! 5. **Hints** are rebuilt; last, the process slots are freed.
+//! 3. **Names**, under the control lock: the victims' are taken off the free blocks of all magazines, whoever holds those.
+//! 4. **Headers**, under the control lock: what still says `OWNED(victim)` is taken over by CAS and freed.
+//! 5. **Units** claimed by a victim are released.
+//! 6. **Hints** are rebuilt; last, the process slots are freed.
 //!
 //! The window pass comes before the header scan because a queued record's header still names its sender; it may come at
 //! all only because the victim is dead, so that nothing of its can enter a window behind our back. A consumer that takes
@@ -33,7 +34,8 @@ use crate::arena::Arena;
 use crate::attachment::{Attachment, Control};
 use crate::directory::{self, Settled, Spot};
 use crate::error::BufferError;
-use crate::heap::cache::Cache;
+use crate::heap::block::Handle;
+use crate::heap::cache::{self, Cache};
 use crate::heap::{self, block, class, depot, reclaim, unit};
 use crate::layout::{BlockHeader, CHANNELS, CONTEXTS, Magazine, Owner, Word};
 use crate::participant;
@@ -158,10 +160,10 @@ pub(crate) fn reap(attachment: &Attachment, effort: Effort) -> (Reaped, End) {
 /// Gives back what this process has taken over with its slot (see `participant::adopt`), before it has anything of its own.
 pub(crate) fn inherit(attachment: &Attachment) -> bool {
     let victims = [attachment.me()];
+    // From the start: we act in the victim's name by now.
+    participant::note(attachment.arena(), &victims, Word::ZERO);
     let done = Work { attachment, victims: &victims, until: None, reaped: &mut Reaped::default() }.give_back().is_ok();
-    if done {
-        participant::note(attachment.arena(), &victims, Word::ZERO);
-    }
+    participant::note(attachment.arena(), &victims, Word::ZERO);
     done
 }
 
@@ -192,7 +194,8 @@ impl Drop for Lock<'_> {
 mod pass {
     pub(super) const MAGAZINES: u64 = 0;
     pub(super) const CHANNELS: u64 = 1;
-    pub(super) const HEADERS: u64 = 2;
+    pub(super) const NAMES: u64 = 2;
+    pub(super) const HEADERS: u64 = 3;
 }
 
 /// What one reaper does for its victims.
@@ -217,6 +220,9 @@ impl<'a> Work<'a> {
         // Not the one for all threads: what others drop must not wait for us.
         let worked = self.attachment.with_cache(|cache| {
             begin(pass::CHANNELS).map_or(Ok(()), |from| self.settle_channels(cache, from))?;
+            // Nothing is freed between the names and the headers: what we free has our name, and it may be us who inherits.
+            cache.flush();
+            begin(pass::NAMES).map_or(Ok(()), |from| self.clear_names(from))?;
             begin(pass::HEADERS).map_or(Ok(()), |from| self.free_owned(cache, from))
         });
         worked.map_err(End::Stuck)??;
@@ -254,6 +260,11 @@ impl<'a> Work<'a> {
         let arena = self.attachment.arena();
         let is_victims =
             |index: u32| participant::context_owner(arena, index).is_some_and(|who| self.victims.contains(&who));
+        // Nobody takes an idle context's magazines meanwhile, or ours.
+        let mut control = self.control().map_err(|error| self.stop(pass::MAGAZINES, from, End::Stuck(error)))?;
+        for slot in (0..CONTEXTS).filter_map(|index| arena.context(index)) {
+            self.victims.iter().for_each(|victim| cache::settle(arena, slot, *victim));
+        }
         let contexts: Vec<u32> = (0..CONTEXTS).filter(|index| is_victims(*index)).collect();
         // A context's slot goes after all of its magazines: without one there are none.
         let top = if contexts.is_empty() { 0 } else { arena.header().magazine_top.load(Ordering::Acquire) };
@@ -265,15 +276,13 @@ impl<'a> Work<'a> {
                 self.reaped.cached_blocks += return_magazine(arena, self.attachment.me(), index, magazine);
                 point!("reap: magazine put");
             }
-            if index % STRIDE == STRIDE - 1 && !self.has_time() {
-                return Err(self.stop(pass::MAGAZINES, index + 1, End::TimeIsUp));
+            if index % STRIDE == STRIDE - 1 {
+                control = self.breathe(control, pass::MAGAZINES, index + 1)?;
             }
         }
         point!("reap: magazines done");
         for index in contexts {
             if let Some(slot) = arena.context(index) {
-                slot.gate.store(0, Ordering::Relaxed);
-                point!("reap: context gate");
                 slot.owner.store(0, Ordering::Release);
             }
         }
@@ -327,7 +336,28 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Pass 3, and what no magazine had room for.
+    /// Pass 3.
+    fn clear_names(&self, from: u64) -> Result<(), End> {
+        let arena = self.attachment.arena();
+        let mut control = self.control().map_err(|error| self.stop(pass::NAMES, from, End::Stuck(error)))?;
+        let top = arena.header().magazine_top.load(Ordering::Acquire);
+        for index in u32::try_from(from).unwrap_or(top)..top {
+            depot::clear_names(arena, index, self.victims);
+            if index % STRIDE == STRIDE - 1 {
+                control = self.breathe(control, pass::NAMES, index + 1)?;
+            }
+        }
+        point!("reap: names done");
+        Ok(())
+    }
+
+    /// Lets others have the control lock, if it is time, and stops if ours is up.
+    fn breathe(&self, control: Control<'a>, pass: u64, at: u32) -> Result<Control<'a>, End> {
+        let control = control.breathe(self.patience()).map_err(|error| self.stop(pass, at, End::Stuck(error)))?;
+        if self.has_time() { Ok(control) } else { Err(self.stop(pass, at, End::TimeIsUp)) }
+    }
+
+    /// Pass 4, and what no magazine had room for.
     fn free_owned(&mut self, cache: &Cache, from: u64) -> Result<(), End> {
         let mut at = u32::try_from(from).unwrap_or(u32::MAX);
         let mut control = match self.control() {
@@ -370,10 +400,6 @@ fn return_magazine(arena: &Arena, me: Owner, index: u32, magazine: &Magazine) ->
     };
     // Entries of a slab that died while it was being given back are dropped; the rest is free, whatever it says.
     reclaim::drop_entries(arena, me, magazine, |granule| reclaim::slab_of(arena, granule, class).is_none());
-    for block in depot::entries(magazine).filter_map(|granule| arena.block(granule)) {
-        block.state.store(Word::ZERO.0, Ordering::Release);
-    }
-    point!("reap: magazine freed");
     let blocks = magazine.n.load(Ordering::Relaxed);
     depot::put(arena, index, magazine, class);
     blocks.into()
@@ -396,7 +422,7 @@ fn free_owned(cache: &Cache, head: u32, what: Word, victims: &[Owner]) -> u64 {
             point!("reap: record taken");
             // No magazine had room, or a dead process held so much: unlike a plain free, this one may ask for more.
             depot::grow_if_empty(cache.arena());
-            heap::free(cache, at.granule, at.class);
+            heap::free(cache, Handle::new(cache.tag(), at.class, at.granule));
             point!("reap: record freed");
             records += u64::from(is_victims);
         }
@@ -416,7 +442,7 @@ pub(crate) fn collect_loose<'a>(control: Control<'a>, cache: &Cache) -> Result<C
     Ok(control)
 }
 
-/// Pass 4.
+/// Pass 5.
 fn release_units(arena: &Arena, victims: &[Owner]) {
     for (head, what) in unit::heads(arena) {
         if what.kind() == unit::CLAIMED && victims.contains(&what.owner()) {

@@ -4,8 +4,9 @@
 //! magazine changes hands, and the high-water mark where units do.
 
 use crate::arena::Arena;
-use crate::heap::{class, depot, unit};
-use crate::layout::{UNIT, Word};
+use crate::heap::{cache, class, depot, unit};
+use crate::layout::{CONTEXTS, UNIT, Word};
+use crate::participant;
 use crate::sync::Ordering;
 
 /// How a buffer's memory is used; made by [`Buffer::stats`](crate::Buffer::stats). Under traffic, a snapshot whose parts are from
@@ -117,6 +118,14 @@ pub(crate) fn stats(arena: &Arena) -> Stats {
                 }
             }
             _ => {}
+        }
+    }
+    for (index, slot) in (0..CONTEXTS).filter_map(|index| Some((index, arena.context(index)?))) {
+        if participant::context_owner(arena, index).is_some()
+            && let Some(spare) = cache::spare(arena, slot)
+            && let Some(stats) = classes.get_mut(usize::from(spare.handle.class()))
+        {
+            stats.cached += 1;
         }
     }
     classes.retain(|class| class.blocks > 0);

@@ -1,38 +1,122 @@
-//! Waiting: spin while it pays, then sleep on a shared futex.
+//! Waiting: look while it pays, then sleep on a shared futex.
 //!
 //! Promises: the side that is waited for pays one load of a quiet word; a wake-up is never lost; no sleep is longer than
-//! [`TICK`], so what nobody announces (a killed peer, a wake that died with its sender) is seen within that time.
+//! [`tick`], so what nobody announces (a killed peer, a wake that died with its sender) is seen within that time.
+//!
+//! A context sleeps on one word, its *bed*, whatever it waits for. Each end of a channel has a *bell*, which the other
+//! side looks at after each of its operations. Who goes to sleep writes the bed's name on the bell of each end it waits for;
+//! who finds a name on a bell takes it off and wakes that bed. So waiting for a thousand ends is one sleep, and costs their
+//! other sides what waiting for one does.
+//!
+//! # Layout
+//! ```text
+//! bell: 31                      8 7    4   3       2       1      0
+//!       [ bed: context slot + 1  ][     ][EAGER][OFTEN][FENCED][GONE]     0 in steady state
+//! ```
+//!
+//! # Ownership
+//! Of a bell: the bed, `EAGER` and `OFTEN` are set by the side that sleeps, and cleared by either; `GONE` and `FENCED` are the
+//! directory's, under the control lock (and `FENCED` the sleeper's, see below). A bed's word is changed by whoever wakes it.
 //!
 //! # Orderings
-//! `SYNC(wake)`: the sleeper sets `ASLEEP` in the word the peer looks at, makes the barrier that is heavy for both
-//! (`sys::barrier`), and looks for what it waits for once more before it sleeps on the futex word it read before all that.
-//! The peer makes its change, then looks at the flag: one of the two sees the other's store. The peer then clears the flag,
-//! changes the futex word, and wakes.
+//! `SYNC(wake)`: the sleeper reads its bed's word, writes its name on the bell, makes a barrier, and looks for what it waits for
+//! once more before it sleeps on the word it read. The peer makes its change, then looks at the bell: one of the two sees
+//! the other's store. A peer that sees a name takes it off, changes the bed's word, and wakes.
+//!
+//! The peer's store and load have only a compiler fence between them, so the sleeper's barrier must be heavy for both
+//! (`sys::barrier`). Or the peer fences for itself, on its slow path, to which any bit on the bell leads it. The sleeper asks for that
+//! with `OFTEN` when so little happens between its sleeps that a fence at each operation is cheaper than a system call at
+//! each sleep: one heavy barrier after the bit was set, and none as long as it stands. The peer clears it when it
+//! has looked [`BUSY`] times and found nobody asleep.
+//!
+//! A process that can't make heavy barriers sets `FENCED` on the bells of its channels, both when it attaches and when a barrier
+//! fails, which stays. Instead of the barrier after that, its first sleep is a [`nap`]: no processor keeps a store to itself
+//! for so long. The other way round, what is registered for heavy barriers can't be forbidden later.
+//!
+//! # If a process dies
+//! | after | what is left | who makes up for it |
+//! |---|---|---|
+//! | its name is on the bell | the name of a bed where nobody sleeps, or somebody else | the next peer that looks takes it off; whoever has that bed looks around once in vain |
+//! | it took a name off | a sleeper that nobody wakes | the sleeper, within a [`tick`] |
+//! | it changed the bed's word | the same | the same |
 
-use crate::sync::{AtomicU32, Ordering};
+use crate::arena::Arena;
+use crate::ready::Ready;
+use crate::sync::{AtomicU32, Ordering, fence};
 use crate::sys::crash::point;
 use crate::sys::{barrier, futex, task};
 use std::cell::Cell;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// Bits of the words that each side looks at.
-pub(crate) mod flags {
-    /// The other side sleeps.
-    pub(crate) const ASLEEP: u32 = 1;
-    /// The consumer has left (in the producer's word only).
-    pub(crate) const GONE: u32 = 2;
-    /// The other side can't make heavy barriers: fence for yourself.
-    pub(crate) const FENCED: u32 = 4;
+/// What an end does while it has nothing to receive, or no room to send.
+///
+/// ```
+/// # let name = format!("doc-wait-strategy-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// use ipc_buffer::{ChannelOptions, WaitStrategy};
+/// use std::time::Duration;
+/// let options = ChannelOptions::new().wait_strategy(WaitStrategy::Block);
+/// let mut rx = ctx.consumer_with::<u64>(1, &options)?;
+/// assert!(rx.recv_timeout(Duration::from_millis(1)).is_err(), "slept at once, and came back in time");
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum WaitStrategy {
+    /// Never sleeps: the quickest answer, for one core that does nothing else.
+    Spin,
+    /// Spins for about as long as falling asleep and being woken would take, then sleeps. Does not spin on a single core.
+    #[default]
+    Adaptive,
+    /// Sleeps at once: leaves the core to others.
+    Block,
 }
 
-/// The longest sleep without looking around.
-pub(crate) const TICK: Duration = Duration::from_millis(100);
+/// Bits of a bell.
+pub(crate) mod flags {
+    /// The consumer has left (on the producer's side only).
+    pub(crate) const GONE: u32 = 1;
+    /// Somebody here can't make, or be reached by, heavy barriers: fence for yourself.
+    pub(crate) const FENCED: u32 = 2;
+    /// The other side sleeps often: fence for yourself.
+    pub(crate) const OFTEN: u32 = 4;
+    /// Wake the sleeper at the first change, however small.
+    pub(crate) const EAGER: u32 = 8;
+    /// The bed, or 0 if nobody sleeps.
+    pub(crate) const BED: u32 = !0 << BED_SHIFT;
+    pub(crate) const BED_SHIFT: u32 = 8;
+}
+use flags::{BED, BED_SHIFT, EAGER, FENCED, OFTEN};
 
 /// How long to look before sleeping: about what falling asleep and being woken costs, so that at worst waiting costs twice what
 /// the better choice would have.
 const SPIN: Duration = Duration::from_micros(20);
 /// Looks between two readings of the clock, or questions that cost more than a look.
 const LOOKS: u32 = 64;
+/// Operations between two sleeps that make a heavy barrier cheaper than a fence at each of them.
+const BUSY: u32 = 64;
+
+/// The longest sleep without looking around: 125 ms, half of what a dead peer may go unnoticed. Sleeps end at multiples of it, so
+/// that all who sleep look around together, and leave the cores alone in between.
+///
+/// `IPC_BUFFER_TICK_MS` in the environment says otherwise, for tests: with hours, a lost wake-up is a hang that they see.
+pub(crate) fn tick() -> Duration {
+    static TICK_MS: AtomicU32 = AtomicU32::new(0);
+    let mut tick_ms = TICK_MS.load(Ordering::Relaxed);
+    if tick_ms == 0 {
+        let told = std::env::var("IPC_BUFFER_TICK_MS").ok().and_then(|text| text.parse().ok());
+        tick_ms = told.filter(|ms| *ms > 0).unwrap_or(125);
+        TICK_MS.store(tick_ms, Ordering::Relaxed);
+    }
+    Duration::from_millis(tick_ms.into())
+}
+
+/// The first sleep of an end that may be kept waiting for more room, or whose name a peer may not have seen: 5 ms.
+fn nap() -> Duration {
+    tick() / 25
+}
 
 /// Whether the other side can run while this one looks.
 fn has_other_cores() -> bool {
@@ -45,81 +129,250 @@ fn has_other_cores() -> bool {
     cores > 1
 }
 
-/// Where to sleep: the flag that tells the other side, and the word to sleep on.
-#[derive(Clone, Copy)]
+/// The word that a context sleeps on, and its name on bells.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Bed<'a> {
-    pub(crate) asleep_in: &'a AtomicU32,
-    pub(crate) futex_word: &'a AtomicU32,
-    /// Slept in vain since the last tick, over all waits: short timeouts in a row must see a dead peer too.
-    pub(crate) slept: &'a Cell<Duration>,
+    word: &'a AtomicU32,
+    name: u32,
 }
 
-/// Waits until `ready` gives something or `deadline` has passed. `glance` is cheap and says whether `ready` is worth a try;
-/// between glances it goes at `pace`, so that the line it looks at is left to the other side for a moment. `tick` runs after
-/// every [`TICK`] of sleeping in vain, be it in one wait or in many short ones.
+impl<'a> Bed<'a> {
+    /// The bed of the context slot `index`.
+    pub(crate) fn of(arena: &Arena, index: u32) -> Option<Bed<'a>> {
+        Some(Bed { word: &arena.context(index)?.bed, name: (index + 1) << BED_SHIFT })
+    }
+
+    /// The bed that is named on a bell which says `bell`.
+    fn named(arena: &Arena, bell: u32) -> Option<Bed<'a>> {
+        Self::of(arena, (bell >> BED_SHIFT).checked_sub(1)?)
+    }
+}
+
+impl PartialEq for Bed<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self.word, other.word)
+    }
+}
+
+/// What an end remembers of its sleeps, and of the other side's.
+#[derive(Debug, Default)]
+pub(crate) struct Waits {
+    /// [`Ready::position`] at the last sleep.
+    position: Cell<u64>,
+    /// The `OFTEN` or `FENCED` that stood on the bell at the last sleep is known to the peer.
+    fences: Cell<bool>,
+    /// Waited in vain since the peer was last looked at, over all waits: short timeouts in a row must see a dead peer too.
+    in_vain: Cell<Duration>,
+    /// Looks in a row at the other side's bell that found nobody asleep.
+    alone: Cell<u32>,
+}
+
+/// How to wait, and where.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wait<'a> {
+    /// `None` if the context is closed: then there is nothing to wait for.
+    pub(crate) bed: Option<Bed<'a>>,
+    pub(crate) strategy: WaitStrategy,
+    pub(crate) deadline: Option<Instant>,
+    /// Breaths between two glances, so that the line looked at is left to the other side for a moment.
+    pub(crate) pace: u32,
+}
+
+impl Wait<'_> {
+    fn left(&self) -> Duration {
+        self.deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+}
+
+/// Waits for `ends` until `ready` gives something or the deadline has passed. `glance` is cheap and says whether `ready` is
+/// worth a try. Every [`tick`] of waiting in vain, be it in one wait or in many short ones, looks whether the peers live.
 pub(crate) fn until<R>(
-    bed: Bed<'_>,
-    deadline: Option<Instant>,
-    pace: u32,
+    wait: Wait<'_>,
+    ends: &[Rc<dyn Ready>],
     glance: impl Fn() -> bool,
     mut ready: impl FnMut() -> Option<R>,
-    mut tick: impl FnMut(),
 ) -> Option<R> {
-    let Bed { asleep_in, futex_word, slept } = bed;
-    if let Some(result) = ready() {
-        return Some(result);
+    let result = ready();
+    if result.is_some() || wait.left().is_zero() {
+        return result;
     }
-    if has_other_cores() {
-        let mut look = || {
-            (0..LOOKS / pace.clamp(1, LOOKS)).find_map(|_| {
-                (0..pace).for_each(|_| std::hint::spin_loop());
-                if glance() { ready() } else { None }
-            })
-        };
+    let spins = match wait.strategy {
+        WaitStrategy::Spin => true,
+        WaitStrategy::Adaptive => has_other_cores(),
+        WaitStrategy::Block => false,
+    };
+    if spins {
         // In a stream the other side is never far: the first looks don't even ask the clock.
-        if let Some(result) = look() {
+        if let Some(result) = look(wait.pace, &glance, &mut ready) {
             return Some(result);
         }
-        let start = Instant::now();
-        while start.elapsed() < SPIN {
-            if let Some(result) = look() {
+        if wait.strategy == WaitStrategy::Spin {
+            return spin(wait, ends, glance, ready);
+        }
+        let (start, longest) = (Instant::now(), wait.left().min(SPIN));
+        while start.elapsed() < longest {
+            if let Some(result) = look(wait.pace, &glance, &mut ready) {
                 return Some(result);
             }
         }
     }
+    sleep(wait, ends, ready)
+}
+
+#[inline]
+fn look<R>(pace: u32, glance: &impl Fn() -> bool, ready: &mut impl FnMut() -> Option<R>) -> Option<R> {
+    (0..LOOKS / pace.clamp(1, LOOKS)).find_map(|_| {
+        (0..pace).for_each(|_| std::hint::spin_loop());
+        if glance() { ready() } else { None }
+    })
+}
+
+fn spin<R>(
+    wait: Wait<'_>,
+    ends: &[Rc<dyn Ready>],
+    glance: impl Fn() -> bool,
+    mut ready: impl FnMut() -> Option<R>,
+) -> Option<R> {
+    let mut looked_around = Instant::now();
     loop {
-        let seen = futex_word.load(Ordering::Acquire);
-        // SYNC(wake)
-        asleep_in.fetch_or(flags::ASLEEP, Ordering::SeqCst);
-        barrier::heavy();
-        let result = ready();
-        let left = deadline.map_or(TICK, |deadline| deadline.saturating_duration_since(Instant::now()).min(TICK));
-        if result.is_some() || left.is_zero() {
-            asleep_in.fetch_and(!flags::ASLEEP, Ordering::SeqCst);
+        // What is not work is seen here: a glance does not look for it.
+        let result = look(wait.pace, &glance, &mut ready).or_else(&mut ready);
+        if result.is_some() || wait.left().is_zero() {
             return result;
         }
-        let before = Instant::now();
-        futex::wait(futex_word, seen, left);
-        asleep_in.fetch_and(!flags::ASLEEP, Ordering::SeqCst);
-        if let Some(result) = ready() {
-            slept.set(Duration::ZERO);
-            return Some(result);
+        if looked_around.elapsed() >= tick() {
+            look_around(ends, looked_around.elapsed());
+            looked_around = Instant::now();
         }
-        slept.set(slept.get().saturating_add(before.elapsed()));
-        if slept.get() >= TICK {
-            slept.set(Duration::ZERO);
-            tick();
+        if !has_other_cores() {
+            std::thread::yield_now();
         }
     }
 }
 
-/// Wakes the other side, which said in `asleep_in` that it sleeps on `futex_word`.
+fn sleep<R>(wait: Wait<'_>, ends: &[Rc<dyn Ready>], mut ready: impl FnMut() -> Option<R>) -> Option<R> {
+    let bed = wait.bed?;
+    let mut eager = !ends.iter().any(|end| end.is_patient());
+    loop {
+        let seen = bed.word.load(Ordering::Acquire);
+        let known = lie_down(ends, bed, eager);
+        point!("sleep: named");
+        // As long as nobody rings, the name stays where it is.
+        while bed.word.load(Ordering::Relaxed) == seen {
+            let (result, left) = (ready(), wait.left());
+            if result.is_some() || left.is_zero() {
+                get_up(ends);
+                return result;
+            }
+            let napping = !(eager && known);
+            let longest = if napping { nap() } else { task::until_multiple(tick()) };
+            let before = Instant::now();
+            futex::wait(bed.word, seen, left.min(longest));
+            let slept = before.elapsed();
+            point!("sleep: woken");
+            if bed.word.load(Ordering::Relaxed) == seen {
+                look_around(ends, slept);
+            }
+            if napping && slept >= longest {
+                eager = true;
+                ends.iter().for_each(|end| end.waits().fences.set(true));
+                break;
+            }
+        }
+        get_up(ends);
+        if let Some(result) = ready() {
+            return Some(result);
+        }
+    }
+}
+
+/// Writes the bed's name on every bell. From here on, whoever changes one of `ends` after the caller has looked at it wakes the
+/// bed; false if that is certain only after a [`nap`].
+pub(crate) fn lie_down(ends: &[Rc<dyn Ready>], bed: Bed<'_>, eager: bool) -> bool {
+    let mut known = true;
+    for end in ends {
+        let waits = end.waits();
+        let position = end.position();
+        let often = position.wrapping_sub(waits.position.replace(position)) < BUSY.into();
+        let name = bed.name | if eager { EAGER } else { 0 } | if often { OFTEN } else { 0 };
+        let sign = |old| (old & (flags::GONE | FENCED)) | name;
+        // SYNC(wake)
+        let old = end.bell().update(Ordering::SeqCst, Ordering::Relaxed, sign);
+        // Whatever stood there and stands there still.
+        known &= old & sign(old) & (OFTEN | FENCED) != 0 && waits.fences.get();
+    }
+    if known {
+        fence(Ordering::SeqCst);
+    } else if barrier::heavy() {
+        known = true;
+        ends.iter().for_each(|end| end.waits().fences.set(true));
+    } else {
+        ends.iter().for_each(|end| {
+            end.waits().fences.set(false);
+            end.bell().fetch_or(FENCED, Ordering::SeqCst);
+        });
+        fence(Ordering::SeqCst);
+    }
+    known
+}
+
+/// Takes the name off every bell.
+pub(crate) fn get_up(ends: &[Rc<dyn Ready>]) {
+    for bell in ends.iter().map(|end| end.bell()) {
+        if bell.load(Ordering::Relaxed) & BED != 0 {
+            bell.fetch_and(!(BED | EAGER), Ordering::SeqCst);
+        }
+    }
+}
+
+/// Looks whether the peers live of those ends that were waited for long enough: each live process once.
+pub(crate) fn look_around(ends: &[Rc<dyn Ready>], waited: Duration) {
+    let mut alive = Vec::new();
+    for end in ends {
+        let in_vain = end.waits().in_vain.get().saturating_add(waited);
+        // The first sleep may be a small part of a tick: the next one is not to be the first to count.
+        if in_vain < tick() / 10 {
+            end.waits().in_vain.set(in_vain);
+            continue;
+        }
+        end.waits().in_vain.set(Duration::ZERO);
+        let peer = end.peer();
+        if peer.is_some() && !alive.contains(&peer) && end.check_peer() {
+            alive.push(peer);
+        }
+    }
+}
+
+/// For a side that found something on the other side's `bell` after its operation: wakes who sleeps, if `is_due` or eager.
 #[cold]
 #[inline(never)]
-pub(crate) fn wake(asleep_in: &AtomicU32, futex_word: &AtomicU32) {
-    asleep_in.fetch_and(!flags::ASLEEP, Ordering::SeqCst);
-    point!("wake: cleared");
-    announce(futex_word);
+pub(crate) fn answer(arena: &Arena, bell: &AtomicU32, waits: &Waits, is_due: impl FnOnce() -> bool) {
+    // SYNC(wake): for those who ask for it, by `OFTEN` or `FENCED`.
+    fence(Ordering::SeqCst);
+    let seen = bell.load(Ordering::Relaxed);
+    if seen & BED == 0 {
+        let alone = waits.alone.get() + 1;
+        waits.alone.set(alone % BUSY);
+        if alone == BUSY && seen & OFTEN != 0 {
+            // Fails if somebody lies down now: then it is needed again.
+            let _ = bell.compare_exchange(seen, seen & !OFTEN, Ordering::SeqCst, Ordering::Relaxed);
+        }
+        return;
+    }
+    waits.alone.set(0);
+    if seen & EAGER != 0 || is_due() {
+        wake(arena, bell);
+    }
+}
+
+/// Wakes who sleeps by this bell, after a change that all looks at `ready` see.
+pub(crate) fn wake(arena: &Arena, bell: &AtomicU32) {
+    // SYNC(wake): both sides change the bell, so one of them comes first; if that is us, the sleeper sees our change.
+    let old = bell.fetch_and(!(BED | EAGER), Ordering::SeqCst);
+    if let Some(bed) = Bed::named(arena, old) {
+        point!("wake: cleared");
+        announce(bed.word);
+    }
 }
 
 /// Changes a futex word and wakes whoever sleeps on it.
@@ -129,7 +382,7 @@ pub(crate) fn announce(futex_word: &AtomicU32) {
     futex::wake_all(futex_word);
 }
 
-/// Waits for `ready` by looking again whenever `futex_word` changes, and every [`TICK`] at least.
+/// Waits for `ready` by looking again whenever `futex_word` changes, and every [`tick`] at least.
 pub(crate) fn for_change<R>(
     futex_word: &AtomicU32,
     deadline: Option<Instant>,
@@ -140,7 +393,7 @@ pub(crate) fn for_change<R>(
         if let Some(result) = ready() {
             return Some(result);
         }
-        let left = deadline.map_or(TICK, |deadline| deadline.saturating_duration_since(Instant::now()).min(TICK));
+        let left = deadline.map_or(tick(), |deadline| deadline.saturating_duration_since(Instant::now()).min(tick()));
         if left.is_zero() {
             return None;
         }

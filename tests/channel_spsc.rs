@@ -152,7 +152,7 @@ fn full_gives_the_record_back() {
     }
     let error = TrySendError::Full(ctx.record(9_u64).unwrap());
     assert!(error.to_string().contains("full"), "{error}");
-    assert_eq!(*error.into_record(), 9);
+    assert_eq!(*error.into_inner(), 9);
     drop((tx, rx, ctx));
     work::end(buffer, &name);
 }

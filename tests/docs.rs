@@ -30,7 +30,7 @@ fn exports() -> BTreeMap<String, BTreeSet<String>> {
 fn item(line: &str) -> Option<&str> {
     let mut words =
         line.trim_start().strip_prefix("pub ")?.split(|c: char| !c.is_alphanumeric() && c != '_' && c != '$');
-    words.find(|word| ["fn", "struct", "enum", "trait", "union"].contains(word))?;
+    words.find(|word| ["fn", "struct", "enum", "trait", "union", "type"].contains(word))?;
     words.next()
 }
 
@@ -44,7 +44,7 @@ fn has_example(doc: &[&str]) -> bool {
 #[test]
 fn every_public_item_has_an_example() {
     let mut missing = Vec::new();
-    for (file, names) in exports() {
+    for (file, names) in exports().into_iter().chain([("batch".to_owned(), BTreeSet::new())]) {
         let text = read(&src().join(&file).with_extension("rs"));
         let (mut doc, mut hidden, mut passed_in, mut in_call) = (Vec::new(), false, false, false);
         let mut found = BTreeSet::new();

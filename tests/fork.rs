@@ -10,8 +10,8 @@ mod scenarios;
 
 use common::{Name, all_free, sound};
 use ipc_buffer::{
-    AllocError, AttachError, Buffer, BufferError, ChannelOptions, Error, RecvError, RecvTimeoutError, SendError,
-    SendTimeoutError, TryRecvError, TrySendError,
+    AllocError, AttachError, Buffer, BufferError, ChannelOptions, Error, RecvError, RecvTimeoutError, Select,
+    SendError, SendTimeoutError, TryRecvError, TrySendError,
 };
 use scenarios::{Child, Scenario, end, end_after, fork, hear, tell};
 use std::io::{PipeWriter, pipe};
@@ -30,6 +30,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("a_child_keeps_no_lease_of_its_parent", a_child_keeps_no_lease_of_its_parent),
     ("a_child_keeps_no_segment", a_child_keeps_no_segment),
     ("descriptors_do_not_outlive_exec", descriptors_do_not_outlive_exec),
+    ("sleepers_are_the_parents", sleepers_are_the_parents),
     ("grandchildren", grandchildren),
     ("fork_under_load", fork_under_load),
     ("many_threads_fork", many_threads_fork),
@@ -385,6 +386,47 @@ fn descriptors_do_not_outlive_exec(name: &Name) {
         end()
     };
     child.succeeds();
+}
+
+fn sleepers_are_the_parents(name: &Name) {
+    let buffer = Buffer::open(name).unwrap();
+    let context = buffer.context().unwrap();
+    let (mut rx, tx) = (context.consumer::<u64>(9).unwrap(), context.producer::<u64>(10).unwrap());
+    let mut select = Select::new();
+    select.recv(&rx);
+    assert_eq!(select.try_ready(), None);
+    let asleep = |ids: &'static [i64]| {
+        let buffer = buffer.clone();
+        std::thread::spawn(move || {
+            let context = buffer.context().unwrap();
+            let mut ends: Vec<_> = ids.iter().map(|id| context.consumer::<u64>(*id).unwrap()).collect();
+            let mut select = Select::new();
+            ends.iter().for_each(|rx| _ = select.recv(rx));
+            let number = if ends.len() == 1 { 0 } else { select.ready().unwrap() };
+            *ends[number].recv().unwrap()
+        })
+    };
+    let sleepers = [asleep(&[1]), asleep(&[2, 3, 4])];
+    (1..=4).for_each(|id| assert!(buffer.wait_for_channel(id, Duration::MAX).unwrap()));
+    std::thread::sleep(Duration::from_millis(20));
+    let Some(child) = fork() else {
+        // What was built before is inert, and says so at once.
+        assert_eq!(select.ready(), Some(0));
+        assert_eq!(rx.try_recv().unwrap_err(), TryRecvError::Recv(RecvError::Forked));
+        assert_eq!((select.send(&tx), select.ready()), (1, Some(1)));
+        let anew = Buffer::open(name).unwrap();
+        let mine = anew.context().unwrap();
+        for id in [1, 3] {
+            mine.producer(id).unwrap().send(mine.record(id.cast_unsigned()).unwrap()).unwrap();
+        }
+        drop((buffer, context, mine));
+        end_after(move || drop(anew))
+    };
+    assert_eq!(sleepers.map(|sleeper| sleeper.join().unwrap()), [1, 3]);
+    child.succeeds();
+    assert_eq!(select.try_ready(), None);
+    drop((rx, tx, context));
+    all_free(&buffer);
 }
 
 fn grandchildren(name: &Name) {

@@ -393,12 +393,12 @@ impl Life {
         }
         let tx = &mut self.tx[place].tx;
         let result = match form {
-            0 if for_ever => tx.send(record).map_err(|error| (error.to_string(), error.into_record())),
+            0 if for_ever => tx.send(record).map_err(|error| (error.to_string(), error.into_inner())),
             0..50 => match tx.send_timeout(record, wait) {
                 Err(SendTimeoutError::Timeout(record)) => Err((String::new(), record)),
-                other => other.map_err(|error| (error.to_string(), error.into_record())),
+                other => other.map_err(|error| (error.to_string(), error.into_inner())),
             },
-            _ => tx.try_send(record).map_err(|error| (error.to_string(), error.into_record())),
+            _ => tx.try_send(record).map_err(|error| (error.to_string(), error.into_inner())),
         };
         match result {
             Ok(()) => self.note(What::Sent, channel, end, 0, next),

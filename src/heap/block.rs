@@ -9,7 +9,10 @@
 //!                  offset / 16
 //! ```
 
-use crate::arena::Arena;
+// Fields of words: masked, or the low half.
+#![allow(clippy::cast_possible_truncation)]
+
+use crate::arena::{Arena, Start};
 use crate::heap::{class, reclaim, unit};
 use crate::layout::{BLOCK_HEADER, BlockHeader, GRANULE, Owner, UNIT, Word};
 use crate::sync::Ordering;
@@ -26,6 +29,99 @@ pub(crate) mod state {
     pub(crate) const STORAGE: u64 = 3;
     /// Free, but in no magazine: the last resort of a free that found none. A scan collects it.
     pub(crate) const LOOSE: u64 = 4;
+}
+
+/// Which attachment of this process a handle is good with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Tag(u64);
+
+impl Tag {
+    /// Attachments that a process can tell apart.
+    pub(crate) const LIMIT: u32 = 1 << 22;
+
+    pub(crate) const fn new(number: u32) -> Self {
+        Self(Handle::MARK | (number as u64) << 40)
+    }
+
+    pub(crate) const fn number(self) -> u32 {
+        ((self.0 & !Handle::MARK) >> 40) as u32
+    }
+}
+
+/// Whose a block is in this process, its class and its place, in one word.
+///
+/// ```text
+/// 63    62    61      40 39     32 31       0
+/// [ 1 ][ run ][ tag     ][ class  ][ granule  ]
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Handle(u64);
+
+impl Handle {
+    const MARK: u64 = 1 << 63;
+    const RUN: u64 = 1 << 62;
+
+    #[inline(always)]
+    pub(crate) const fn new(tag: Tag, class: u8, granule: u32) -> Self {
+        let run = if class == class::RUN { Self::RUN } else { 0 };
+        Self(tag.0 | run | (class as u64) << 32 | granule as u64)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn word(self) -> u64 {
+        self.0
+    }
+
+    /// Not so for words that lie in shared memory for other purposes.
+    pub(crate) const fn is_marked(self) -> bool {
+        self.0 & Self::MARK != 0
+    }
+
+    #[inline(always)]
+    pub(crate) const fn tag(self) -> Tag {
+        Tag(self.0 & !Self::RUN & !0 << 40)
+    }
+
+    /// Whether it belongs to the attachment and is no run: one comparison.
+    #[inline(always)]
+    pub(crate) const fn is_small_of(self, tag: Tag) -> bool {
+        self.0 >> 40 == tag.0 >> 40
+    }
+
+    /// Whether it belongs to the attachment and is of this class: one comparison.
+    #[inline(always)]
+    pub(crate) const fn is_of(self, tag: Tag, class: usize) -> bool {
+        self.0 >> 32 == tag.0 >> 32 | class as u64
+    }
+
+    #[inline(always)]
+    pub(crate) const fn class(self) -> u8 {
+        (self.0 >> 32 & 0xff) as u8
+    }
+
+    #[inline(always)]
+    pub(crate) const fn granule(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+/// A block in hand.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block {
+    pub(crate) handle: Handle,
+    pub(crate) start: Start,
+}
+
+impl Block {
+    #[inline(always)]
+    pub(crate) fn header<'a>(self) -> &'a BlockHeader {
+        self.start.header()
+    }
 }
 
 /// The largest number of elements a record may have.
@@ -50,7 +146,6 @@ impl Meta {
 
     #[inline(always)]
     pub(crate) const fn unpack(word: u64) -> Self {
-        #[allow(clippy::cast_possible_truncation)] // masked
         Self { class: (word >> 52 & 0xff) as u8, offset: (word >> 40 & 0xfff) as u32 * 16, count: word & MAX_COUNT }
     }
 }
@@ -64,7 +159,6 @@ pub(crate) const fn need(bytes: u64, align: u64) -> Option<u64> {
 
 /// Where the payload of the block at `granule` starts for this alignment, in bytes from the block's start.
 #[inline(always)]
-#[allow(clippy::cast_possible_truncation)] // at most 4096
 pub(crate) const fn payload_offset(granule: u32, align: u64) -> u32 {
     if align <= BLOCK_HEADER {
         return BLOCK_HEADER as u32;
@@ -75,22 +169,17 @@ pub(crate) const fn payload_offset(granule: u32, align: u64) -> u32 {
 
 /// Whether a block of `class` starts at `granule`, by what its unit says (which its header may contradict, if a foreign hand
 /// wrote there).
-#[inline(always)]
 pub(crate) fn is_at(arena: &Arena, granule: u32, class: u8) -> bool {
-    // Nearly always: a slab of one unit.
-    if usize::from(class) < class::COUNT && unit::is_slab(arena, arena.unit_of(granule), class.into()) {
-        return class::starts_at(class.into(), arena.granules_into_unit(granule));
-    }
-    is_at_slow(arena, granule, class)
-}
-
-#[cold]
-#[inline(never)]
-fn is_at_slow(arena: &Arena, granule: u32, class: u8) -> bool {
     if class == class::RUN {
         return run_bytes(arena, granule).is_some();
     }
     usize::from(class) < class::COUNT && reclaim::slab_of(arena, granule, class.into()).is_some()
+}
+
+/// As [`is_at`], but true for slabs of one unit only, as nearly all are: with a class that the compiler knows, a few instructions.
+#[inline(always)]
+pub(crate) fn is_in_slab(arena: &Arena, granule: u32, class: u8) -> bool {
+    unit::is_slab(arena, granule, class.into()) && class::starts_at(class.into(), arena.granules_into_unit(granule))
 }
 
 /// Bytes of the large block at `granule`, if one starts there.

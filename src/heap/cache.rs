@@ -6,19 +6,34 @@
 //! # Ownership
 //! A magazine whose holder word names this context is written by its thread alone.
 //!
+//! # The spare
+//! The block freed last is kept outside the magazines, named by the context's *gate* word: what is freed next pushes it into its
+//! magazine, and an allocation of its class takes it. So a thread that frees and allocates one size touches one word of its own,
+//! and no magazine. The spare's header keeps saying `OWNED(me)`.
+//!
 //! # Revocation
 //! What an idle context caches may be what another one lacks, and its thread may never call again. So when memory is short,
-//! another process (the *thief*) may put a context's magazines back into the depot behind its back:
-//! `SYNC(gate)`: the owner stores `gate = 1`, then looks at `revoked`, works, and stores `gate = 0` (Release); the thief writes its
-//! name into `revoked`, makes the heavy barrier (`sys::barrier`), and looks at `gate` (Acquire). One of the two sees the other:
-//! either the thief sees the owner inside and leaves it alone, or the owner sees the thief and keeps out until the thief is
-//! done, or dead. Then `revoked` says `VERIFY`, and the owner forgets what it no longer holds.
+//! another process (the *thief*) may put a context's magazines back into the depot, and take its spare, behind its back.
+//! `SYNC(gate)`: the owner stores `gate = INSIDE`, then looks at `revoked`, works, and stores what it has now (Release); the thief writes
+//! its name into `revoked`, makes the heavy barrier (`sys::barrier`), and looks at `gate` (Acquire). One of the two sees the
+//! other: either the thief sees the owner inside and leaves it alone, or the owner sees the thief's name. Then one CAS on
+//! `revoked` decides: the owner refuses, or the thief has it, and the owner keeps out until the thief is done, or dead.
 //! ```text
-//! revoked   0 | TAKING process | VERIFY
+//! gate      INSIDE (0) | outside: OUTSIDE, class and granule of the spare          written by the owner only
+//! revoked   0 -> TAKING thief                     by the thief
+//!           TAKING -> 0                           by the owner, who is awake
+//!           TAKING -> TAKEN thief                 by the thief, who saw the owner outside
+//!           TAKEN -> EMPTIED thief                by the thief, when the spare is its own
+//!           TAKEN -> VERIFY, EMPTIED -> FORGET    by the thief when done, or by who sees that it is dead
+//!           VERIFY -> 0, FORGET -> 0              by the owner, once it has dropped what it no longer holds
+//!           VERIFY -> TAKEN, FORGET -> EMPTIED    by the next thief: the owner is outside still
+//!           0 -> ASKED, ASKED -> 0                by who waits for memory, and by the owner, who then gives back what it caches
 //! ```
 //!
 //! # If a process dies
-//! A thief: what it had put back is in the depot, the rest is still the owner's; whoever sees that it is dead writes `VERIFY`.
+//! A thief: what it had put back is in the depot, the rest is still the owner's. Killed after it had written its name into
+//! the spare's header, but before `EMPTIED`: the header is given its old name again before anybody looks for what the
+//! thief owned ([`settle`]).
 //!
 //! The owner: single writer, program order (`SYNC(kill)`: the second store is Release, so the compiler keeps the order and the
 //! machine can't show the second without the first):
@@ -29,8 +44,10 @@
 //! | pop: `n - 1` | owned, in nobody's hands | the header scan frees it |
 //! | push: entry | owned, beyond `n` | the header scan frees it |
 //! | push: `n + 1` | in the magazine: free | the magazines pass sets it FREE |
+//! | the spare, named or not | owned, in nobody's hands | the header scan frees it |
 //!
-//! So a block is free if and only if it is in a magazine (or `LOOSE`), whatever its state word says.
+//! So a block is free if and only if it is in a magazine, or a spare (or `LOOSE`), whatever its state word says: a push
+//! leaves the name of the last owner there, because the header's line is far away when records are freed in any order.
 //!
 //! # Invariants
 //! 1. Each magazine of a line is held by this context in the segment; `unusable` is held by nobody and is never written,
@@ -40,9 +57,9 @@
 #![allow(unsafe_code)]
 
 use crate::arena::{Arena, Reach};
-use crate::heap::block::{self, state};
-use crate::heap::{class, depot};
-use crate::layout::{BlockHeader, ContextSlot, Geometry, MAGAZINE_ENTRIES, Magazine, Owner, POOL, Word};
+use crate::heap::block::{self, Block, Handle, Tag, state};
+use crate::heap::{self, class, depot, want};
+use crate::layout::{ContextSlot, Geometry, MAGAZINE_ENTRIES, Magazine, Owner, POOL, Word};
 use crate::sync::{Ordering, compiler_fence};
 use crate::sys::crash::point;
 use std::cell::Cell;
@@ -55,12 +72,11 @@ unsafe impl Sync for Unusable {}
 // SAFETY: all zeroes is a valid magazine (`Shared`).
 static UNUSABLE: Unusable = Unusable(unsafe { std::mem::zeroed() });
 
-/// The slot of a cache that has none any more: nobody revokes it, and its gate leads nowhere.
+/// The slot of a cache that has none any more: it looks revoked for good.
 struct Nowhere(ContextSlot);
-// SAFETY: atomics throughout; nobody reads what is written there.
+// SAFETY: atomics throughout; nobody acts on what is written there.
 unsafe impl Sync for Nowhere {}
-// SAFETY: all zeroes is a valid slot (`Shared`).
-static NOWHERE: Nowhere = Nowhere(unsafe { std::mem::zeroed() });
+static NOWHERE: Nowhere = Nowhere(ContextSlot::revoked_for_good(Word::number(revoked::VERIFY, 0)));
 
 #[derive(Clone, Copy)]
 struct Held {
@@ -127,10 +143,89 @@ struct Line {
     empty: Reserve,
 }
 
-/// Kinds of `ContextSlot::revoked`.
+/// Kinds of `ContextSlot::revoked`; see the module.
 pub(crate) mod revoked {
     pub(crate) const TAKING: u64 = 1;
-    pub(crate) const VERIFY: u64 = 2;
+    pub(crate) const TAKEN: u64 = 2;
+    pub(crate) const EMPTIED: u64 = 3;
+    pub(crate) const VERIFY: u64 = 4;
+    pub(crate) const FORGET: u64 = 5;
+    pub(crate) const ASKED: u64 = 6;
+}
+
+/// What `ContextSlot::gate` says: inside, or the [`Handle`] of the spare, or that there is none.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gate(Handle);
+
+impl Gate {
+    const INSIDE: Self = Self(Handle::from_word(0));
+    /// Outside, without a spare.
+    pub(crate) const BARE: Self = Self(Handle::new(Tag::new(0), class::RUN, 0));
+
+    pub(crate) fn of(slot: &ContextSlot) -> Self {
+        // SYNC(gate)
+        Self(Handle::from_word(slot.gate.load(Ordering::Acquire)))
+    }
+
+    pub(crate) const fn word(self) -> u64 {
+        self.0.word()
+    }
+
+    pub(crate) fn is_outside(self) -> bool {
+        self.0.is_marked()
+    }
+
+    /// The spare, if there is one that may be a block: a foreign hand may have written there.
+    fn spare(self, arena: &Arena) -> Option<Block> {
+        let class = usize::from(self.0.class());
+        (self.is_outside() && class < class::COUNT).then_some(())?;
+        Some(Block { handle: self.0, start: arena.block_within(self.0.granule(), arena.reach(class))? })
+    }
+}
+
+/// The spare of the context `slot`, unless a thief has taken it, or the owner is inside.
+pub(crate) fn spare(arena: &Arena, slot: &ContextSlot) -> Option<Block> {
+    let spare = Gate::of(slot).spare(arena);
+    let revoked = Word(slot.revoked.load(Ordering::Acquire)).kind();
+    spare.filter(|_| !matches!(revoked, revoked::EMPTIED | revoked::FORGET))
+}
+
+/// The owner inside its cache: what the gate said when it entered.
+#[must_use]
+struct Inside {
+    slot: &'static ContextSlot,
+    gate: Gate,
+}
+
+impl Inside {
+    /// Steps outside, leaving what `gate` names there.
+    #[inline(always)]
+    fn leave(&self, gate: Gate) {
+        self.slot.gate.store(gate.word(), Ordering::Release);
+    }
+}
+
+/// Undoes what the dead `thief` did to the spare of `slot`'s context, if its death cut it short, and lets the context go on. To
+/// be called before anybody looks for what the thief owned.
+pub(crate) fn settle(arena: &Arena, slot: &ContextSlot, thief: Owner) {
+    let word = Word(slot.revoked.load(Ordering::Acquire));
+    if word.owner() != thief {
+        return;
+    }
+    let then = match word.kind() {
+        revoked::TAKING => Word::ZERO,
+        revoked::TAKEN => {
+            let owner = Word(slot.owner.load(Ordering::Acquire)).owner();
+            if let Some(spare) = spare(arena, slot) {
+                block::change(spare.header(), block::owned(thief), block::owned(owner));
+                point!("settle: spare");
+            }
+            Word::number(revoked::VERIFY, 0)
+        }
+        revoked::EMPTIED => Word::number(revoked::FORGET, 0),
+        _ => return,
+    };
+    let _ = slot.revoked.compare_exchange(word.0, then.0, Ordering::AcqRel, Ordering::Relaxed);
 }
 
 /// See the module.
@@ -139,18 +234,17 @@ pub(crate) struct Cache {
     arena: Arena,
     slot: Cell<&'static ContextSlot>,
     me: Owner,
+    /// The state word of this process's blocks.
+    owned: Word,
+    /// What this cache's handles carry.
+    tag: Tag,
     /// The holder word of this context's magazines.
     held: Word,
     lines: [Line; class::COUNT],
+    /// Somebody waits for memory.
+    is_asked: Cell<bool>,
     /// Whether that process will never act again; asked while it keeps us out.
     is_dead: Box<dyn Fn(Owner) -> bool>,
-}
-
-/// A block in hand: its place, and its header.
-#[derive(Clone, Copy)]
-pub(crate) struct Found {
-    pub(crate) granule: u32,
-    pub(crate) header: &'static BlockHeader,
 }
 
 /// While a block is taken, the one to be taken this many later is asked for: nearly every block was last touched by another
@@ -189,6 +283,7 @@ impl Cache {
     pub(crate) fn new(
         arena: Arena,
         me: Owner,
+        tag: Tag,
         context: Owner,
         is_dead: impl Fn(Owner) -> bool + 'static,
     ) -> Option<Self> {
@@ -201,42 +296,73 @@ impl Cache {
         };
         let held = Word::of(depot::HELD, context);
         let slot = Cell::new(arena.context(context.index())?);
-        Some(Self { arena, slot, me, held, lines: std::array::from_fn(line), is_dead: Box::new(is_dead) })
+        let owned = block::owned(me);
+        Some(Self {
+            arena,
+            slot,
+            me,
+            owned,
+            tag,
+            held,
+            lines: std::array::from_fn(line),
+            is_asked: Cell::new(false),
+            is_dead: Box::new(is_dead),
+        })
     }
 
-    /// Steps inside. False if a thief is at work, or has been: then the slow path settles it.
+    /// Steps inside. `None` if a thief is at work, or has been: then the slow path settles it.
     #[inline(always)]
-    fn enter(&self) -> bool {
+    fn enter(&self) -> Option<Inside> {
         let slot = self.slot.get();
-        slot.gate.store(1, Ordering::Relaxed);
+        let gate = Gate(Handle::from_word(slot.gate.load(Ordering::Relaxed)));
+        slot.gate.store(Gate::INSIDE.word(), Ordering::Relaxed);
         // SYNC(gate)
         compiler_fence(Ordering::SeqCst);
-        slot.revoked.load(Ordering::Relaxed) == 0
-    }
-
-    #[inline(always)]
-    fn leave(&self) {
-        self.slot.get().gate.store(0, Ordering::Release);
+        let inside = Inside { slot, gate };
+        if slot.revoked.load(Ordering::Relaxed) != 0 {
+            inside.leave(gate);
+            return None;
+        }
+        Some(inside)
     }
 
     /// Steps inside, once no thief is at work, and forgets what one has taken.
-    fn enter_surely(&self) {
-        while !self.enter() {
-            self.leave();
-            let revoked = &self.slot.get().revoked;
-            let word = Word(revoked.load(Ordering::Acquire));
-            let change = |to: Word| revoked.compare_exchange(word.0, to.0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-            if word.kind() != revoked::TAKING {
-                self.verify();
-                point!("verify: checked");
-                change(Word::ZERO);
-                point!("verify: settled");
-            } else if (self.is_dead)(word.owner()) {
-                change(Word::number(revoked::VERIFY, 0));
-            } else {
-                std::thread::sleep(Duration::from_micros(20));
+    fn enter_surely(&self) -> Inside {
+        loop {
+            if let Some(inside) = self.enter() {
+                return inside;
+            }
+            // Whatever brought us here: a thief takes over from who asked.
+            self.is_asked.set(want::is_wanted(&self.arena));
+            let slot = self.slot.get();
+            let word = Word(slot.revoked.load(Ordering::Acquire));
+            let change = |to| {
+                let _ = slot.revoked.compare_exchange(word.0, to, Ordering::AcqRel, Ordering::Relaxed);
+            };
+            match word.kind() {
+                // Not if the thief can help it: if its CAS comes first, it has us.
+                revoked::TAKING => change(0),
+                revoked::ASKED => change(0),
+                revoked::TAKEN | revoked::EMPTIED if (self.is_dead)(word.owner()) => {
+                    settle(&self.arena, slot, word.owner());
+                }
+                revoked::TAKEN | revoked::EMPTIED => std::thread::sleep(Duration::from_micros(20)),
+                kind => {
+                    self.verify();
+                    if kind == revoked::FORGET {
+                        slot.gate.store(Gate::BARE.word(), Ordering::Release);
+                    }
+                    point!("verify: checked");
+                    change(0);
+                    point!("verify: settled");
+                }
             }
         }
+    }
+
+    /// Whether this cache is at its end: see [`forget`](Self::forget).
+    fn is_shut(&self) -> bool {
+        std::ptr::eq(self.slot.get(), &raw const NOWHERE.0)
     }
 
     /// Forgets the magazines that are no longer this context's.
@@ -260,59 +386,76 @@ impl Cache {
         self.me
     }
 
+    #[inline(always)]
+    pub(crate) fn tag(&self) -> Tag {
+        self.tag
+    }
+
+    /// Names a block to this cache.
+    #[inline(always)]
+    pub(crate) fn handle(&self, class: usize, granule: u32) -> Handle {
+        Handle::new(self.tag, heap::index(class), granule)
+    }
+
     /// The holder word of this cache's magazines.
     pub(crate) fn holder(&self) -> Word {
         self.held
     }
 
     /// A free block of `class`, now `OWNED(me)`; `None` if this context and the depot have none.
-    pub(crate) fn pop(&self, class: usize) -> Option<Found> {
+    pub(crate) fn pop(&self, class: usize) -> Option<Block> {
         self.pop_fast(class).or_else(|| self.pop_slow(class))
     }
 
-    /// A free block of `class` from the magazine at hand.
+    /// A free block of `class`: the spare, or one from the magazine at hand.
     #[inline(always)]
-    pub(crate) fn pop_fast(&self, class: usize) -> Option<Found> {
-        if !self.enter() {
-            return None;
+    pub(crate) fn pop_fast(&self, class: usize) -> Option<Block> {
+        let inside = self.enter()?;
+        let spare = inside.gate.0;
+        if spare.is_of(self.tag, class) {
+            // Checked, for a foreign hand may have written there.
+            let start = self.arena.block_within(spare.granule(), self.lines.get(class)?.reach);
+            inside.leave(Gate::BARE);
+            return start.map(|start| Block { handle: spare, start });
         }
         let found = self.pop_inside(class);
-        self.leave();
+        inside.leave(inside.gate);
         found
     }
 
     #[inline(always)]
-    fn pop_inside(&self, class: usize) -> Option<Found> {
+    fn pop_inside(&self, class: usize) -> Option<Block> {
         let line = self.lines.get(class)?;
         let magazine = line.current.get().magazine;
         let n = magazine.n.load(Ordering::Relaxed).wrapping_sub(1);
         // Above 59 there is none (n was 0), or the word is broken.
         let granule = magazine.entries.get(n as usize)?.load(Ordering::Relaxed);
-        let header = self.arena.block_within(granule, line.reach)?;
-        header.state.store(block::owned(self.me).0, Ordering::Relaxed);
+        let start = self.arena.block_within(granule, line.reach)?;
+        start.header().state.store(self.owned.0, Ordering::Relaxed);
         point!("pop: owned");
         // SYNC(kill)
         magazine.n.store(n, Ordering::Release);
         point!("pop: counted");
-        if let Some(later) = magazine.entries.get(n.wrapping_sub(AHEAD) as usize) {
-            self.arena.prefetch(later.load(Ordering::Relaxed));
-        }
-        Some(Found { granule, header })
+        // SAFETY: `n` is an index of an entry, as was just seen.
+        let later = unsafe { magazine.entries.get_unchecked(n.saturating_sub(AHEAD) as usize) };
+        self.arena.prefetch(later.load(Ordering::Relaxed));
+        Some(Block { handle: self.handle(class, granule), start })
     }
 
     #[cold]
     #[inline(never)]
-    fn pop_slow(&self, class: usize) -> Option<Found> {
-        if std::ptr::eq(self.slot.get(), &raw const NOWHERE.0) {
+    fn pop_slow(&self, class: usize) -> Option<Block> {
+        if self.is_shut() {
             return None;
         }
-        self.enter_surely();
+        let inside = self.enter_surely();
         let found = self.refill(class);
-        self.leave();
+        inside.leave(inside.gate);
+        self.give_back_if_asked();
         found
     }
 
-    fn refill(&self, class: usize) -> Option<Found> {
+    fn refill(&self, class: usize) -> Option<Block> {
         let line = self.lines.get(class)?;
         loop {
             // First: it may have been a thief that sent us here, and the magazine at hand is as good as ever.
@@ -365,38 +508,25 @@ impl Cache {
         depot::put_chain(&self.arena, list, &chain[..len]);
     }
 
-    /// Frees a block of `class` that this process owns.
-    ///
-    /// # Safety
-    /// As for [`Arena::block_known`].
+    /// Frees a block of a class that this process owns.
     #[inline(always)]
-    pub(crate) unsafe fn push_known(&self, class: usize, granule: u32) {
-        // SAFETY: by the caller.
-        let header = unsafe { self.arena.block_known(granule) };
-        if !self.push_fast(class, granule, header) {
-            self.push_slow(class, granule, header);
-        }
-    }
-
-    /// Frees a block of `class` that this process owns. What names no block is left alone.
-    pub(crate) fn push(&self, class: usize, granule: u32) {
-        if let Some(header) = self.arena.block(granule)
-            && !self.push_fast(class, granule, header)
-        {
-            self.push_slow(class, granule, header);
+    pub(crate) fn push(&self, handle: Handle) {
+        if !self.push_fast(handle) {
+            self.push_slow(handle);
         }
     }
 
     #[inline(always)]
-    fn push_fast(&self, class: usize, granule: u32, header: &BlockHeader) -> bool {
-        let done = self.enter() && self.push_inside(class, granule, header);
-        self.leave();
+    fn push_fast(&self, handle: Handle) -> bool {
+        let Some(inside) = self.enter() else { return false };
+        let done = inside.gate == Gate::BARE || self.push_inside(inside.gate.0);
+        inside.leave(if done { Gate(handle) } else { inside.gate });
         done
     }
 
     #[inline(always)]
-    fn push_inside(&self, class: usize, granule: u32, header: &BlockHeader) -> bool {
-        let line = &self.lines[class];
+    fn push_inside(&self, handle: Handle) -> bool {
+        let Some(line) = self.lines.get(usize::from(handle.class())) else { return false };
         let magazine = line.current.get().magazine;
         let n = magazine.n.load(Ordering::Relaxed);
         if n >= line.room.get() {
@@ -404,25 +534,40 @@ impl Cache {
         }
         // SAFETY: `n` is below `room`, which is at most the number of entries.
         let entry = unsafe { magazine.entries.get_unchecked(n as usize) };
-        entry.store(granule, Ordering::Relaxed);
+        entry.store(handle.granule(), Ordering::Relaxed);
         point!("push: listed");
-        // SYNC(kill), twice
+        // SYNC(kill)
         magazine.n.store(n + 1, Ordering::Release);
         point!("push: counted");
-        header.state.store(Word::number(state::FREE, 0).0, Ordering::Release);
         true
     }
 
     #[cold]
     #[inline(never)]
-    fn push_slow(&self, class: usize, granule: u32, header: &BlockHeader) {
-        self.enter_surely();
-        self.make_room(class);
-        if !self.push_inside(class, granule, header) {
-            // No magazine anywhere has room: still free, still found. One store, so a free can't fail.
-            header.state.store(Word::number(state::LOOSE, 0).0, Ordering::Release);
+    fn push_slow(&self, handle: Handle) {
+        if self.is_shut() {
+            return;
         }
-        self.leave();
+        let inside = self.enter_surely();
+        self.put_away(inside.gate);
+        inside.leave(Gate(handle));
+        self.give_back_if_asked();
+    }
+
+    fn give_back_if_asked(&self) {
+        if self.is_asked.get() {
+            self.flush();
+        }
+    }
+
+    /// Pushes the spare that `gate` names.
+    fn put_away(&self, gate: Gate) {
+        let Some(spare) = gate.spare(&self.arena) else { return };
+        self.make_room(spare.handle.class().into());
+        if !self.push_inside(spare.handle) {
+            // No magazine anywhere has room: still free, still found. One store, so a free can't fail.
+            spare.header().state.store(Word::number(state::LOOSE, 0).0, Ordering::Release);
+        }
     }
 
     fn make_room(&self, class: usize) {
@@ -467,13 +612,18 @@ impl Cache {
         if partial.n() < room {
             return Some(partial);
         }
-        depot::put(&self.arena, partial.index, partial.magazine, class);
+        depot::put_back(&self.arena, partial.index, partial.magazine, class);
         None
     }
 
     /// Gives every magazine back.
     pub(crate) fn flush(&self) {
-        self.enter_surely();
+        if self.is_shut() {
+            return;
+        }
+        let inside = self.enter_surely();
+        self.put_away(inside.gate);
+        point!("flush: no spare");
         for (class, line) in self.lines.iter().enumerate() {
             let current = line.current.get();
             self.set_current(class, Held::NONE);
@@ -485,7 +635,8 @@ impl Cache {
             depot::leave_chain(&self.arena, class, line.full.next.take());
             depot::leave_chain(&self.arena, POOL, line.empty.next.take());
         }
-        self.leave();
+        self.is_asked.set(false);
+        inside.leave(Gate::BARE);
     }
 
     /// Fills a half-empty magazine of the depot from `held`, so that contexts that come and go don't litter the depot
@@ -518,14 +669,11 @@ impl Cache {
 
     fn push_to(&self, held: Held, granule: u32) {
         let n = held.n();
-        let (Some(entry), Some(block)) = (held.magazine.entries.get(n as usize), self.arena.block(granule)) else {
-            return;
-        };
+        let Some(entry) = held.magazine.entries.get(n as usize) else { return };
         entry.store(granule, Ordering::Relaxed);
         point!("merge: listed");
         held.magazine.n.store(n + 1, Ordering::Release);
         point!("merge: counted");
-        block.state.store(Word::ZERO.0, Ordering::Release);
     }
 
     /// Never touches the segment again: the context is closed, or (in a forked child) the parent's.

@@ -5,6 +5,7 @@
 //! depot    magazines that nobody holds               (one CAS per up to 60 blocks)
 //! unit     64 KiB pieces: slabs and large records    (a CAS per unit)
 //! class    sizes        block    header words        reclaim    empty slabs back to units
+//! want     waiting for memory
 //! ```
 //!
 //! Knows nothing of types, channels or of who is alive: what may be freed on behalf of the dead is `recovery`'s business.
@@ -15,35 +16,21 @@ pub(crate) mod class;
 pub(crate) mod depot;
 pub(crate) mod reclaim;
 pub(crate) mod unit;
+pub(crate) mod want;
 
 use crate::arena::Arena;
-use crate::layout::{BLOCK_HEADER, BlockHeader, MAGAZINE_ENTRIES, Owner, UNIT, Word};
+use crate::layout::{BLOCK_HEADER, MAGAZINE_ENTRIES, Owner, UNIT, Word};
 use crate::sync::Ordering;
 use crate::sys::crash::point;
-use block::Meta;
-use cache::{Cache, Found};
+use block::{Block, Handle, Meta};
+use cache::Cache;
 use unit::NoUnits;
 
-/// A block just allocated: `OWNED` by this process, its meta not yet written.
-#[derive(Clone, Copy)]
-pub(crate) struct Block {
-    pub(crate) granule: u32,
-    pub(crate) class: u8,
-    pub(crate) header: &'static BlockHeader,
-}
-
-impl Block {
-    #[inline(always)]
-    fn of(class: usize, found: Found) -> Self {
-        Self { granule: found.granule, class: index(class), header: found.header }
-    }
-}
-
-/// A block with `bytes` behind its header, if the magazine at hand has one.
+/// A block with `bytes` behind its header, if one is at hand, and its class (often known to the compiler).
 #[inline(always)]
-pub(crate) fn alloc_fast(cache: &Cache, bytes: u64) -> Option<Block> {
+pub(crate) fn alloc_fast(cache: &Cache, bytes: u64) -> Option<(u8, Block)> {
     let class = class::for_bytes(bytes)?;
-    Some(Block::of(class, cache.pop_fast(class)?))
+    Some((index(class), cache.pop_fast(class)?))
 }
 
 /// Allocates a block with `bytes` behind its header, from units if need be. The error says what is in the way; the caller
@@ -51,7 +38,7 @@ pub(crate) fn alloc_fast(cache: &Cache, bytes: u64) -> Option<Block> {
 pub(crate) fn alloc(cache: &Cache, bytes: u64) -> Result<Block, NoUnits> {
     match class::for_bytes(bytes) {
         Some(class) => match cache.pop(class) {
-            Some(found) => Ok(Block::of(class, found)),
+            Some(block) => Ok(block),
             None => carve(cache, class),
         },
         None => run(cache, bytes),
@@ -92,11 +79,11 @@ fn carve(cache: &Cache, class: usize) -> Result<Block, NoUnits> {
     point!("carve: published");
     for i in (0..class::blocks(class)).rev() {
         depot::grow_if_empty(arena);
-        cache.push(class, granule(i));
+        cache.push(cache.handle(class, granule(i)));
         point!("carve: pushed");
     }
     depot::grow_if_empty(arena);
-    cache.pop(class).map(|found| Block::of(class, found)).ok_or(NoUnits::Full)
+    cache.pop(class).ok_or(NoUnits::Full)
 }
 
 /// Units of a run with `bytes` behind its header.
@@ -113,43 +100,30 @@ pub(crate) fn run(cache: &Cache, bytes: u64) -> Result<Block, NoUnits> {
     let head = unit::claim(arena, me, span)?;
     point!("run: claimed");
     let granule = arena.granule_of(head);
-    let Some(header) = arena.block(granule) else { return Err(NoUnits::Full) };
+    let Some(start) = arena.start(granule) else { return Err(NoUnits::Full) };
+    let header = start.header();
     header.meta.store(Meta { class: class::RUN, offset: 16, count: 0 }.pack(), Ordering::Relaxed);
     header.state.store(block::owned(me).0, Ordering::Relaxed);
     point!("run: header");
     unit::publish(arena, head, unit::run_word(span));
     point!("run: published");
-    Ok(Block { granule, class: class::RUN, header })
+    Ok(Block { handle: Handle::new(cache.tag(), class::RUN, granule), start })
 }
 
 /// A free block of the next larger classes, when the right one has none and no slab can be made.
 pub(crate) fn alloc_larger(cache: &Cache, bytes: u64) -> Option<Block> {
     let class = class::for_bytes(bytes)?;
-    let larger = (class + 1..class::COUNT).find_map(|c| Some(Block::of(c, cache.pop(c)?)));
+    let larger = (class + 1..class::COUNT).find_map(|c| cache.pop(c));
     larger.or_else(|| run(cache, bytes).ok())
 }
 
 /// Frees a block that this process owns.
-///
-/// # Safety
-/// As for [`Arena::block_known`].
 #[inline(always)]
-#[allow(unsafe_code)]
-pub(crate) unsafe fn free_known(cache: &Cache, granule: u32, class: u8) {
-    if usize::from(class) < class::COUNT {
-        // SAFETY: by the caller.
-        unsafe { cache.push_known(class.into(), granule) };
+pub(crate) fn free(cache: &Cache, handle: Handle) {
+    if usize::from(handle.class()) < class::COUNT {
+        cache.push(handle);
     } else {
-        free_run(cache.arena(), cache.me(), granule);
-    }
-}
-
-/// Frees a block that this process owns.
-pub(crate) fn free(cache: &Cache, granule: u32, class: u8) {
-    if usize::from(class) < class::COUNT {
-        cache.push(class.into(), granule);
-    } else {
-        free_run(cache.arena(), cache.me(), granule);
+        free_run(cache.arena(), cache.me(), handle.granule());
     }
 }
 

@@ -12,7 +12,8 @@
 //!   block in two entries (see the table in `cache`).
 
 use crate::arena::Arena;
-use crate::heap::cache::{self, Cache, revoked};
+use crate::heap::block::Handle;
+use crate::heap::cache::{self, Cache, Gate, revoked};
 use crate::heap::{block, class, depot, unit};
 use crate::layout::{CONTEXTS, ContextSlot, Magazine, Owner, UNIT_GRANULES, Word, flag};
 use crate::sync::Ordering;
@@ -58,67 +59,122 @@ pub(crate) fn drop_entries(arena: &Arena, me: Owner, magazine: &Magazine, is_sta
             point!("drop: popped");
             entry.store(moved, Ordering::Release);
             point!("drop: moved");
-            block.state.store(Word::ZERO.0, Ordering::Release);
         } else {
             magazine.n.store(n - 1, Ordering::Release);
         }
     }
 }
 
-/// Puts the magazines of every context that is not inside its cache right now into the depot; see "Revocation" in `cache`. The
-/// caller holds the control lock: one thief at a time.
+/// Puts the magazines of every context that is not inside its cache right now into the depot, and frees its spare; see "Revocation"
+/// in `cache`. The caller holds the control lock: one thief at a time, and nobody who reaps.
 pub(crate) fn revoke_idle(cache: &Cache) {
-    let (arena, thief) = (cache.arena(), Word::of(revoked::TAKING, cache.me()));
+    let (arena, me) = (cache.arena(), cache.me());
     if arena.header().flags.load(Ordering::Acquire) & flag::FENCED != 0 {
         // Somebody would not notice.
         return;
     }
     let mine = cache.holder().owner().index();
-    let is_marked = |slot: &ContextSlot| {
-        slot.owner.load(Ordering::Acquire) != 0
-            && slot.revoked.compare_exchange(0, thief.0, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    let change = |slot: &ContextSlot, from: Word, to: u64| {
+        slot.revoked.compare_exchange(from.0, Word::of(to, me).0, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    };
+    let mark = |slot: &ContextSlot| {
+        let now = Word(slot.revoked.load(Ordering::Acquire));
+        match now.kind() {
+            0 | revoked::ASKED => change(slot, now, revoked::TAKING),
+            // Outside since the last thief.
+            revoked::VERIFY => change(slot, now, revoked::TAKEN),
+            revoked::FORGET => change(slot, now, revoked::EMPTIED),
+            _ => false,
+        }
     };
     let marked: Vec<(u32, &ContextSlot)> = (0..CONTEXTS)
         .filter_map(|index| Some((index, arena.context(index)?)))
-        .filter(|(index, slot)| *index != mine && is_marked(slot))
+        .filter(|(index, slot)| *index != mine && slot.owner.load(Ordering::Acquire) != 0 && mark(slot))
         .collect();
     point!("revoke: marked");
-    // SYNC(gate)
-    barrier::heavy();
-    let is_outside = |slot: &ContextSlot| {
-        // Inside for a few instructions, as a rule. A thread stopped there keeps its cache.
-        (0..100).any(|_| {
-            let outside = slot.gate.load(Ordering::Acquire) == 0;
-            if !outside {
-                std::thread::yield_now();
+    // SYNC(gate): without the barrier nobody can be seen to be outside.
+    let is_seen = barrier::heavy();
+    let magazines = held_magazines(arena);
+    for (index, slot) in marked {
+        let taking = Word::of(revoked::TAKING, me);
+        if slot.revoked.load(Ordering::Acquire) == taking.0 {
+            // Inside for a few instructions, as a rule. A thread stopped there keeps its cache.
+            if !is_seen || !is_outside(slot) {
+                let _ = slot.revoked.compare_exchange(taking.0, 0, Ordering::AcqRel, Ordering::Relaxed);
+                continue;
             }
-            outside
-        })
-    };
-    let (taken, left): (Vec<_>, Vec<_>) = marked.into_iter().partition(|(_, slot)| is_outside(slot));
-    for (_, slot) in left {
-        slot.revoked.store(0, Ordering::Release);
-    }
-    point!("revoke: judged");
-    for index in 0..arena.header().magazine_top.load(Ordering::Acquire) {
-        let Some(magazine) = arena.magazine(index) else { break };
-        let holder = Word(magazine.holder.load(Ordering::Acquire));
-        if holder.kind() == depot::HELD && taken.iter().any(|(context, _)| *context == holder.owner().index()) {
-            match depot::class_of(arena, magazine) {
-                Some(class) => depot::put(arena, index, magazine, class),
-                None if magazine.n.load(Ordering::Relaxed) == 0 => depot::put(arena, index, magazine, 0),
-                None => {}
+            if !change(slot, taking, revoked::TAKEN) {
+                continue;
             }
-            point!("revoke: put");
+        }
+        point!("revoke: taken");
+        // Short from here on: the owner, if it wakes, waits for us.
+        let spare = take_spare(cache, slot);
+        for (magazine, holder) in &magazines {
+            if holder.index() == index {
+                put_back(arena, *magazine, *holder);
+            }
+        }
+        let emptied = slot.revoked.load(Ordering::Relaxed) == Word::of(revoked::EMPTIED, me).0;
+        let then = if emptied { revoked::FORGET } else { revoked::VERIFY };
+        slot.revoked.store(Word::number(then, 0).0, Ordering::Release);
+        point!("revoke: verify");
+        if let Some(spare) = spare {
+            cache.push(spare);
         }
     }
+    // Nor may their spares stay with us.
+    cache.flush();
     // What others are about to follow has no hint: chains they have begun.
     depot::rebuild(arena);
     point!("revoke: rebuilt");
-    for (_, slot) in taken {
-        slot.revoked.store(Word::number(revoked::VERIFY, 0).0, Ordering::Release);
-        point!("revoke: verify");
+}
+
+fn is_outside(slot: &ContextSlot) -> bool {
+    (0..100).any(|_| {
+        let outside = Gate::of(slot).is_outside();
+        if !outside {
+            std::thread::yield_now();
+        }
+        outside
+    })
+}
+
+/// Every magazine that a context holds, and which.
+fn held_magazines(arena: &Arena) -> Vec<(u32, Owner)> {
+    let top = arena.header().magazine_top.load(Ordering::Acquire);
+    let holder = |index| Some(Word(arena.magazine(index)?.holder.load(Ordering::Acquire)));
+    let held = (0..top).filter_map(|index| Some((index, holder(index)?)));
+    held.filter(|(_, holder)| holder.kind() == depot::HELD).map(|(index, holder)| (index, holder.owner())).collect()
+}
+
+/// Takes the spare of a context that is `TAKEN`.
+fn take_spare(cache: &Cache, slot: &ContextSlot) -> Option<Handle> {
+    // An owner that looks in just now says INSIDE for a moment.
+    is_outside(slot).then_some(())?;
+    let owner = Word(slot.owner.load(Ordering::Acquire)).owner();
+    let spare = cache::spare(cache.arena(), slot)?;
+    if !block::change(spare.header(), block::owned(owner), block::owned(cache.me())) {
+        return None;
     }
+    point!("revoke: spare");
+    slot.revoked.store(Word::of(revoked::EMPTIED, cache.me()).0, Ordering::Release);
+    point!("revoke: emptied");
+    Some(cache.handle(spare.handle.class().into(), spare.handle.granule()))
+}
+
+/// Puts a magazine of a context that is `TAKEN` into the depot.
+fn put_back(arena: &Arena, index: u32, holder: Owner) {
+    let Some(magazine) = arena.magazine(index) else { return };
+    if magazine.holder.load(Ordering::Acquire) != Word::of(depot::HELD, holder).0 {
+        return;
+    }
+    match depot::class_of(arena, magazine) {
+        Some(class) => depot::put(arena, index, magazine, class),
+        None if magazine.n.load(Ordering::Relaxed) == 0 => depot::put(arena, index, magazine, 0),
+        None => {}
+    }
+    point!("revoke: put");
 }
 
 /// Gives back the empty slabs of every class; says how many units that were.
@@ -161,7 +217,7 @@ fn empty_slabs_of(cache: &Cache, class: usize) -> u64 {
         point!("empty: dropped");
     }
     for (index, magazine) in magazines() {
-        depot::put(arena, index, magazine, class);
+        depot::put_back(arena, index, magazine, class);
     }
     point!("empty: put");
     for head in &empty {

@@ -20,7 +20,7 @@
 //! repair, and [`release`] repairs it, again and again if need be.
 
 use crate::arena::Arena;
-use crate::heap::class;
+use crate::heap::{class, want};
 use crate::layout::{Owner, Word};
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::crash::point;
@@ -197,6 +197,7 @@ pub(crate) fn release(arena: &Arena, head: u32) {
     point!("give back: uncounted");
     let in_use = &arena.header().units_in_use;
     let _ = in_use.try_update(Ordering::Relaxed, Ordering::Relaxed, |n| Some(n.saturating_sub(freed)));
+    want::tell(arena);
 }
 
 fn give_back(arena: &Arena, head: u32) -> u32 {
@@ -240,11 +241,11 @@ pub(crate) fn head_of(arena: &Arena, unit: u32) -> Option<(u32, Word)> {
     }
 }
 
-/// Whether `unit` is the head of a slab of `class`.
+/// Whether the unit that `granule` of the data lies in is the head of a slab of `class`.
 #[inline(always)]
-pub(crate) fn is_slab(arena: &Arena, unit: u32, class: usize) -> bool {
+pub(crate) fn is_slab(arena: &Arena, granule: u32, class: usize) -> bool {
     let wanted = slab_word(class, class::span(class)).0;
-    arena.unit(unit).is_some_and(|unit| unit.load(Ordering::Acquire) & !BACKED == wanted)
+    arena.unit_around(granule).is_some_and(|unit| unit.load(Ordering::Acquire) & !BACKED == wanted)
 }
 
 /// Every head below the frontier with what it says, in address order; free units are left out.

@@ -1,3 +1,4 @@
-//! Queues: words of shared memory through which granules pass from hand to hand. They know nothing of types.
+//! Queues: words of shared memory through which granules and values pass from hand to hand. They know nothing of types.
 
 pub(crate) mod spsc;
+pub(crate) mod value;

@@ -13,7 +13,8 @@ const NO: u32 = 2;
 
 static SUPPORT: AtomicU32 = AtomicU32::new(UNKNOWN);
 
-/// Registers this process for [`heavy`] of others, once; false where the kernel or a seccomp filter refuses it.
+/// Registers this process for [`heavy`] of others, once; false where the kernel or a seccomp filter refuses it, or
+/// `IPC_BUFFER_NO_MEMBARRIER` is set in the environment, which is for tests.
 pub(crate) fn register() -> bool {
     match SUPPORT.load(Ordering::Relaxed) {
         YES => return true,
@@ -28,16 +29,21 @@ pub(crate) fn register() -> bool {
     yes
 }
 
-/// A full fence on this thread and on every running thread of every registered process.
-///
-/// Where this process could not register it is a full fence on this thread only; then the frequent sides were told to
-/// fence for themselves.
-pub(crate) fn heavy() {
+/// A full fence on this thread and on every running thread of every registered process. False if it was one on this thread
+/// only, because the system refuses more: then the frequent sides must fence for themselves.
+#[must_use]
+pub(crate) fn heavy() -> bool {
     fence(Ordering::SeqCst);
-    if SUPPORT.load(Ordering::Relaxed) == YES && membarrier(MembarrierCommand::GlobalExpedited).is_ok() {
-        return;
+    if SUPPORT.load(Ordering::Relaxed) != YES {
+        return false;
+    }
+    let done = membarrier(MembarrierCommand::GlobalExpedited).is_ok();
+    if !done {
+        // A filter came after the registration. Others still reach this process; it can't reach them any more.
+        SUPPORT.store(NO, Ordering::Relaxed);
     }
     fence(Ordering::SeqCst);
+    done
 }
 
 /// A forked child starts unregistered.

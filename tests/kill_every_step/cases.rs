@@ -2,9 +2,10 @@
 
 use crate::tracee::stop;
 use crate::work;
-use ipc_buffer::{Buffer, Channel, ChannelOptions, Consumer, Producer, ThreadContext};
+use ipc_buffer::{Buffer, Channel, ChannelOptions, Consumer, Producer, Select, ThreadContext, WaitStrategy};
 use std::mem::forget;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 pub const CAPACITY: u64 = 1 << 20;
 pub const SLOTS: usize = 4;
@@ -273,6 +274,34 @@ pub fn all() -> Vec<Case> {
         })
         .survivor(produces)
         .expect(1, 0..=4, 4..=4),
+        case("wait", |name| {
+            let ctx = context(name);
+            let asleep = kept().wait_strategy(WaitStrategy::Block);
+            let mut rx = ctx.consumer_with::<[u64]>(1, &asleep).unwrap();
+            rx.try_iter().for_each(drop);
+            stop();
+            assert!(rx.recv_timeout(Duration::from_millis(150)).is_err());
+            stop();
+            drop(rx);
+        })
+        .survivor(produces)
+        .expect(1, 4..=4, 4..=4),
+        case("select", |name| {
+            let ctx = context(name);
+            let mut rx = ctx.consumer_with::<[u64]>(1, &kept()).unwrap();
+            rx.try_iter().for_each(drop);
+            let mut full = ctx.producer_with::<[u64]>(2, &passing()).unwrap();
+            send(&ctx, &mut full, 0..SLOTS as u64);
+            let mut select = Select::new().wait_strategy(WaitStrategy::Block);
+            select.recv(&rx);
+            select.send(&full);
+            stop();
+            assert_eq!(select.ready_timeout(Duration::from_millis(150)), None);
+            stop();
+            drop((rx, full));
+        })
+        .survivor(produces)
+        .expect(1, 4..=4, 4..=4),
         case("send_back_and_forth", |name| {
             // One process at both ends: its own name is on the record before, in and after the window.
             let ctx = context(name);

@@ -1,14 +1,20 @@
 //! Runs a case: every contender is checked, then timed in rounds, one after the other; the median of its rounds counts.
 
 use crate::floor;
-use crate::report;
-use crate::side::Solo;
+use crate::report::{self, Style};
+use crate::side::{Far, Solo};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// One side's part of a workload.
 pub trait Work {
     /// Does `ops` operations; returns how many of them came out right.
     fn run(&mut self, ops: u64) -> u64;
+
+    /// Nanoseconds of the last run that count, if not all of them do.
+    fn counted_ns(&self) -> Option<u64> {
+        None
+    }
 
     /// Whether each operation is a round trip, worth timing one by one with [`trips`](Self::trips).
     fn makes_trips(&self) -> bool {
@@ -24,6 +30,31 @@ pub trait Work {
 impl<F: FnMut(u64) -> u64> Work for F {
     fn run(&mut self, ops: u64) -> u64 {
         self(ops)
+    }
+}
+
+/// Work of round trips: one of the given number, and whether it came out right.
+pub struct Trips<F>(pub F);
+
+impl<F: FnMut(u64) -> bool> Work for Trips<F> {
+    fn run(&mut self, ops: u64) -> u64 {
+        (0..ops).map(|i| u64::from((self.0)(i))).sum()
+    }
+
+    fn makes_trips(&self) -> bool {
+        true
+    }
+
+    fn trips(&mut self, ops: u64, each_ns: &mut Vec<u64>) -> u64 {
+        let mut before = Instant::now();
+        let timed = |i| {
+            let good = (self.0)(i);
+            let now = Instant::now();
+            each_ns.push((now - before).as_nanos() as u64);
+            before = now;
+            u64::from(good)
+        };
+        (0..ops).map(timed).sum()
     }
 }
 
@@ -47,12 +78,39 @@ pub trait Contender {
     }
 }
 
-/// A contender and its name.
-pub type Entry = (&'static str, Box<dyn Contender>);
+/// Who takes part in a case, and how.
+pub struct Entrant {
+    pub name: &'static str,
+    enter: fn(&Lab) -> Box<dyn Contender>,
+    far: Option<FarSide>,
+}
+
+/// Makes the far side's work from the key that the near side has started it with.
+pub type FarSide = fn(&str) -> Box<dyn Work>;
+
+impl Entrant {
+    pub fn new(name: &'static str, enter: fn(&Lab) -> Box<dyn Contender>) -> Self {
+        Self { name, enter, far: None }
+    }
+
+    /// One whose far side is a process.
+    pub fn with_far(self, far: FarSide) -> Self {
+        Self { far: Some(far), ..self }
+    }
+
+    /// The same under another name.
+    pub fn named(self, name: &'static str) -> Self {
+        Self { name, ..self }
+    }
+
+    pub fn far(&self, key: &str) -> Box<dyn Work> {
+        (self.far.expect("a far side that is a process"))(key)
+    }
+}
 
 /// A contender that is one thread.
-pub fn solo(name: &'static str, work: impl Work + 'static) -> Entry {
-    (name, Box::new(Solo(Box::new(work))))
+pub fn solo(work: impl Work + 'static) -> Box<dyn Contender> {
+    Box::new(Solo(Box::new(work)))
 }
 
 /// A workload and who does it.
@@ -60,31 +118,32 @@ pub struct Case {
     pub name: &'static str,
     /// What one operation is.
     pub about: &'static str,
-    /// Ours first.
-    pub contenders: fn(&Lab) -> Vec<Entry>,
-    /// The far side of a contender that is two processes: which contender, and the name of what both open.
-    pub far: fn(&str, &str) -> Box<dyn Work>,
-    /// What ours is compared with: one result for each, the best of those named.
+    /// One of them is "ours".
+    pub entrants: fn() -> Vec<Entrant>,
+    /// What ours is compared with: one result for each, the best of those named that take part.
     pub against: &'static [&'static [&'static str]],
 }
 
-/// For cases without processes.
-pub fn no_far(contender: &str, _name: &str) -> Box<dyn Work> {
-    panic!("{contender} has no far side");
-}
-
-/// What a case makes its contenders with.
+/// What a contender is made with.
 #[derive(Debug, Clone, Copy)]
 pub struct Lab {
-    pub case: &'static str,
+    case: &'static str,
+    contender: &'static str,
     /// The near core, which this thread is on, and the far one.
     pub cores: [usize; 2],
 }
 
 impl Lab {
-    /// A name for what both sides open, unlike any other's.
+    /// A name for what both sides open, unlike any other.
     pub fn name(&self) -> String {
-        format!("ipc-buffer-peers-{}-{}", std::process::id(), self.case)
+        static NAMES: AtomicU64 = AtomicU64::new(0);
+        let name = NAMES.fetch_add(1, Ordering::Relaxed);
+        format!("ipc-buffer-peers-{}-{}-{name}", std::process::id(), self.case)
+    }
+
+    /// Starts the contender's far side as a process; `key` is to what both sides share.
+    pub fn far_process(&self, key: &str) -> Far {
+        Far::process(self.cores[1], self.case, self.contender, key)
     }
 }
 
@@ -92,19 +151,20 @@ impl Lab {
 #[derive(Debug, Clone, Copy)]
 pub struct Effort {
     pub rounds: usize,
-    /// When it is over, no further round begins: on a busy machine spinning sides wait for each other's time slices.
+    /// Of one case. The contenders get equal shares of it in each round, and one more to get warm.
     pub budget: Duration,
-    /// Of one contender in one round.
-    pub slice: Duration,
-    /// Operations timed one by one.
+    /// Round trips timed one by one, at most; what fits into three shares is enough.
     pub trips: u64,
 }
 
 impl Effort {
-    pub const FULL: Self =
-        Self { rounds: 15, budget: Duration::from_secs(60), slice: Duration::from_millis(150), trips: 1_000_000 };
-    pub const QUICK: Self =
-        Self { rounds: 9, budget: Duration::from_secs(4), slice: Duration::from_millis(50), trips: 50_000 };
+    pub const FULL: Self = Self { rounds: 15, budget: Duration::from_secs(20), trips: 1_000_000 };
+    pub const QUICK: Self = Self { rounds: 9, budget: Duration::from_millis(1_500), trips: 50_000 };
+
+    /// One contender's share of a round.
+    fn slice(&self, contenders: usize) -> Duration {
+        self.budget / (contenders * (self.rounds + 1)) as u32
+    }
 }
 
 /// What a contender's rounds gave, sorted, in ns per operation.
@@ -117,24 +177,35 @@ pub struct Measured {
 }
 
 impl Measured {
+    /// p50, p99, p99.9 and the longest of its trips.
+    pub fn percentiles_ns(&self) -> Option<[u64; 4]> {
+        let trips = self.trips_ns.as_ref()?;
+        Some([0.5, 0.99, 0.999, 1.0].map(|part| trips[((trips.len() - 1) as f64 * part) as usize]))
+    }
+
     pub fn median_ns(&self) -> f64 {
         self.rounds_ns[self.rounds_ns.len() / 2]
     }
 }
 
 /// Measures `case` and reports it.
-pub fn run(case: &Case, cores: [usize; 2], effort: Effort, json: bool) {
-    let lab = Lab { case: case.name, cores };
-    let mut entries: Vec<Entry> = vec![(floor::NAME, floor::contender(cores[1]))];
-    entries.extend((case.contenders)(&lab));
+pub fn run(case: &Case, cores: [usize; 2], effort: Effort, style: Style) {
+    let entrants = std::iter::once(floor::ping_pong()).chain((case.entrants)());
+    let enter = |entrant: Entrant| {
+        let contender = (entrant.enter)(&Lab { case: case.name, contender: entrant.name, cores });
+        progress::tick();
+        (entrant.name, contender)
+    };
+    let mut entries: Vec<(&str, Box<dyn Contender>)> = entrants.map(enter).collect();
+    let slice = effort.slice(entries.len());
     // Finding out how much to do is also the warm-up, and every run is checked.
-    let ops: Vec<u64> =
-        entries.iter_mut().map(|(name, one)| calibrate(case.name, name, &mut **one, effort.slice)).collect();
+    let ops: Vec<u64> = entries.iter_mut().map(|(name, one)| calibrate(case.name, name, &mut **one, slice)).collect();
     let mut all: Vec<Measured> =
         entries.iter().map(|(name, _)| Measured { name, rounds_ns: Vec::new(), trips_ns: None }).collect();
     let start = Instant::now();
     for round in 0..effort.rounds {
-        if start.elapsed() > effort.budget && round > 0 {
+        // On a busy machine spinning sides wait for each other's time slices.
+        if start.elapsed() > 2 * effort.budget && round > 0 {
             break;
         }
         // The floor first, then the others, each round starting with another one.
@@ -144,9 +215,9 @@ pub fn run(case: &Case, cores: [usize; 2], effort: Effort, json: bool) {
             all[i].rounds_ns.push(checked(case.name, entries[i].0, &mut *entries[i].1, ops[i]));
         }
     }
-    for (measured, (_, contender)) in all.iter_mut().zip(&mut entries) {
+    for ((measured, ops), (_, contender)) in all.iter_mut().zip(ops).zip(&mut entries) {
         measured.rounds_ns.sort_by(f64::total_cmp);
-        measured.trips_ns = contender.trips(effort.trips);
+        measured.trips_ns = contender.trips(effort.trips.min(3 * ops));
         if let Some(trips) = &mut measured.trips_ns {
             trips.sort_unstable();
         }
@@ -154,18 +225,25 @@ pub fn run(case: &Case, cores: [usize; 2], effort: Effort, json: bool) {
     }
     // Ours audits its buffer when it ends: no numbers from a heap that lost something.
     drop(entries);
-    report::case(case, &all, json);
+    report::case(case, &all, style);
 }
 
 /// Operations that take about `slice`.
 fn calibrate(case: &str, name: &str, contender: &mut dyn Contender, slice: Duration) -> u64 {
     let slice_ns = slice.as_nanos() as f64;
-    let mut ops = 1_000;
+    // What is only done once: pages touched, connections made.
+    checked(case, name, contender, 1);
+    let mut ops = 1;
     loop {
-        let ns = checked(case, name, contender, ops) * ops as f64;
-        if ns * 4.0 >= slice_ns {
-            // Never less than this: a run that met a pause must not make all others short.
-            return ((ops as f64 * slice_ns / ns) as u64).max(ops / 2);
+        let mut try_it = || checked(case, name, contender, ops) * ops as f64;
+        let is_long = |ns: f64| ns * 4.0 >= slice_ns;
+        let mut ns = try_it();
+        if is_long(ns) {
+            // A run that met a pause must not make all others short.
+            ns = ns.min(try_it()).min(try_it());
+        }
+        if is_long(ns) {
+            return ((ops as f64 * slice_ns / ns) as u64).max(1);
         }
         ops *= 2;
     }

@@ -3,12 +3,15 @@
 #![allow(unsafe_code)]
 
 use crate::snmalloc::SnMalloc;
+use crate::words;
 use ipc_buffer::{Buffer, Record, ThreadContext};
 use mimalloc::MiMalloc;
 use std::alloc::{GlobalAlloc, Layout, handle_alloc_error};
 use std::hint::black_box;
+use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::rc::Rc;
+use std::slice;
 
 /// Where blocks come from.
 pub trait Heap: 'static {
@@ -47,22 +50,15 @@ pub unsafe trait Block: 'static {
     /// Writes every word.
     #[inline(always)]
     fn fill(&mut self, value: u64) {
-        let at = self.at();
-        for i in 0..self.words() {
-            // SAFETY: as above.
-            unsafe { at.add(i).write(value) };
-        }
-        black_box(at);
+        // SAFETY: as above.
+        words::fill(unsafe { slice::from_raw_parts_mut(self.at().cast::<MaybeUninit<u64>>(), self.words()) }, value);
     }
 
-    /// Reads every word, each of which was written before; `value` if all of them are, else something else.
+    /// Reads every word, each of which was written before; see [`words::read`].
     #[inline(always)]
     fn read(&mut self) -> u64 {
-        let at = black_box(self.at());
         // SAFETY: as above.
-        let words = unsafe { std::slice::from_raw_parts(at, self.words()) };
-        let first = words[0];
-        first.wrapping_add(words.iter().fold(0, |odd, word| odd | (word ^ first)))
+        words::read(unsafe { slice::from_raw_parts(self.at(), self.words()) })
     }
 }
 
@@ -151,14 +147,18 @@ unsafe impl Block for Record<[u64]> {
 /// An allocator of one process, as a `Box` would use it.
 pub trait Allocator: GlobalAlloc + Send + 'static {
     const IT: Self;
+    /// Their name when they compete together.
+    const WITH_RTRB: &'static str;
 }
 
 impl Allocator for SnMalloc {
     const IT: Self = Self;
+    const WITH_RTRB: &'static str = "rtrb+snmalloc";
 }
 
 impl Allocator for MiMalloc {
     const IT: Self = Self;
+    const WITH_RTRB: &'static str = "rtrb+mimalloc";
 }
 
 /// The heap of allocator `A`.
@@ -178,7 +178,7 @@ pub struct RivalSized<A: Allocator> {
 }
 
 #[inline(always)]
-fn words(words: usize) -> Layout {
+fn layout(words: usize) -> Layout {
     Layout::array::<u64>(words).expect("a size that exists")
 }
 
@@ -195,12 +195,12 @@ impl<A: Allocator> Heap for Rival<A> {
 
     #[inline(always)]
     fn fixed<const W: usize>(&self) -> RivalFixed<A, W> {
-        RivalFixed { at: allocate(&A::IT, words(W)), allocator: A::IT }
+        RivalFixed { at: allocate(&A::IT, layout(W)), allocator: A::IT }
     }
 
     #[inline(always)]
     fn sized(&self, count: usize) -> RivalSized<A> {
-        RivalSized { at: allocate(&A::IT, words(count)), words: count, allocator: A::IT }
+        RivalSized { at: allocate(&A::IT, layout(count)), words: count, allocator: A::IT }
     }
 }
 
@@ -208,7 +208,7 @@ impl<A: Allocator, const W: usize> Drop for RivalFixed<A, W> {
     #[inline(always)]
     fn drop(&mut self) {
         // SAFETY: allocated with the same layout, and freed here only.
-        unsafe { self.allocator.dealloc(self.at.as_ptr().cast(), words(W)) };
+        unsafe { self.allocator.dealloc(self.at.as_ptr().cast(), layout(W)) };
     }
 }
 
@@ -216,7 +216,7 @@ impl<A: Allocator> Drop for RivalSized<A> {
     #[inline(always)]
     fn drop(&mut self) {
         // SAFETY: as above.
-        unsafe { self.allocator.dealloc(self.at.as_ptr().cast(), words(self.words)) };
+        unsafe { self.allocator.dealloc(self.at.as_ptr().cast(), layout(self.words)) };
     }
 }
 

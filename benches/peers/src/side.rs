@@ -5,7 +5,9 @@
 
 use crate::cores;
 use crate::harness::{Contender, Outcome, Work};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write, stdin, stdout};
+use std::os::fd::AsRawFd;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -27,7 +29,8 @@ fn now_ns() -> u64 {
 fn timed(work: &mut dyn Work, ops: u64) -> Report {
     let start_ns = now_ns();
     let good = work.run(ops);
-    Report { good, start_ns, end_ns: now_ns() }
+    let end_ns = now_ns();
+    Report { good, start_ns, end_ns: work.counted_ns().map_or(end_ns, |counted| start_ns + counted) }
 }
 
 /// One thread does it all.
@@ -45,6 +48,8 @@ impl Contender for Solo {
 pub enum Span {
     /// From the near side's start to the end of the later one: operations flow from side to side.
     Flow,
+    /// The near side's time, or what it says counts of it.
+    Near,
     /// The mean of both sides' own times: each does all the operations, and they are in each other's way.
     Each,
 }
@@ -74,6 +79,7 @@ impl Contender for Pair {
         let (near, far) = self.both(ops, |work| timed(work, ops));
         let ns = match self.span {
             Span::Flow => (near.end_ns.max(far.end_ns) - near.start_ns) as f64,
+            Span::Near => (near.end_ns - near.start_ns) as f64,
             Span::Each => ((near.end_ns - near.start_ns) + (far.end_ns - far.start_ns)) as f64 / 2.0,
         };
         Outcome { good: near.good.min(far.good), ns: ns / ops as f64 }
@@ -186,6 +192,11 @@ impl Drop for Far {
             }
         }
     }
+}
+
+/// What a process that this one starts can open an open file of this one by.
+pub fn key(file: &File) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
 }
 
 /// First argument of a process that is a far side.

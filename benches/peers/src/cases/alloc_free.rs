@@ -1,7 +1,7 @@
 //! Allocate, write the first word, drop: the same block again and again.
 
 use super::{ALLOCATORS, HeapWork, solos};
-use crate::harness::{Case, Work, no_far};
+use crate::harness::{Case, Work};
 use crate::heaps::{Block, Heap};
 
 pub const B48: Case = case::<6>("alloc_free_48B");
@@ -12,8 +12,7 @@ const fn case<const W: usize>(name: &'static str) -> Case {
     Case {
         name,
         about: "one thread: allocate, write the first word, drop",
-        contenders: solos::<AllocFree<W>>,
-        far: no_far,
+        entrants: solos::<AllocFree<W>>,
         against: ALLOCATORS,
     }
 }

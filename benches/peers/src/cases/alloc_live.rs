@@ -1,15 +1,14 @@
 //! A million live blocks: one picked at random is freed and another one allocated, so nothing is in the core's caches.
 
 use super::{ALLOCATORS, HeapWork, solos};
-use crate::harness::{Case, Work, no_far};
+use crate::harness::{Case, Work};
 use crate::heaps::{Block, Heap, Random};
 use std::mem;
 
 pub const CASE: Case = Case {
     name: "alloc_live_1e6",
     about: "one thread: free a random one of 10^6 live blocks of 48 B, allocate one, write the first word",
-    contenders: solos::<Live>,
-    far: no_far,
+    entrants: solos::<Live>,
     against: ALLOCATORS,
 };
 

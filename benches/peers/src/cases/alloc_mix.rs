@@ -4,15 +4,14 @@
 //! their share (uniform sizes would be 32 KiB on average, and nothing but large ones).
 
 use super::{ALLOCATORS, HeapWork, solos};
-use crate::harness::{Case, Work, no_far};
+use crate::harness::{Case, Work};
 use crate::heaps::{Block, Heap, Random};
 use std::mem;
 
 pub const CASE: Case = Case {
     name: "alloc_mix",
     about: "one thread: free a random one of 10^4 live blocks, allocate one of 16 B to 64 KiB, write the first word",
-    contenders: solos::<Mix>,
-    far: no_far,
+    entrants: solos::<Mix>,
     against: ALLOCATORS,
 };
 

@@ -5,25 +5,23 @@
 //! owner, which rivals don't have: nothing is subtracted. Same capacity, same way of waiting.
 
 use super::ALLOCATORS;
-use super::stream::{self, flow_of_ours, flow_of_rtrb};
-use crate::harness::{Case, Entry, Lab};
+use crate::harness::Case;
+use crate::links::{Stream, processes, threads};
+use crate::rivals::{ours, rtrb};
 use crate::snmalloc::SnMalloc;
 use mimalloc::MiMalloc;
 
 pub const CASE: Case = Case {
     name: "alloc_remote",
     about: "one side allocates and writes 48 B, the other reads and frees",
-    contenders,
-    far: stream::far::<WORDS>,
+    entrants: || {
+        vec![
+            processes::<Stream, ours::Records<WORDS>>(),
+            threads::<Stream, rtrb::Boxes<SnMalloc, WORDS>>().named("snmalloc"),
+            threads::<Stream, rtrb::Boxes<MiMalloc, WORDS>>().named("mimalloc"),
+        ]
+    },
     against: ALLOCATORS,
 };
 
 const WORDS: usize = 6;
-
-fn contenders(lab: &Lab) -> Vec<Entry> {
-    vec![
-        flow_of_ours::<WORDS>(lab),
-        flow_of_rtrb::<SnMalloc, WORDS>("snmalloc", lab),
-        flow_of_rtrb::<MiMalloc, WORDS>("mimalloc", lab),
-    ]
-}

@@ -1,7 +1,7 @@
 //! Two processes (rivals: threads) on one size class at once, in bursts longer than any cache of free blocks.
 
 use super::ALLOCATORS;
-use crate::harness::{Case, Entry, Lab, Work};
+use crate::harness::{Case, Contender, Entrant, Lab, Work};
 use crate::heaps::{self, Allocator, Block, Heap, Ours, Rival};
 use crate::side::{Far, Pair, Span};
 use crate::snmalloc::SnMalloc;
@@ -10,8 +10,13 @@ use mimalloc::MiMalloc;
 pub const CASE: Case = Case {
     name: "alloc_two",
     about: "two sides at once, each: allocate 256 blocks of 48 B, write the first words, free them in the same order; per block",
-    contenders,
-    far,
+    entrants: || {
+        vec![
+            Entrant::new("ours", processes).with_far(|key| Box::new(Bursts::new(Ours::open(key)))),
+            Entrant::new("snmalloc", threads::<SnMalloc>),
+            Entrant::new("mimalloc", threads::<MiMalloc>),
+        ]
+    },
     against: ALLOCATORS,
 };
 
@@ -49,26 +54,18 @@ impl<H: Heap> Work for Bursts<H> {
     }
 }
 
-fn contenders(lab: &Lab) -> Vec<Entry> {
+fn processes(lab: &Lab) -> Box<dyn Contender> {
     let name = lab.name();
     let ours = Ours::create(&name);
-    let process = Far::process(lab.cores[1], lab.case, "ours", &name);
+    let far = lab.far_process(&name);
     ours.hide();
     heaps::check(&ours);
-    vec![
-        ("ours", Box::new(Pair::new(process, Box::new(Bursts::new(ours)), Span::Each))),
-        threads("snmalloc", lab, SnMalloc),
-        threads("mimalloc", lab, MiMalloc),
-    ]
+    Box::new(Pair::new(far, Box::new(Bursts::new(ours)), Span::Each))
 }
 
-fn threads<A: Allocator>(name: &'static str, lab: &Lab, allocator: A) -> Entry {
+fn threads<A: Allocator>(lab: &Lab) -> Box<dyn Contender> {
     let far = Far::thread(lab.cores[1], || Box::new(Bursts::new(Rival(A::IT))));
-    let heap = Rival(allocator);
+    let heap = Rival(A::IT);
     heaps::check(&heap);
-    (name, Box::new(Pair::new(far, Box::new(Bursts::new(heap)), Span::Each)))
-}
-
-fn far(_contender: &str, name: &str) -> Box<dyn Work> {
-    Box::new(Bursts::new(Ours::open(name)))
+    Box::new(Pair::new(far, Box::new(Bursts::new(heap)), Span::Each))
 }

@@ -1,0 +1,450 @@
+//! Endpoints: what the ends of all channels have in common, whatever they carry.
+//!
+//! # If a process dies
+//! See `directory` for roles. Whoever waits looks, every 125 ms at the latest, whether the peer's lease still stands. If not, the
+//! peer is gone for this end, even if nobody comes to reap it; what can be reaped in a moment, this end reaps.
+
+use crate::attachment::Hold;
+use crate::directory::{self, ChannelRef, Refused, Side, Spec};
+use crate::error::{AllocError, AttachError, BufferError, RecvError, SendTimeoutError, TryRecvError, TrySendError};
+use crate::heap::{self, block};
+use crate::layout::{CHANNELS, DirectoryEntry, Owner};
+use crate::local::{Attached, Inert, Local};
+use crate::participant;
+use crate::queue::spsc::{End, NotPushed, Ring};
+use crate::ready::Ready;
+use crate::recovery::{self, Effort};
+use crate::sync::{AtomicU32, Ordering};
+use crate::wait::{self, Bed, Wait, WaitStrategy, Waits};
+use std::cell::Cell;
+use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
+
+/// The sending end of a [`Channel`](crate::Channel).
+///
+/// ```
+/// # let name = format!("doc-producer-marker-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// use ipc_buffer::{Channel, Producer};
+/// struct Sensor {
+///     readings: Channel<f32, Producer>,
+/// }
+/// let mut sensor = Sensor { readings: ctx.producer(1)? };
+/// sensor.readings.send(ctx.record(0.5)?)?;
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub enum Producer {}
+
+/// The receiving end of a [`Channel`](crate::Channel).
+///
+/// ```
+/// # let name = format!("doc-consumer-marker-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// use ipc_buffer::{Channel, Consumer};
+/// struct Display {
+///     readings: Channel<f32, Consumer>,
+/// }
+/// let mut display = Display { readings: ctx.consumer(1)? };
+/// assert!(display.readings.try_recv().is_err(), "nothing is queued");
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub enum Consumer {}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::Producer {}
+    impl Sealed for super::Consumer {}
+}
+
+/// [`Producer`] or [`Consumer`].
+///
+/// ```
+/// # let name = format!("doc-role-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// use ipc_buffer::{Channel, Role};
+/// /// Slots left, as either end sees it.
+/// fn free_slots<R: Role>(channel: &Channel<u64, R>) -> usize {
+///     channel.capacity() - channel.len()
+/// }
+/// assert_eq!(free_slots(&ctx.producer(1)?), 1024);
+/// assert_eq!(free_slots(&ctx.consumer(1)?), 1024);
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
+pub trait Role: sealed::Sealed {
+    #[doc(hidden)]
+    const SENDS: bool;
+}
+
+impl Role for Producer {
+    const SENDS: bool = true;
+}
+
+impl Role for Consumer {
+    const SENDS: bool = false;
+}
+
+/// One end of a channel, whatever it carries; its context detaches it when it closes.
+pub(crate) struct Endpoint {
+    pub(crate) end: End,
+    pub(crate) local: Rc<Local>,
+    pub(crate) id: i64,
+    pub(crate) side: Side,
+    channel: ChannelRef,
+    attached: Cell<bool>,
+    /// Who had the other end when it was found dead.
+    dead: Cell<Option<Owner>>,
+    /// Polls that found nothing.
+    idle: Cell<u32>,
+    /// When polling last looked whether the peer lives.
+    looked: Cell<Instant>,
+    waits: Waits,
+    strategy: WaitStrategy,
+}
+
+impl Attached for Endpoint {
+    fn abandon(&self) {
+        self.attached.set(false);
+        self.end.abandon();
+    }
+
+    fn detach(&self) {
+        if !self.attached.replace(false) {
+            return;
+        }
+        self.end.abandon();
+        let Some(hold) = self.local.hold() else { return };
+        if let Ok(control) = hold.control() {
+            directory::detach(control, self.local.cache(), self.channel, self.side);
+        }
+        // Else somebody sits on the lock: the role stays ours until the process goes.
+    }
+}
+
+impl Endpoint {
+    /// Takes the role of `R` in channel `id`, which is made if there is none.
+    pub(crate) fn attach<R: Role>(
+        local: &Rc<Local>,
+        id: i64,
+        spec: &Spec,
+        strategy: WaitStrategy,
+    ) -> Result<Rc<Self>, AttachError> {
+        local.check().map_err(|inert| match inert {
+            Inert::Forked => AttachError::Forked,
+            Inert::Closed => AttachError::ContextClosed,
+        })?;
+        let hold = local.hold().ok_or(AttachError::ContextClosed)?;
+        let side = if R::SENDS { Side::Producer } else { Side::Consumer };
+        let (channel, ring) = attach(&hold, local, id, side, spec)?;
+        let endpoint = Rc::new(Self {
+            end: if R::SENDS { End::producer(ring) } else { End::consumer(ring) },
+            local: Rc::clone(local),
+            id,
+            side,
+            channel,
+            attached: Cell::new(true),
+            dead: Cell::new(None),
+            idle: Cell::new(0),
+            looked: Cell::new(Instant::now()),
+            waits: Waits::default(),
+            strategy,
+        });
+        let weak: Weak<Self> = Rc::downgrade(&endpoint);
+        local.register(weak);
+        Ok(endpoint)
+    }
+
+    pub(crate) fn is_attached(&self) -> bool {
+        self.attached.get()
+    }
+
+    /// Why nothing works any more, if nothing does.
+    pub(crate) fn check(&self) -> Result<(), Inert> {
+        self.local.check()?;
+        if self.attached.get() { Ok(()) } else { Err(Inert::Closed) }
+    }
+
+    /// Asks the core for the block at `granule`.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, granule: u32) {
+        self.local.cache().arena().prefetch(granule);
+    }
+
+    /// Whether the other end is attached and alive.
+    pub(crate) fn has_live_peer(&self) -> bool {
+        self.check_peer();
+        self.has_peer()
+    }
+
+    /// Waits until the other end is attached; false if it did not come in time.
+    pub(crate) fn wait_for_peer(&self, timeout: Duration) -> bool {
+        let Some(hold) = self.local.hold() else { return false };
+        let version = &hold.arena().header().directory_version;
+        let ready = || (self.check().is_err() || self.has_live_peer()).then_some(());
+        wait::for_change(version, deadline(timeout), ready);
+        self.has_live_peer()
+    }
+
+    /// Whether the other end has left for good: it was here, or it can't come any more because the id is gone. A producer of a
+    /// persistent channel does not lose its consumers: it queues for the next.
+    pub(crate) fn has_lost_peer(&self) -> bool {
+        self.entry().is_none_or(|entry| {
+            let queues_on = self.side == Side::Producer && directory::is_persistent(entry);
+            let was_here = entry.seen.load(Ordering::Acquire) & self.side.other().seen() != 0 && !queues_on;
+            (was_here || directory::is_removed(entry)) && !self.has_peer()
+        })
+    }
+
+    /// Whether somebody holds the other end who is not known to be dead.
+    fn has_peer(&self) -> bool {
+        // Asked again: a process that takes over a dead one's slot has its name.
+        self.peer().is_some_and(|who| self.dead.get() != Some(who) || !self.is_dead(who))
+    }
+
+    fn entry(&self) -> Option<&DirectoryEntry> {
+        self.local.cache().arena().directory_entry(self.channel.index)
+    }
+
+    fn is_dead(&self, who: Owner) -> bool {
+        self.local.hold().is_some_and(|hold| !participant::is_alive(hold.segment(), hold.me(), who))
+    }
+
+    /// The bell that this side looks at after each operation, to wake the other.
+    fn other_bell(&self) -> &'static AtomicU32 {
+        let header = self.end.ring().header;
+        match self.side {
+            Side::Producer => &header.to_producer,
+            Side::Consumer => &header.to_consumer,
+        }
+    }
+
+    /// Wakes the other side, if it sleeps and has reason to wake up, after so many messages.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn answer(&self, count: usize) {
+        let is_due = || self.side == Side::Producer || self.end.has_freed_much(count);
+        wait::answer(self.local.cache().arena(), self.other_bell(), &self.waits, is_due);
+    }
+
+    /// How to wait for this end until `deadline`.
+    fn wait(&self, deadline: Option<Instant>) -> Wait<'_> {
+        // The line that a full channel's producer looks at is the one that the consumer writes.
+        let pace = if self.side == Side::Producer { 16 } else { 1 };
+        Wait { bed: self.bed(), strategy: self.strategy, deadline, pace }
+    }
+
+    /// For those who poll and never wait: sees now and then if the peer lives. The clock is cheap, but not for each poll.
+    pub(crate) fn polled_in_vain(&self) {
+        let idle = self.idle.get().wrapping_add(1);
+        self.idle.set(idle);
+        if idle.is_multiple_of(16) && self.looked.get().elapsed() >= wait::tick() {
+            self.looked.set(Instant::now());
+            self.check_peer();
+        }
+    }
+
+    /// Why nothing was pushed, with what was not.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn not_pushed<I>(&self, unsent: I, why: NotPushed) -> TrySendError<I> {
+        match (self.check(), why) {
+            (Err(Inert::Forked), _) => TrySendError::Forked(unsent),
+            (Err(Inert::Closed), _) => TrySendError::ContextClosed(unsent),
+            (Ok(()), NotPushed::Gone) => TrySendError::Disconnected(unsent),
+            (Ok(()), NotPushed::Full) if self.has_lost_peer() => TrySendError::Disconnected(unsent),
+            (Ok(()), NotPushed::Full) => {
+                self.polled_in_vain();
+                TrySendError::Full(unsent)
+            }
+        }
+    }
+
+    /// Why nothing is queued. If there is no reason, the producer has left, having sent all it will.
+    pub(crate) fn nothing_queued(&self) -> Result<(), TryRecvError> {
+        self.check().map_err(|inert| match inert {
+            Inert::Forked => RecvError::Forked,
+            Inert::Closed => RecvError::ContextClosed,
+        })?;
+        if self.has_lost_peer() {
+            return Ok(());
+        }
+        self.polled_in_vain();
+        Err(TryRecvError::Empty)
+    }
+
+    /// Tries to send what was refused again and again, until `deadline`.
+    pub(crate) fn wait_to_send<I>(
+        self: &Rc<Self>,
+        refused: TrySendError<I>,
+        deadline: Option<Instant>,
+        mut try_send: impl FnMut(I) -> Result<(), TrySendError<I>>,
+    ) -> Result<(), SendTimeoutError<I>> {
+        let mut unsent = match refused.unless_full() {
+            Ok(error) => return Err(error),
+            Err(unsent) => Some(unsent),
+        };
+        let ready = || match try_send(unsent.take()?) {
+            Ok(()) => Some(Ok(())),
+            Err(refused) => match refused.unless_full() {
+                Ok(error) => Some(Err(error)),
+                Err(back) => {
+                    unsent = Some(back);
+                    None
+                }
+            },
+        };
+        match self.wait_until(deadline, || self.end.has_room(), ready) {
+            Some(result) => result,
+            None => unsent.map_or(Ok(()), |unsent| Err(SendTimeoutError::Timeout(unsent))),
+        }
+    }
+
+    /// Tries to receive again and again, until `deadline`.
+    pub(crate) fn wait_to_recv<I>(
+        self: &Rc<Self>,
+        deadline: Option<Instant>,
+        mut try_recv: impl FnMut() -> Result<I, TryRecvError>,
+    ) -> Option<Result<I, RecvError>> {
+        let ready = || match try_recv() {
+            Ok(received) => Some(Ok(received)),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Recv(error)) => Some(Err(error)),
+        };
+        self.wait_until(deadline, || self.end.has_queued(), ready)
+    }
+
+    /// Waits until `ready` gives something or `deadline` has passed; `glance` is cheap and says whether `ready` is worth a try.
+    fn wait_until<R>(
+        self: &Rc<Self>,
+        deadline: Option<Instant>,
+        glance: impl Fn() -> bool,
+        ready: impl FnMut() -> Option<R>,
+    ) -> Option<R> {
+        let ends = [Rc::clone(self) as Rc<dyn Ready>];
+        wait::until(self.wait(deadline), &ends, glance, ready)
+    }
+}
+
+impl Ready for Endpoint {
+    #[inline(always)]
+    fn has_work(&self) -> bool {
+        match self.side {
+            Side::Producer => self.end.has_room(),
+            Side::Consumer => self.end.has_queued(),
+        }
+    }
+
+    fn is_refused(&self) -> bool {
+        self.check().is_err() || self.side == Side::Producer && self.end.is_gone() || self.has_lost_peer()
+    }
+
+    fn is_patient(&self) -> bool {
+        self.side == Side::Producer
+    }
+
+    fn position(&self) -> u64 {
+        self.end.position()
+    }
+
+    fn bed(&self) -> Option<Bed<'_>> {
+        self.local.bed()
+    }
+
+    fn bell(&self) -> &AtomicU32 {
+        let header = self.end.ring().header;
+        match self.side {
+            Side::Producer => &header.to_consumer,
+            Side::Consumer => &header.to_producer,
+        }
+    }
+
+    fn waits(&self) -> &Waits {
+        &self.waits
+    }
+
+    fn peer(&self) -> Option<Owner> {
+        self.check().ok()?;
+        directory::holder(self.entry()?, self.side.other())
+    }
+
+    /// If not, whoever reaps, lends a hand with that.
+    fn check_peer(&self) -> bool {
+        if let Some(peer) = self.peer()
+            && self.is_dead(peer)
+            && let Some(hold) = self.local.hold()
+        {
+            self.dead.set(Some(peer));
+            recovery::reap(&hold, Effort::A_MOMENT);
+            return false;
+        }
+        true
+    }
+}
+
+/// Attaches `side`; brings storage if the channel must be made; takes the role from a dead process if it has it.
+fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Result<(ChannelRef, Ring), AttachError> {
+    let is_dead = |who| !participant::is_alive(hold.segment(), hold.me(), who);
+    let mut storage = None;
+    let mut met_the_dead = false;
+    let result = loop {
+        let control = match hold.control() {
+            Ok(control) => control,
+            Err(BufferError::Busy { pid }) => break Err(AttachError::Busy { pid }),
+            Err(_) => break Err(AttachError::Forked),
+        };
+        match directory::attach(&control, hold.me(), id, side, spec, &mut storage) {
+            Ok(attached) => break Ok(attached),
+            Err(Refused::Missing) => {
+                // Not under the lock: making room may need it.
+                drop(control);
+                match local.alloc_slow(spec.storage_bytes()) {
+                    Ok(block) => {
+                        let meta = block::Meta { class: block.handle.class(), offset: 64, count: 0 };
+                        block.header().meta.store(meta.pack(), Ordering::Relaxed);
+                        storage = Some(block);
+                    }
+                    Err(AllocError::OutOfMemory { asked, free }) => {
+                        break Err(AttachError::OutOfMemory { asked, free });
+                    }
+                    Err(AllocError::ContextClosed) => break Err(AttachError::ContextClosed),
+                    Err(_) => break Err(AttachError::Forked),
+                }
+            }
+            Err(Refused::Taken { channel, holder, .. }) if is_dead(holder) => {
+                directory::bereave(control, local.cache(), channel, is_dead);
+                met_the_dead = true;
+            }
+            Err(Refused::Taken { holder, thread, .. }) => {
+                let pid = participant::pid(hold.arena(), holder);
+                break Err(AttachError::RoleTaken { id, role: side.name(), pid, thread });
+            }
+            Err(Refused::Kind(theirs)) => {
+                let (ours, theirs) = (spec.kind.to_string(), theirs.to_string());
+                break Err(AttachError::TypeMismatch { id, ours, theirs });
+            }
+            Err(Refused::NotBacked) => {
+                let free = heap::free_bytes(hold.arena(), heap::unit::NoUnits::NotBacked);
+                break Err(AttachError::OutOfMemory { asked: crate::layout::PAGE, free });
+            }
+            Err(Refused::Full) => break Err(AttachError::TooManyChannels { limit: CHANNELS }),
+            Err(Refused::Corrupted) => break Err(AttachError::Corrupted { id }),
+        }
+    };
+    if let Some(block) = storage {
+        heap::free(local.cache(), block.handle);
+    }
+    if met_the_dead {
+        // What else they had.
+        recovery::reap(hold, Effort::A_MOMENT);
+    }
+    result
+}
+
+/// The end of a wait that starts now; `None` if that is later than the clock can say.
+pub(crate) fn deadline(timeout: Duration) -> Option<Instant> {
+    Instant::now().checked_add(timeout)
+}

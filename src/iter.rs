@@ -1,0 +1,112 @@
+//! Iterating over what a channel receives.
+
+use crate::channel::Channel;
+use crate::endpoint::Consumer;
+use crate::error::RecvError;
+use crate::message::Message;
+use crate::record::{Payload, Record};
+
+/// Records, or values, until the producer has left; see [`Channel::iter`].
+///
+/// ```
+/// # let name = format!("doc-iter-type-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// let (mut tx, mut rx) = (ctx.producer::<u8>(1)?, ctx.consumer::<u8>(1)?);
+/// tx.send(ctx.record(5)?)?;
+/// drop(tx);
+/// for record in &mut rx {
+///     assert_eq!(*record, 5);
+/// }
+/// // The endpoint is still ours: the next producer can come.
+/// assert!(!rx.has_producer());
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Iter<'a, T: ?Sized + Payload, M: Message = Record<T>>(pub(crate) &'a mut Channel<T, Consumer, M>);
+
+/// Records, or values, queued now; see [`Channel::try_iter`].
+///
+/// ```
+/// # let name = format!("doc-try-iter-type-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// let (mut tx, mut rx) = (ctx.producer::<u8>(1)?, ctx.consumer::<u8>(1)?);
+/// for i in 0..10 {
+///     tx.send(ctx.record(i)?)?;
+/// }
+/// let first: Vec<u8> = rx.try_iter().take(3).map(|record| *record).collect();
+/// assert_eq!((first.as_slice(), rx.len()), (&[0, 1, 2][..], 7));
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct TryIter<'a, T: ?Sized + Payload, M: Message = Record<T>>(pub(crate) &'a mut Channel<T, Consumer, M>);
+
+/// Records, or values, until the producer has left; owns the endpoint.
+///
+/// ```
+/// # let name = format!("doc-into-iter-type-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// let mut tx = ctx.producer::<u8>(1)?;
+/// let mut records: ipc_buffer::IntoIter<u8> = ctx.consumer(1)?.into_iter();
+/// tx.send(ctx.record(5)?)?;
+/// assert_eq!(records.next().as_deref(), Some(&5));
+/// drop(records);
+/// assert!(!tx.has_consumer(), "the endpoint went with it");
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct IntoIter<T: ?Sized + Payload, M: Message = Record<T>>(Channel<T, Consumer, M>);
+
+impl<T: ?Sized + Payload, M: Message> Iterator for Iter<'_, T, M> {
+    type Item = M;
+    fn next(&mut self) -> Option<M> {
+        next(self.0)
+    }
+}
+
+impl<T: ?Sized + Payload, M: Message> Iterator for TryIter<'_, T, M> {
+    type Item = M;
+    fn next(&mut self) -> Option<M> {
+        self.0.try_recv().ok()
+    }
+}
+
+impl<T: ?Sized + Payload, M: Message> Iterator for IntoIter<T, M> {
+    type Item = M;
+    fn next(&mut self) -> Option<M> {
+        next(&mut self.0)
+    }
+}
+
+/// The next; what is corrupted is skipped.
+fn next<T: ?Sized + Payload, M: Message>(channel: &mut Channel<T, Consumer, M>) -> Option<M> {
+    loop {
+        match channel.recv() {
+            Ok(message) => return Some(message),
+            Err(RecvError::Corrupted) => {}
+            Err(RecvError::Disconnected) => return None,
+            // Not "no more": the loop would end as if all were well.
+            Err(error @ (RecvError::ContextClosed | RecvError::Forked)) => {
+                panic!("iterating channel {}: {error}", channel.id())
+            }
+        }
+    }
+}
+
+impl<T: ?Sized + Payload, M: Message> IntoIterator for Channel<T, Consumer, M> {
+    type Item = M;
+    type IntoIter = IntoIter<T, M>;
+    fn into_iter(self) -> IntoIter<T, M> {
+        IntoIter(self)
+    }
+}
+
+impl<'a, T: ?Sized + Payload, M: Message> IntoIterator for &'a mut Channel<T, Consumer, M> {
+    type Item = M;
+    type IntoIter = Iter<'a, T, M>;
+    fn into_iter(self) -> Iter<'a, T, M> {
+        self.iter()
+    }
+}

@@ -1,0 +1,44 @@
+//! What those who wait know of one end of a channel, of any kind.
+//!
+//! An end is *ready* if its next operation would not have to wait: because there is work (something to receive, or room to
+//! send), or because it would be refused (the other end has left, the context is closed). Only this end takes work away, so
+//! work stays until it is done. A refusal stays too, unless a new peer comes.
+
+use crate::layout::Owner;
+use crate::sync::AtomicU32;
+use crate::wait::{Bed, Waits};
+
+/// See the module.
+pub(crate) trait Ready {
+    /// Whether something is queued; or, for an end that sends, whether there is room. Cheap: may be asked again and again.
+    fn has_work(&self) -> bool;
+
+    /// Whether operations that find no work are refused.
+    fn is_refused(&self) -> bool;
+
+    /// Whether the next operation would not wait.
+    fn is_ready(&self) -> bool {
+        self.has_work() || self.is_refused()
+    }
+
+    /// Whether the other side may put off waking this one, for more room, as long as the bell is not `EAGER`.
+    fn is_patient(&self) -> bool;
+
+    /// Operations done, ever.
+    fn position(&self) -> u64;
+
+    /// Where the thread sleeps that this end belongs to; `None` if its context is closed.
+    fn bed(&self) -> Option<Bed<'_>>;
+
+    /// The bell by which the other side wakes this one; see `wait`.
+    fn bell(&self) -> &AtomicU32;
+
+    /// What `wait` keeps here.
+    fn waits(&self) -> &Waits;
+
+    /// The process at the other end, dead or alive.
+    fn peer(&self) -> Option<Owner>;
+
+    /// Looks whether that process lives; false if not, and then this end knows it.
+    fn check_peer(&self) -> bool;
+}
