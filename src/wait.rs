@@ -6,7 +6,11 @@
 //! A context sleeps on one word, its *bed*, whatever it waits for. Each end of a channel has a *bell*, which the other
 //! side looks at after each of its operations. Who goes to sleep writes the bed's name on the bell of each end it waits for;
 //! who finds a name on a bell takes it off and wakes that bed. So waiting for a thousand ends is one sleep, and costs their
-//! other sides what waiting for one does.
+//! other sides what waiting for one does. A bed that is woken for nothing, by an old name, a signal or a stranger, looks around
+//! and sleeps on.
+//!
+//! Time is the monotonic clock's throughout (`Instant`, and the kernel's for a futex's relative timeout): setting the wall clock
+//! ends no wait and prolongs none.
 //!
 //! # Layout
 //! ```text
