@@ -177,7 +177,7 @@ impl Endpoint {
     /// Whether the other end is attached and alive.
     pub(crate) fn has_live_peer(&self) -> bool {
         self.check_peer();
-        self.peer().is_some()
+        self.has_peer()
     }
 
     /// Waits until the other end is attached; false if it did not come in time.
@@ -195,8 +195,14 @@ impl Endpoint {
         self.entry().is_none_or(|entry| {
             let queues_on = self.side == Side::Producer && directory::is_persistent(entry);
             let was_here = entry.seen.load(Ordering::Acquire) & self.side.other().seen() != 0 && !queues_on;
-            (was_here || directory::is_removed(entry)) && self.peer().is_none()
+            (was_here || directory::is_removed(entry)) && !self.has_peer()
         })
+    }
+
+    /// Whether somebody holds the other end who is not known to be dead.
+    fn has_peer(&self) -> bool {
+        // Asked again: a process that takes over a dead one's slot has its name.
+        self.peer().is_some_and(|who| self.dead.get() != Some(who) || !self.is_dead(who))
     }
 
     fn entry(&self) -> Option<&DirectoryEntry> {
@@ -257,7 +263,7 @@ impl Endpoint {
         }
     }
 
-    /// Why nothing is queued; nothing more will be if there is no reason.
+    /// Why nothing is queued. If there is no reason, the producer has left, having sent all it will.
     pub(crate) fn nothing_queued(&self) -> Result<(), TryRecvError> {
         self.check().map_err(|inert| match inert {
             Inert::Forked => RecvError::Forked,
@@ -360,12 +366,9 @@ impl Ready for Endpoint {
         &self.waits
     }
 
-    /// Who holds the other end and is not known to be dead.
     fn peer(&self) -> Option<Owner> {
         self.check().ok()?;
-        let holder = self.entry().and_then(|entry| directory::holder(entry, self.side.other()));
-        // Asked again: a process that takes over a dead one's slot has its name.
-        holder.filter(|who| self.dead.get() != Some(*who) || !self.is_dead(*who))
+        directory::holder(self.entry()?, self.side.other())
     }
 
     /// If not, whoever reaps, lends a hand with that.

@@ -26,17 +26,20 @@ use common::forked::die;
 use ipc_buffer::crash_points::{ALL, arm, arm_stop};
 use ipc_buffer::{
     Buffer, Channel, ChannelOptions, Consumer, Producer, Record, RecvError, Select, ThreadContext, TryRecvError,
-    TrySendError,
+    TrySendError, ValueChannel,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::forget;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 const CAPACITY: u64 = 2 << 20;
-/// Records the survivor has queued for the victim.
+/// Records, and values, the survivor has queued for the victim.
 const ASKED: u64 = 20;
+/// A persistent channel whose producer is killed inside a batch.
+const TORN: i64 = 11;
 
 // ---------------------------------------------------------------------------------------------------------- processes
 
@@ -94,10 +97,50 @@ fn ended(pid: libc::pid_t) -> Ended {
 /// What the victim has done, outside of the buffer: raised before and after.
 #[derive(Default)]
 struct Ledger {
+    records: Counts,
+    values: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
     sending: AtomicU64,
     sent: AtomicU64,
     receiving: AtomicU64,
     received: AtomicU64,
+}
+
+impl Counts {
+    /// Sends the next `count` numbers.
+    fn send(&self, count: u64, send: impl FnOnce(Range<u64>)) {
+        let first = self.sent.load(SeqCst);
+        self.sending.fetch_add(count, SeqCst);
+        send(first..first + count);
+        self.sent.fetch_add(count, SeqCst);
+    }
+
+    /// Receives the next `count` numbers.
+    fn receive(&self, count: u64, receive: impl FnOnce() -> Vec<u64>) {
+        self.receiving.fetch_add(count, SeqCst);
+        let numbers = receive();
+        let first = self.received.fetch_add(count, SeqCst);
+        assert!(numbers.iter().copied().eq(first..first + count), "{numbers:?}");
+    }
+
+    /// Whether just these were delivered, and no others.
+    fn check_heard(&self, heard: &[u64]) {
+        let (sent, sending) = (self.sent.load(SeqCst), self.sending.load(SeqCst));
+        let count = heard.len() as u64;
+        assert!((sent..=sending).contains(&count), "{count} delivered of {sent} sent, {sending} begun");
+        assert!(heard.iter().copied().eq(0..count), "{heard:?}");
+    }
+
+    /// Whether just these of `asked` are still queued, and no others.
+    fn check_rest(&self, rest: &[u64], asked: u64) {
+        let first = rest.first().copied().unwrap_or(asked);
+        let (received, receiving) = (self.received.load(SeqCst), self.receiving.load(SeqCst));
+        assert!((received..=receiving).contains(&first), "{first} is next, {received} were received of {receiving}");
+        assert!(rest.iter().copied().eq(first..asked), "{rest:?}");
+    }
 }
 
 fn ledger() -> &'static Ledger {
@@ -132,6 +175,7 @@ struct Victim {
     tx: Channel<[u64], Producer>,
     rx: Channel<[u64], Consumer>,
     third: Channel<u64, Producer>,
+    values: (ValueChannel<u64, Producer>, ValueChannel<u64, Consumer>),
     kept: Vec<Record<[u64]>>,
     run: Record<[u8]>,
 }
@@ -146,25 +190,55 @@ impl Victim {
         (0..3).for_each(|i| third.send(ctx.record(i).unwrap()).unwrap());
         let run = ctx.slice_zeroed::<u8>(300_000).unwrap();
         drop((0..70).map(|i| ctx.record(i).unwrap()).collect::<Vec<_>>());
-        let mut this = Self { ledger, buffer, ctx, tx, rx, third, kept: Vec::new(), run };
+        let values = (ctx.value_producer(4).unwrap(), ctx.value_consumer(5).unwrap());
+        let mut this = Self { ledger, buffer, ctx, tx, rx, third, values, kept: Vec::new(), run };
         (0..10).for_each(|_| this.send());
         (0..5).for_each(|_| this.receive());
+        (0..4).for_each(|_| this.send_value());
+        (0..4).for_each(|_| this.receive_value());
         this.kept.drain(..3);
         this
     }
 
     fn send(&mut self) {
-        let record = work::numbered(&self.ctx, self.ledger.sent.load(SeqCst), 60);
-        self.ledger.sending.fetch_add(1, SeqCst);
-        self.tx.send(record).unwrap();
-        self.ledger.sent.fetch_add(1, SeqCst);
+        let (ctx, tx) = (&self.ctx, &mut self.tx);
+        self.ledger.records.send(1, |mut numbers| {
+            let number = numbers.next().unwrap();
+            tx.send(work::numbered(ctx, number, 60)).unwrap();
+        });
+    }
+
+    fn send_batch(&mut self, count: u64) {
+        let (ctx, tx) = (&self.ctx, &mut self.tx);
+        self.ledger.records.send(count, |numbers| {
+            tx.send_batch(numbers.map(|number| work::numbered(ctx, number, 60))).unwrap();
+        });
     }
 
     fn receive(&mut self) {
-        self.ledger.receiving.fetch_add(1, SeqCst);
-        let record = self.rx.recv().unwrap();
-        assert_eq!(work::number(&record), self.ledger.received.fetch_add(1, SeqCst));
-        self.kept.push(record);
+        let (rx, kept) = (&mut self.rx, &mut self.kept);
+        self.ledger.records.receive(1, || {
+            kept.push(rx.recv().unwrap());
+            vec![work::number(&kept[kept.len() - 1])]
+        });
+    }
+
+    fn receive_batch(&mut self, count: u64) {
+        let (rx, kept) = (&mut self.rx, &mut self.kept);
+        self.ledger.records.receive(count, || {
+            let batch = rx.recv_batch(count as usize).unwrap();
+            let numbers = batch.iter().map(|record| work::number(record)).collect();
+            kept.extend(batch);
+            numbers
+        });
+    }
+
+    fn send_value(&mut self) {
+        self.ledger.values.send(1, |mut numbers| self.values.0.send(numbers.next().unwrap()).unwrap());
+    }
+
+    fn receive_value(&mut self) {
+        self.ledger.values.receive(1, || vec![self.values.1.recv().unwrap()]);
     }
 
     /// A channel of its own with records in it.
@@ -227,9 +301,9 @@ const ACTS: &[(&str, Act)] = &[
     }),
     ("free a run", |v, arm| {
         arm();
-        let Victim { run, ctx, tx, rx, third, kept, buffer, .. } = v;
+        let Victim { run, ctx, tx, rx, third, values, kept, buffer, .. } = v;
         drop(run);
-        forget((ctx, tx, rx, third, kept, buffer));
+        forget((ctx, tx, rx, third, values, kept, buffer));
     }),
     ("send", |mut v, arm| {
         arm();
@@ -240,6 +314,46 @@ const ACTS: &[(&str, Act)] = &[
         arm();
         (0..4).for_each(|_| v.receive());
         forget(v);
+    }),
+    ("send batches", |mut v, arm| {
+        arm();
+        (1..6).for_each(|count| v.send_batch(count));
+        forget(v);
+    }),
+    ("receive batches", |mut v, arm| {
+        arm();
+        (1..5).for_each(|count| v.receive_batch(count));
+        forget(v);
+    }),
+    ("send values", |mut v, arm| {
+        arm();
+        (0..4).for_each(|_| v.send_value());
+        v.ledger.values.send(5, |numbers| v.values.0.send_batch(numbers).unwrap());
+        forget(v);
+    }),
+    ("receive values", |mut v, arm| {
+        arm();
+        (0..4).for_each(|_| v.receive_value());
+        v.ledger.values.receive(5, || v.values.1.recv_batch(5).unwrap());
+        forget(v);
+    }),
+    ("follow a torn batch", |v, arm| {
+        // Of three slots, those behind the first are stored when its producer is killed.
+        let name = v.buffer.name().to_owned();
+        let torn = in_child(20, || {
+            let buffer = open(&name);
+            let ctx = buffer.context().unwrap();
+            let mut tx = ctx.value_producer_with::<u64>(TORN, &slots(8).persistent(true)).unwrap();
+            ipc_buffer::crash_points::arm("send batch: slot", 2);
+            tx.send_batch(100..103).unwrap();
+            0
+        });
+        assert_eq!(torn, KILLED);
+        while v.buffer.reap().unwrap().processes > 0 {}
+        arm();
+        let mut tx = v.ctx.value_producer::<u64>(TORN).unwrap();
+        tx.send(0).unwrap();
+        forget((tx, v));
     }),
     ("wake a consumer", |v, arm| {
         let mut tx = v.ctx.producer::<u64>(10).unwrap();
@@ -295,9 +409,9 @@ const ACTS: &[(&str, Act)] = &[
     }),
     ("detach", |v, arm| {
         arm();
-        let Victim { run, ctx, tx, rx, third, kept, buffer, .. } = v;
+        let Victim { run, ctx, tx, rx, third, values, kept, buffer, .. } = v;
         drop((rx, tx));
-        forget((ctx, third, kept, buffer, run));
+        forget((ctx, third, values, kept, buffer, run));
     }),
     ("dismantle", |v, arm| {
         let ends = v.own_channel(10);
@@ -336,8 +450,8 @@ const ACTS: &[(&str, Act)] = &[
     }),
     ("leave with records", |v, arm| {
         arm();
-        let Victim { kept, run, tx, rx, third, ctx, buffer, .. } = v;
-        drop((tx, rx, third, ctx, buffer));
+        let Victim { kept, run, tx, rx, third, values, ctx, buffer, .. } = v;
+        drop((tx, rx, third, values, ctx, buffer));
         drop((kept, run));
     }),
     ("lose a peer", |v, arm| {
@@ -538,6 +652,19 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("send", "send: slot", &[1, 3]),
     ("receive", "recv: owned", &[1, 3]),
     ("receive", "recv: head", &[1, 3]),
+    ("send batches", "send batch: before a slot", &[1, 2, 4]),
+    ("send batches", "send batch: slot", &[1, 2, 4, 8, 10]),
+    ("receive batches", "recv batch: owned", &[1, 3, 6]),
+    ("receive batches", "recv: head", &[2, 3]),
+    ("send values", "send: before the slot", &[1, 3]),
+    ("send values", "send: slot", &[1, 3]),
+    ("send values", "send batch: before a slot", &[1, 3, 5]),
+    ("send values", "send batch: slot", &[1, 4, 5]),
+    ("receive values", "recv: owned", &[1, 3]),
+    ("receive values", "recv: head", &[1, 3, 5]),
+    ("receive values", "recv batch: owned", &[1, 5]),
+    ("follow a torn batch", "attach: cleared", &[1, 2]),
+    ("follow a torn batch", "attach: role", &[1]),
     ("wake a consumer", "send: before the wake", &[1]),
     ("wake a consumer", "wake: cleared", &[1]),
     ("wake a consumer", "announce: changed", &[1]),
@@ -689,8 +816,10 @@ struct Survivor {
     third: Option<Channel<u64, Consumer>>,
     /// Of a channel that nobody else is in.
     own: Option<(Channel<u64, Producer>, Channel<u64, Consumer>)>,
+    values: (ValueChannel<u64, Producer>, ValueChannel<u64, Consumer>),
     kept: Vec<Record<[u64]>>,
     heard: Vec<u64>,
+    heard_values: Vec<u64>,
     asked: u64,
 }
 
@@ -702,9 +831,25 @@ impl Survivor {
         let mut tx = ctx.producer::<[u64]>(2).unwrap();
         (0..ASKED).for_each(|i| tx.send(work::numbered(&ctx, i, 60)).unwrap());
         let third = Some(ctx.consumer::<u64>(3).unwrap());
+        let mut values = (ctx.value_producer(5).unwrap(), ctx.value_consumer(4).unwrap());
+        values.0.send_batch(0..ASKED).unwrap();
         let kept = (1000..1020).map(|i| work::numbered(&ctx, i, 200)).collect();
         drop((0..50).map(|i| work::numbered(&ctx, i, 60)).collect::<Vec<_>>());
-        Self { name: name.into(), buffer, ctx, rx, tx, third, own: None, kept, heard: Vec::new(), asked: ASKED }
+        let (heard, heard_values) = (Vec::new(), Vec::new());
+        Self {
+            name: name.into(),
+            buffer,
+            ctx,
+            rx,
+            tx,
+            third,
+            own: None,
+            values,
+            kept,
+            heard,
+            heard_values,
+            asked: ASKED,
+        }
     }
 
     /// Prepares for [`goes_on`](Self::goes_on).
@@ -741,13 +886,12 @@ impl Survivor {
                 Err(error) => break error,
             }
         };
-        let (sent, sending) = (ledger.sent.load(SeqCst), ledger.sending.load(SeqCst));
-        if sending > 0 {
+        if ledger.records.sending.load(SeqCst) > 0 {
             assert_eq!(gone, TryRecvError::Recv(RecvError::Disconnected));
         }
-        let heard = self.heard.len() as u64;
-        assert!((sent..=sending).contains(&heard), "{heard} delivered of {sent} sent, {sending} begun");
-        assert!(self.heard.iter().copied().eq(0..heard), "{:?}", self.heard);
+        ledger.records.check_heard(&self.heard);
+        self.heard_values.extend(self.values.1.try_iter());
+        ledger.values.check_heard(&self.heard_values);
     }
 
     fn next(&mut self, what: &str) {
@@ -768,6 +912,9 @@ impl Survivor {
             "receive" => {
                 if let Ok(record) = self.rx.try_recv() {
                     self.heard.push(work::number(&record));
+                }
+                if let Ok(batch) = self.values.1.try_recv_batch(3) {
+                    self.heard_values.extend(batch);
                 }
             }
             "attach" => forget((self.ctx.producer::<u64>(30).unwrap(), self.ctx.consumer::<u64>(30).unwrap())),
@@ -808,25 +955,50 @@ impl Survivor {
         self.receive_all(ledger);
         let mut rx = self.ctx.consumer::<[u64]>(2).unwrap();
         let rest: Vec<u64> = rx.try_iter().map(|record| work::number(&record)).collect();
-        let first = rest.first().copied().unwrap_or(self.asked);
-        let (received, receiving) = (ledger.received.load(SeqCst), ledger.receiving.load(SeqCst));
-        assert!((received..=receiving).contains(&first), "{first} is next, {received} were received of {receiving}");
-        assert!(rest.iter().copied().eq(first..self.asked), "{rest:?}");
+        ledger.records.check_rest(&rest, self.asked);
+        let mut vrx = self.ctx.value_consumer::<u64>(5).unwrap();
+        ledger.values.check_rest(&vrx.try_iter().collect::<Vec<_>>(), ASKED);
 
         // It works on, both ways, and through every size.
         let mut tx = self.ctx.producer::<[u64]>(1).unwrap();
+        let mut vtx = self.ctx.value_producer::<u64>(4).unwrap();
         for i in 0..30 {
             tx.send(work::numbered(&self.ctx, i, 60)).unwrap();
             assert_eq!(work::number(&self.rx.recv().unwrap()), i);
+            // Nor is there anything of a torn batch.
+            assert_eq!(self.rx.try_recv().unwrap_err(), TryRecvError::Empty);
             self.tx.send(work::numbered(&self.ctx, i, 60)).unwrap();
             assert_eq!(work::number(&rx.recv().unwrap()), i);
+            vtx.send(i).unwrap();
+            assert_eq!(self.values.1.try_recv_batch(9), Ok(vec![i]));
+            self.values.0.send(i).unwrap();
+            assert_eq!(vrx.recv(), Ok(i));
         }
+        self.follow_torn_batches();
         drop([8, 900, 3500, 28_000, 300_000].map(|size| self.ctx.slice_zeroed::<u8>(size).unwrap()));
-        let Self { buffer, ctx, rx: rx1, tx: tx2, third, kept, own: _, .. } = self;
-        drop((rx, tx, rx1, tx2, third, kept));
+        let Self { buffer, ctx, rx: rx1, tx: tx2, third, values, kept, own: _, .. } = self;
+        drop((rx, tx, rx1, tx2, third, values, vtx, vrx, kept));
         common::sound(&buffer);
         drop(ctx);
         end(&buffer);
+    }
+}
+
+impl Survivor {
+    /// Nothing of a torn batch comes behind what the next producer sends.
+    fn follow_torn_batches(&self) {
+        if !self.buffer.has_channel(TORN).unwrap() {
+            return;
+        }
+        let mut rx = self.ctx.value_consumer::<u64>(TORN).unwrap();
+        let sent: Vec<u64> = rx.try_iter().collect();
+        assert!(sent.is_empty() || sent == [0], "{sent:?}");
+        let mut tx = self.ctx.value_producer::<u64>(TORN).unwrap();
+        for i in 1..9 {
+            tx.send(i).unwrap();
+            assert_eq!(rx.try_recv_batch(9), Ok(vec![i]));
+        }
+        assert!(self.buffer.remove_channel(TORN).unwrap());
     }
 }
 

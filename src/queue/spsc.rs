@@ -406,6 +406,7 @@ mod tests {
     }
 
     /// Random operations, new ends among them, on the ring and on a queue that is obviously right.
+    #[allow(clippy::cast_possible_truncation)] // small numbers
     fn like_a_deque(capacity: usize, stride: usize, head: u64, seed: u64) {
         let ring = ring(capacity, stride, head);
         let (mut tx, mut rx) = (End::producer(ring), End::consumer(ring));
