@@ -16,8 +16,12 @@ use crate::ready::Ready;
 use crate::recovery;
 use crate::sync::{AtomicU32, Ordering};
 use crate::wait::{self, Bed, Wait, WaitStrategy, Waits};
+#[cfg(feature = "async")]
+use crate::waiter::{self, Watched};
 use std::cell::Cell;
 use std::rc::{Rc, Weak};
+#[cfg(feature = "async")]
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 /// The sending end of a [`Channel`](crate::Channel).
@@ -100,18 +104,28 @@ pub(crate) struct Endpoint {
     /// When polling last looked whether the peer lives.
     looked: Cell<Instant>,
     waits: Waits,
-    strategy: WaitStrategy,
+    pub(crate) strategy: WaitStrategy,
+    /// Whether a future waits for this end; see `waiter`.
+    #[cfg(feature = "async")]
+    parked: Cell<bool>,
 }
 
 impl Attached for Endpoint {
     fn abandon(&self) {
         self.attached.set(false);
+        #[cfg(feature = "async")]
+        self.parked.set(false);
         self.end.abandon();
     }
 
     fn detach(&self) {
         if !self.attached.replace(false) {
             return;
+        }
+        // Before its bell is nobody's; its future answers then that the context is closed.
+        #[cfg(feature = "async")]
+        if let Some(waker) = self.unpark() {
+            waker.wake();
         }
         self.end.abandon();
         let Some(hold) = self.local.hold() else { return };
@@ -148,6 +162,8 @@ impl Endpoint {
             looked: Cell::new(Instant::now()),
             waits: Waits::default(),
             strategy,
+            #[cfg(feature = "async")]
+            parked: Cell::new(false),
         });
         let weak: Weak<Self> = Rc::downgrade(&endpoint);
         local.register(weak);
@@ -213,11 +229,10 @@ impl Endpoint {
         wait::answer(self.local.cache().arena(), self.other_bell(), &self.waits, is_due);
     }
 
-    /// How to wait for this end until `deadline`.
-    fn wait(&self, deadline: Option<Instant>) -> Wait<'_> {
+    /// Breaths between two glances at this end.
+    pub(crate) fn pace(&self) -> u32 {
         // The line that a full channel's producer looks at is the one that the consumer writes.
-        let pace = if self.side == Side::Producer { 16 } else { 1 };
-        Wait { bed: self.bed(), strategy: self.strategy, deadline, pace }
+        if self.side == Side::Producer { 16 } else { 1 }
     }
 
     /// For those who poll and never wait: sees now and then if the peer lives. The clock is cheap, but not for each poll.
@@ -308,7 +323,64 @@ impl Endpoint {
         ready: impl FnMut() -> Option<R>,
     ) -> Option<R> {
         let ends = [Rc::clone(self) as Rc<dyn Ready>];
-        wait::until(self.wait(deadline), &ends, glance, ready)
+        let wait = Wait { bed: self.bed(), strategy: self.strategy, deadline, pace: self.pace() };
+        wait::until(wait, &ends, glance, ready)
+    }
+
+    /// The bell by which the other side wakes this one.
+    fn own_bell(&self) -> &'static AtomicU32 {
+        let header = self.end.ring().header;
+        match self.side {
+            Side::Producer => &header.to_consumer,
+            Side::Consumer => &header.to_producer,
+        }
+    }
+}
+
+#[cfg(feature = "async")]
+impl Endpoint {
+    /// Whether a future waits for this end, and will be woken.
+    pub(crate) fn is_parked(&self) -> bool {
+        self.parked.get()
+    }
+
+    /// Has `waker` woken when this end may be ready, which it must be asked for once more after this. `napped` says that it was
+    /// parked before, for a while.
+    pub(crate) fn park(self: &Rc<Self>, waker: &Waker, napped: &mut bool) {
+        let Some(hold) = self.local.hold() else { return };
+        let Some(bed) = Bed::of_process(hold.arena(), hold.me().index()) else { return };
+        let bell = self.own_bell();
+        let watched = Watched { bell, channel: self.channel.index, peer: self.side.other() };
+        let Ok(news) = waiter::park(&hold, bed, watched, waker.clone()) else {
+            // No thread to be had: then it polls.
+            return waker.wake_by_ref();
+        };
+        self.parked.set(true);
+        if news.peer_died {
+            self.check_peer();
+        }
+        if news.napped {
+            self.waits.have_napped();
+            *napped = true;
+        }
+        if news.napped || !bed.is_on(bell) {
+            let eager = *napped || !self.is_patient();
+            let known = wait::lie_down(&[Rc::clone(self) as Rc<dyn Ready>], bed, eager);
+            if !eager || !known {
+                waiter::nap(bell);
+            }
+        }
+    }
+
+    /// Has nobody woken any more; says who was to be.
+    pub(crate) fn unpark(&self) -> Option<Waker> {
+        if !self.parked.replace(false) {
+            return None;
+        }
+        let bell = self.own_bell();
+        let waker = waiter::unpark(bell);
+        wait::clear(bell);
+        waker
     }
 }
 
@@ -338,11 +410,7 @@ impl Ready for Endpoint {
     }
 
     fn bell(&self) -> &AtomicU32 {
-        let header = self.end.ring().header;
-        match self.side {
-            Side::Producer => &header.to_consumer,
-            Side::Consumer => &header.to_producer,
-        }
+        self.own_bell()
     }
 
     fn waits(&self) -> &Waits {

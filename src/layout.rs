@@ -201,7 +201,9 @@ pub(crate) struct ProcessSlot {
     pub(crate) epoch: AtomicU64,
     /// Process id in its own pid namespace, for people.
     pub(crate) pid: AtomicU32,
-    _pad: [AtomicU32; 11],
+    /// The process's waiter sleeps on this, for all futures; see `wait` and `waiter`. Counts the wake-ups of every user of the slot.
+    pub(crate) bed: AtomicU32,
+    _pad: [AtomicU32; 10],
 }
 
 /// Kinds of [`ProcessSlot::word`].

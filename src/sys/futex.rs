@@ -1,6 +1,8 @@
 //! Sleeping on a shared word. Spurious returns are part of the contract: callers look again.
 
 use crate::sync::AtomicU32;
+#[cfg(feature = "async")]
+use rustix::io::Errno;
 use rustix::thread::futex::{self, Flags, Timespec};
 use std::time::Duration;
 
@@ -12,6 +14,34 @@ pub(crate) fn wait(word: &AtomicU32, expected: u32, timeout: Duration) {
     };
     // Not PRIVATE: the word is shared between address spaces. EAGAIN, EINTR and ETIMEDOUT all mean "look again".
     let _ = futex::wait(word, Flags::empty(), expected, Some(&timeout));
+}
+
+/// Sleeps while every word is as expected, at most `timeout`.
+///
+/// At most 128 words, and where the kernel (before 5.16) or a filter of system calls knows no better, one: changes of those behind
+/// are not noticed.
+#[cfg(feature = "async")]
+pub(crate) fn wait_any(words: &[(&AtomicU32, u32)], timeout: Duration) {
+    use rustix::thread::{ClockId, futex as sys};
+    let &[(first, expected), _, ..] = words else {
+        return words.iter().for_each(|(word, expected)| wait(word, *expected, timeout));
+    };
+    let all: Vec<sys::Wait> = (words.iter().take(128))
+        .map(|(word, expected)| {
+            let mut one = sys::Wait::new();
+            one.val = u64::from(*expected);
+            one.uaddr = sys::WaitPtr::new(word.as_ptr().cast());
+            one.flags = sys::WaitFlags::SIZE_U32;
+            one
+        })
+        .collect();
+    // The only form that takes a time and not a length of time.
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let until = Timespec::try_from(timeout).ok().and_then(|timeout| now.checked_add(timeout));
+    let result = sys::waitv(&all, sys::WaitvFlags::empty(), until.as_ref(), ClockId::Monotonic);
+    if matches!(result, Err(Errno::NOSYS | Errno::PERM | Errno::INVAL)) {
+        wait(first, expected, timeout);
+    }
 }
 
 /// Wakes every sleeper on `word`.
