@@ -15,6 +15,8 @@ use crate::queue::spsc::{End, NotPushed, Ring};
 use crate::ready::Ready;
 use crate::recovery;
 use crate::sync::{AtomicU32, Ordering};
+#[cfg(feature = "async")]
+use crate::wait::NAP;
 use crate::wait::{self, Bed, Wait, WaitStrategy, Waits};
 #[cfg(feature = "async")]
 use crate::waiter::{self, Watched};
@@ -350,9 +352,17 @@ impl Endpoint {
         let Some(hold) = self.local.hold() else { return };
         let Some(bed) = Bed::of_process(hold.arena(), hold.me().index()) else { return };
         let bell = self.own_bell();
+        let sign = |napped| {
+            let eager = napped || !self.is_patient();
+            let known = wait::lie_down(&[Rc::clone(self) as Rc<dyn Ready>], bed, eager);
+            (!eager || !known).then(|| Instant::now() + NAP)
+        };
+        // The name first: one that is listed without would look as if it were rung.
+        let due = if self.parked.get() { None } else { sign(*napped) };
         let watched = Watched { bell, channel: self.channel.index, peer: self.side.other() };
-        let Ok(news) = waiter::park(&hold, bed, watched, waker.clone()) else {
+        let Ok(news) = waiter::park(&hold, bed, watched, waker.clone(), due) else {
             // No thread to be had: then it polls.
+            wait::clear(bell);
             return waker.wake_by_ref();
         };
         self.parked.set(true);
@@ -364,11 +374,7 @@ impl Endpoint {
             *napped = true;
         }
         if news.napped || !bed.is_on(bell) {
-            let eager = *napped || !self.is_patient();
-            let known = wait::lie_down(&[Rc::clone(self) as Rc<dyn Ready>], bed, eager);
-            if !eager || !known {
-                waiter::nap(bell);
-            }
+            waiter::nap(bell, sign(*napped));
         }
     }
 

@@ -5,17 +5,17 @@
 //! bells were rung, whose naps are over, or, looked at once per [`tick`], whose peers are dead. Refuses: to look into channels, and to
 //! reap: that is for the thread of an end, when its future is polled.
 //!
-//! A future that has to wait *parks*: it leaves its waker here, writes the bed's name on its bell, and looks once more. Who rings takes
+//! A future that has to wait *parks*: it writes the bed's name on its bell, leaves its waker here, and looks once more. Who rings takes
 //! the name off again (`wait::wake`). So the futures to be woken are those whose bells say something else, whatever their
-//! channels carry.
+//! channels carry. One that finds its bell rung when it has parked writes the name anew.
 //!
 //! # Ownership
 //! Everything here is under one lock. No waker is cloned, woken or dropped under it: that runs others' code.
 //!
 //! # Orderings
 //! `SYNC(rung)`: who rings takes the name off the bell, then changes the bed's word (Release). The waiter reads the word
-//! (Acquire), then looks at the bells, then sleeps on the word it read: it sees the bell without the name, or does not sleep. A bell
-//! that was parked since is rung since, too: its waker was here first.
+//! (Acquire), then looks at the bells, then sleeps on the word it read: it sees the bell without the name, or does not sleep. A
+//! bell that was parked after the look had the name when it was, and is rung later still.
 //!
 //! # After fork
 //! The child has neither the thread nor what was parked. It begins anew.
@@ -33,7 +33,7 @@ use crate::layout::Owner;
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys::fork::PerProcess;
 use crate::sys::futex;
-use crate::wait::{self, Bed, NAP, tick};
+use crate::wait::{self, Bed, tick};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -98,7 +98,7 @@ struct Parked {
 pub(crate) struct News {
     /// The process at the other end is dead, and has to be reaped.
     pub(crate) peer_died: bool,
-    /// It has waited for a [`NAP`].
+    /// It was parked until it was due.
     pub(crate) napped: bool,
 }
 
@@ -106,12 +106,13 @@ fn key(bell: &AtomicU32) -> usize {
     ptr::from_ref(bell).addr()
 }
 
-/// Has `waker` woken, instead of what was parked with this bell before, when the bell no longer says `bed`.
+/// Has `waker` woken, instead of what was parked with this bell before, when the bell no longer says `bed`, or at `due`.
 pub(crate) fn park(
     attachment: &Attachment,
     bed: Bed<'static>,
     watched: Watched,
     waker: Waker,
+    due: Option<Instant>,
 ) -> Result<News, io::Error> {
     let waiter = WAITER.get();
     let mut state = waiter.state.lock();
@@ -137,22 +138,22 @@ pub(crate) fn park(
     });
     let before = parked.waker.replace(waker);
     let news = mem::take(&mut parked.news);
+    parked.due = due.or(parked.due);
     if state.asleep.as_ref().is_some_and(|(beds, _)| !beds.contains(&bed)) {
         state.disturb();
     }
+    state.mind(due);
     drop(state);
     drop(before);
     Ok(news)
 }
 
-/// Has what is parked with this bell woken after a [`NAP`] at the latest.
-pub(crate) fn nap(bell: &'static AtomicU32) {
-    let due = Instant::now() + NAP;
+/// Has what is parked with this bell woken at `due`, and not when it was due before.
+pub(crate) fn nap(bell: &'static AtomicU32, due: Option<Instant>) {
     let mut state = WAITER.get().state.lock();
-    let Some(parked) = state.places.iter_mut().find_map(|place| place.parked.get_mut(&key(bell))) else { return };
-    parked.due = Some(due);
-    if state.asleep.as_ref().is_some_and(|(_, until)| *until > due) {
-        state.disturb();
+    if let Some(parked) = state.places.iter_mut().find_map(|place| place.parked.get_mut(&key(bell))) {
+        parked.due = due;
+        state.mind(due);
     }
 }
 
@@ -181,6 +182,14 @@ pub(crate) fn leave() {
 }
 
 impl State {
+    /// Lets the thread sleep no longer than until `due`.
+    fn mind(&self, due: Option<Instant>) {
+        let overslept = self.asleep.as_ref().zip(due).is_some_and(|((_, until), due)| *until > due);
+        if overslept {
+            self.disturb();
+        }
+    }
+
     /// Gets the sleeping thread up.
     fn disturb(&self) {
         if let Some(bed) = self.asleep.as_ref().and_then(|(beds, _)| beds.first()) {

@@ -179,6 +179,8 @@ fn a_stopped_process_is_waited_for() {
     let pid = Pid::from_raw(other.pid().cast_signed()).unwrap();
     tokio().block_on(async {
         kill_process(pid, Signal::STOP).unwrap();
+        let (_, status) = waitpid(Some(pid), WaitOptions::UNTRACED).unwrap().unwrap();
+        assert!(status.stopped(), "{status:?}");
         tx.send_async(ctx.record(1).unwrap()).await.unwrap();
         let mut answer = rx.recv_async();
         // Longer than a dead one would be taken for alive.
