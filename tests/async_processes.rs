@@ -7,29 +7,15 @@ mod common;
 #[path = "common/executor.rs"]
 mod executor;
 
-use common::{Name, Process, all_free, watchdog};
+use common::{Name, all_free, start_with, watchdog};
 use executor::{Bell, block_on, tokio};
 use ipc_buffer::{Buffer, ChannelOptions, RecvError, SendError, WaitStrategy};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
-use std::process::{Command, Stdio};
 use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
 const BLOCK: WaitStrategy = WaitStrategy::Block;
-
-/// As `common::start`, with more in the environment.
-fn start(test: &str, role: &str, buffer: &str, environment: &[(&str, &str)]) -> Process {
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args([test, "--exact", "--nocapture", "--test-threads=1"])
-        .env("IPC_BUFFER_TEST_ROLE", role)
-        .env("IPC_BUFFER_TEST_BUFFER", buffer)
-        .envs(environment.iter().copied())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    Process(child)
-}
 
 fn options(strategy: WaitStrategy) -> ChannelOptions {
     ChannelOptions::new().wait_strategy(strategy).capacity(4)
@@ -96,8 +82,8 @@ fn there_and_back() {
     for ((answers, its), (asks, theirs)) in all {
         let name = Name::new("async-there");
         let buffer = Buffer::open(&name).unwrap();
-        let answers = start(TEST, answers, &name, its);
-        start(TEST, asks, &name, theirs).success();
+        let answers = start_with(TEST, answers, &name, its);
+        start_with(TEST, asks, &name, theirs).success();
         answers.success();
         all_free(&buffer);
     }
@@ -116,7 +102,7 @@ fn the_last_one_out_removes_the_segment() {
     }
     for _ in 0..20 {
         let name = Name::new("async-last");
-        start("the_last_one_out_removes_the_segment", "only", &name, &[]).success();
+        common::start("the_last_one_out_removes_the_segment", "only", &name).success();
         assert!(!name.exists());
     }
 }
@@ -143,21 +129,21 @@ fn the_other_process_is_killed() {
     for _ in 0..5 {
         let mut tx = ctx.producer_with::<u64>(1, &options(BLOCK)).unwrap();
         let mut rx = ctx.consumer_with::<u64>(2, &options(BLOCK)).unwrap();
-        let mut other = start("the_other_process_is_killed", "sits", &name, &[]);
+        let mut other = common::start("the_other_process_is_killed", "sits", &name);
         assert!(tx.wait_for_consumer(Duration::MAX) && rx.wait_for_producer(Duration::MAX));
         (0..4).for_each(|i| tx.send(ctx.record(i).unwrap()).unwrap());
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                thread::sleep(Duration::from_millis(50));
-                other.kill();
-            });
-            tokio().block_on(async {
-                let last = ctx.record(4).unwrap();
-                let (sent, received) = tokio::join!(tx.send_async(last), rx.recv_async());
-                assert!(matches!(sent, Err(SendError::Disconnected(back)) if *back == 4));
-                assert_eq!(received.unwrap_err(), RecvError::Disconnected);
-            });
-        });
+        let bells = [Bell::new(), Bell::new()];
+        let mut sent = tx.send_async(ctx.record(4).unwrap());
+        let mut received = rx.recv_async();
+        assert!(bells[0].settle(&mut sent).is_pending() && bells[1].settle(&mut received).is_pending());
+        // The nap of one that may have to wait for more room.
+        bells[0].wait(0);
+        assert!(bells[0].settle(&mut sent).is_pending());
+        other.kill();
+        bells[0].wait(1);
+        assert!(matches!(bells[0].poll(&mut sent), Poll::Ready(Err(SendError::Disconnected(back))) if *back == 4));
+        bells[1].wait(0);
+        assert_eq!(bells[1].poll(&mut received).map(Result::unwrap_err), Poll::Ready(RecvError::Disconnected));
     }
     drop(ctx);
     all_free(&buffer);
@@ -174,7 +160,7 @@ fn a_stopped_process_is_waited_for() {
     let ctx = buffer.context().unwrap();
     let mut tx = ctx.producer_with::<u64>(1, &options(BLOCK)).unwrap();
     let mut rx = ctx.consumer_with::<u64>(2, &options(BLOCK)).unwrap();
-    let other = start("a_stopped_process_is_waited_for", "answers", &name, &[]);
+    let other = common::start("a_stopped_process_is_waited_for", "answers", &name);
     assert!(tx.wait_for_consumer(Duration::MAX) && rx.wait_for_producer(Duration::MAX));
     let pid = Pid::from_raw(other.pid().cast_signed()).unwrap();
     tokio().block_on(async {
@@ -210,7 +196,7 @@ fn a_forked_child_begins_anew() {
     let _dog = watchdog();
     if common::role().is_none() {
         // Where no other thread is in a lock while it forks.
-        return start("a_forked_child_begins_anew", "alone", "none", &[]).success();
+        return common::start("a_forked_child_begins_anew", "alone", "none").success();
     }
     let name = Name::new("async-fork");
     let buffer = Buffer::open(&name).unwrap();
