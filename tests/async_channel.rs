@@ -412,6 +412,79 @@ fn what_is_dropped_half_way_loses_nothing() {
     }
 }
 
+/// Whose waker is kept would be woken for nothing, and its task kept alive.
+#[test]
+fn what_is_dropped_is_forgotten() {
+    let _dog = watchdog();
+    let name = Name::new("async-forgotten");
+    let buffer = Buffer::open(&name).unwrap();
+    let ctx = buffer.context().unwrap();
+    let (mut tx, mut rx) = ends(&ctx);
+    let bell = Bell::new();
+    let wakers = || std::sync::Arc::strong_count(&bell) - 1;
+    let mut next = rx.recv_async();
+    assert!(bell.settle(&mut next).is_pending());
+    assert_eq!(wakers(), 1);
+    drop(next);
+    assert_eq!(wakers(), 0);
+    let mut stream = rx.stream();
+    assert!(bell.settle(&mut stream.next()).is_pending());
+    assert_eq!(wakers(), 1, "it is the stream that waits");
+    drop(stream);
+    assert_eq!(wakers(), 0);
+    tx.send(ctx.record(1).unwrap()).unwrap();
+    tx.send(ctx.record(2).unwrap()).unwrap();
+    assert_eq!(bell.rung(), 0);
+    let mut sent = tx.send_async(ctx.record(3).unwrap());
+    assert!(bell.settle(&mut sent).is_pending());
+    drop(sent);
+    assert_eq!(wakers(), 0);
+    let mut sink = tx.sink();
+    assert!(bell.settle(&mut sink.feed(ctx.record(3).unwrap())).is_pending());
+    drop(sink);
+    assert_eq!(wakers(), 0);
+}
+
+/// Two rings at about the same time, again and again, while the waiter has a lot to look at: if it overslept one, nothing would go on.
+#[test]
+fn a_ring_while_the_waiter_looks_is_heard() {
+    let _dog = watchdog();
+    if elsewhere_without_bounds("a_ring_while_the_waiter_looks_is_heard") {
+        return;
+    }
+    let name = Name::new("async-rings");
+    let buffer = Buffer::open(&name).unwrap();
+    let options = blocking().capacity(2);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let ctx = buffer.context().unwrap();
+            let [mut one, mut two] = [1, 2].map(|id| ctx.value_producer_with::<u64>(id, &options).unwrap());
+            let mut back = ctx.value_consumer_with::<u64>(3, &ChannelOptions::new().capacity(2)).unwrap();
+            let mut dice = Dice(5);
+            for i in 0..5000 {
+                one.send(i).unwrap();
+                (0..dice.below(1000)).for_each(|_| std::hint::spin_loop());
+                two.send(i).unwrap();
+                assert_eq!(back.recv(), Ok(i));
+            }
+        });
+        let ctx = buffer.context().unwrap();
+        let mut quiet: Vec<_> = (10..210).map(|id| ctx.value_consumer_with::<u64>(id, &options).unwrap()).collect();
+        let bell = Bell::new();
+        let mut quiet: Vec<_> = quiet.iter_mut().map(Channel::recv_async).collect();
+        assert!(quiet.iter_mut().all(|next| bell.settle(next).is_pending()));
+        let [mut one, mut two] = [1, 2].map(|id| ctx.value_consumer_with::<u64>(id, &options).unwrap());
+        let mut back = ctx.value_producer_with::<u64>(3, &options).unwrap();
+        block_on(async {
+            for i in 0..5000 {
+                assert_eq!(futures_util::join!(one.recv_async(), two.recv_async()), (Ok(i), Ok(i)));
+                back.send_async(i).await.unwrap();
+            }
+        });
+        assert_eq!(bell.rung(), 0);
+    });
+}
+
 #[test]
 fn a_send_that_is_dropped_was_not_sent() {
     let _dog = watchdog();
