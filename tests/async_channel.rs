@@ -15,7 +15,9 @@ use ipc_buffer::{
     Buffer, Channel, ChannelOptions, Consumer, Producer, RecvError, SendError, ThreadContext, TrySendError,
     WaitStrategy,
 };
-use std::task::Poll;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
 
@@ -302,9 +304,10 @@ fn the_last_waker_counts() {
 
 #[test]
 fn a_waker_that_panics_stops_nobody() {
-    struct Panics;
+    struct Panics(AtomicBool);
     impl std::task::Wake for Panics {
-        fn wake(self: std::sync::Arc<Self>) {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
             panic!("this panic is part of the test");
         }
     }
@@ -314,9 +317,12 @@ fn a_waker_that_panics_stops_nobody() {
     let ctx = buffer.context().unwrap();
     let (mut tx, mut rx) = ends(&ctx);
     let mut next = rx.recv_async();
-    let waker = std::task::Waker::from(std::sync::Arc::new(Panics));
-    assert!(next.poll_unpin(&mut std::task::Context::from_waker(&waker)).is_pending());
+    let panics = Arc::new(Panics(AtomicBool::new(false)));
+    assert!(next.poll_unpin(&mut Context::from_waker(&Waker::from(Arc::clone(&panics)))).is_pending());
     tx.send(ctx.record(1).unwrap()).unwrap();
+    while !panics.0.load(Ordering::SeqCst) {
+        thread::yield_now();
+    }
     drop(next);
     assert_eq!(*block_on(rx.recv_async()).unwrap(), 1);
     thread::scope(|scope| {
@@ -421,7 +427,7 @@ fn what_is_dropped_is_forgotten() {
     let ctx = buffer.context().unwrap();
     let (mut tx, mut rx) = ends(&ctx);
     let bell = Bell::new();
-    let wakers = || std::sync::Arc::strong_count(&bell) - 1;
+    let wakers = || Arc::strong_count(&bell) - 1;
     let mut next = rx.recv_async();
     assert!(bell.settle(&mut next).is_pending());
     assert_eq!(wakers(), 1);
@@ -463,7 +469,7 @@ fn a_ring_while_the_waiter_looks_is_heard() {
             let mut dice = Dice(5);
             for i in 0..5000 {
                 one.send(i).unwrap();
-                (0..dice.below(1000)).for_each(|_| std::hint::spin_loop());
+                (0..dice.below(5000)).for_each(|_| std::hint::spin_loop());
                 two.send(i).unwrap();
                 assert_eq!(back.recv(), Ok(i));
             }
