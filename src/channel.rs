@@ -14,6 +14,7 @@ use crate::local::{Attached, Local};
 use crate::message::Message;
 use crate::options::ChannelOptions;
 use crate::queue::spsc::{self, Queued, Ring};
+use crate::ready::Ready;
 use crate::record::{Payload, Record};
 use crate::select::{self, Selectable};
 use crate::sys::crash::point;
@@ -91,7 +92,7 @@ impl<T: ?Sized + Payload, R: Role, M: Message> Drop for Channel<T, R, M> {
 
 impl<T: ?Sized + Payload, R: Role, M: Message> select::sealed::Sealed for Channel<T, R, M> {
     #[allow(private_interfaces)]
-    fn end(&self) -> select::End {
+    fn end(&self) -> Rc<dyn Ready> {
         self.endpoint.clone()
     }
 }
@@ -365,7 +366,7 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     /// Goes past what is no message.
     #[cold]
     #[inline(never)]
-    fn skip(&self) -> RecvError {
+    pub(crate) fn skip(&self) -> RecvError {
         self.received(1);
         RecvError::Corrupted
     }
@@ -396,7 +397,7 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     #[inline(never)]
     fn nothing_queued(&self) -> Result<M, TryRecvError> {
         self.endpoint.nothing_queued()?;
-        // It has sent and left since we looked.
+        // It may have sent and left since we looked.
         match self.endpoint.end.peek(M::SLOT_WORDS) {
             Some(queued) => self.take(queued).map_err(TryRecvError::Recv),
             None => Err(RecvError::Disconnected.into()),

@@ -7,8 +7,10 @@ use crate::error::{AllocError, AttachError, BufferError};
 use crate::local::{self, Local};
 use crate::options::ChannelOptions;
 use crate::record::{self, Payload, Record, RecordUninit};
+use crate::within::Within;
 use bytemuck::Pod;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 /// One thread's caches of free blocks and its endpoints in one buffer. Made by [`Buffer::context`](crate::Buffer::context).
 ///
@@ -76,10 +78,7 @@ impl ThreadContext {
     /// # Errors
     /// As [`record`](Self::record).
     pub fn zeroed<T: Pod>(&self) -> Result<Record<T>, AllocError> {
-        let mut record = self.uninit::<T>()?.assume_init();
-        // In place: `T` may be far too large for the stack.
-        bytemuck::bytes_of_mut(&mut *record).fill(0);
-        Ok(record)
+        Ok(self.uninit::<T>()?.zeroed())
     }
 
     /// Allocates a record and leaves its contents to be chosen.
@@ -126,10 +125,7 @@ impl ThreadContext {
     /// # Errors
     /// As [`slice_from`](Self::slice_from).
     pub fn slice_zeroed<T: Pod>(&self, len: usize) -> Result<Record<[T]>, AllocError> {
-        let mut record = self.slice_uninit::<T>(len)?.assume_init();
-        // Not element by element: there may be 2^40 of no size.
-        bytemuck::cast_slice_mut::<T, u8>(&mut record).fill(0);
-        Ok(record)
+        Ok(self.slice_uninit::<T>(len)?.zeroed())
     }
 
     /// Allocates a record of `len` elements and leaves its contents to be chosen.
@@ -147,6 +143,25 @@ impl ThreadContext {
     #[inline]
     pub fn slice_uninit<T: Pod>(&self, len: usize) -> Result<RecordUninit<[T]>, AllocError> {
         record::alloc(&self.local, len)
+    }
+
+    /// Allocates like this context, but waits up to `timeout` when memory is short, as long as it takes if that is beyond what
+    /// the clock can say.
+    ///
+    /// ```
+    /// # let name = format!("doc-ctx-within-{}", std::process::id());
+    /// use ipc_buffer::{AllocError, Buffer};
+    /// use std::time::Duration;
+    /// let buffer = Buffer::options().capacity(1 << 20).open(&name)?;
+    /// let ctx = buffer.context()?;
+    /// let kept = ctx.slice_uninit::<u8>(600 << 10)?;
+    /// let error = ctx.within(Duration::from_millis(5)).slice_zeroed::<u8>(600 << 10).unwrap_err();
+    /// assert!(matches!(error, AllocError::OutOfMemory { .. }), "nobody freed anything");
+    /// # drop(kept);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    pub fn within(&self, timeout: Duration) -> Within<'_> {
+        Within::new(&self.local, Instant::now().checked_add(timeout))
     }
 
     /// Attaches to channel `id` as its producer; creates it if there is none. Either end may come first, and any `i64` will do.

@@ -146,7 +146,9 @@ pub(crate) struct Header {
     pub(crate) control_owner: AtomicU64,
     /// Process id of the holder of the control lock, for messages.
     pub(crate) control_pid: AtomicU64,
-    _pad1: [AtomicU64; 7],
+    /// Process id of whoever reaps, or did last, for messages.
+    pub(crate) reaper_pid: AtomicU64,
+    _pad1: [AtomicU64; 6],
 
     /// Units with a backed table entry: `[0, unit_top)`. Only grows.
     pub(crate) unit_top: AtomicU32,
@@ -170,9 +172,16 @@ pub(crate) struct Header {
     pub(crate) directory_version: AtomicU32,
     _pad3: [AtomicU32; 31],
 
+    /// Not 0: somebody waits for memory; see `heap::want`.
+    pub(crate) memory_wanted: AtomicU32,
+    _pad4: [AtomicU32; 15],
+    /// Raised when memory that somebody waits for may have come free; those who wait sleep on it.
+    pub(crate) memory_version: AtomicU32,
+    _pad5: [AtomicU32; 15],
+
     /// Per hint list, up to two magazines that came last; see `heap::depot`.
     pub(crate) recent: [Recent; LISTS],
-    _rest: [AtomicU64; 464 - 8 * LISTS],
+    _rest: [AtomicU64; 448 - 8 * LISTS],
 }
 
 /// A line of its own for the hottest hint of a list.
@@ -203,7 +212,10 @@ pub(crate) struct ProcessSlot {
     pub(crate) pid: AtomicU32,
     /// The process's waiter sleeps on this, for all futures; see `wait` and `waiter`. Counts the wake-ups of every user of the slot.
     pub(crate) bed: AtomicU32,
-    _pad: [AtomicU32; 10],
+    /// How far reaping this process has come: [`Word::number`] of the pass, and where in it to go on. Written by a reaper that
+    /// stops; 0 while it lives.
+    pub(crate) reaped_to: AtomicU64,
+    _pad: [AtomicU64; 4],
 }
 
 /// Kinds of [`ProcessSlot::word`].
@@ -356,7 +368,7 @@ shared! {
 const _: () = {
     assert!(std::mem::offset_of!(Header, unit_top) == 128);
     assert!(std::mem::offset_of!(Header, directory_version) == 256);
-    assert!(std::mem::offset_of!(Header, recent) == 384);
+    assert!(std::mem::offset_of!(Header, recent) == 512);
     assert!(std::mem::offset_of!(DirectoryEntry, tag) == 80);
     assert!(std::mem::offset_of!(SpscHeader, to_producer) as u64 == LINE_PAIR);
     assert!(Geometry::for_units(MAX_UNITS).total <= GRANULE << 32 && MAX_UNITS as u64 * UNIT == MAX_CAPACITY);

@@ -13,6 +13,7 @@ use crate::arena::{Arena, Start};
 use crate::attachment;
 use crate::error::AllocError;
 use crate::heap::block::{self, Block, Handle, MAX_COUNT, Meta, Tag};
+use crate::heap::cache::Cache;
 use crate::heap::{self, class};
 use crate::layout::{BLOCK_HEADER, BlockHeader, GRANULE};
 use crate::local::{self, Local};
@@ -209,19 +210,20 @@ impl<T: ?Sized + Payload> Record<T> {
     /// The record in the block at `granule`, if its header and its place say it is one of this type.
     ///
     /// # Safety
-    /// The block is, or is about to be, `OWNED` by this process, and no record names it; `tag` is its attachment's, `arena`
-    /// its arena, `start` the block's start there.
+    /// The block is, or is about to be, `OWNED` by this process, and no record names it; `cache` is one of its contexts',
+    /// `start` the block's start there.
     #[inline(always)]
-    pub(crate) unsafe fn from_block(tag: Tag, arena: &Arena, granule: u32, start: Start) -> Option<Self> {
+    pub(crate) unsafe fn from_block(cache: &Cache, granule: u32, start: Start) -> Option<Self> {
+        let tag = cache.tag();
         // Bounds, class and alignment: the header is shared memory, and a foreign hand may have written it.
         let word = start.header().meta.load(Ordering::Relaxed);
         match Self::USUAL {
             // Here the compiler knows the class.
-            Some((usual, class)) if word == usual && block::is_in_slab(arena, granule, class) => {
+            Some((usual, class)) if word == usual && cache.is_block(granule, class.into()) => {
                 let payload = T::from_raw(start.payload(BLOCK_HEADER), 1);
                 Some(Self { payload, handle: Handle::new(tag, class, granule) })
             }
-            _ => Self::from_any_block(tag, arena, granule, start, word),
+            _ => Self::from_any_block(tag, cache.arena(), granule, start, word),
         }
     }
 
@@ -352,6 +354,14 @@ impl<T: Pod> RecordUninit<[T]> {
 }
 
 impl<T: ?Sized + Payload> RecordUninit<T> {
+    /// Makes every byte zero, in place: `T` may be far too large for the stack.
+    pub(crate) fn zeroed(self) -> Record<T> {
+        let bytes = size_of_val::<T>(&self.0);
+        // SAFETY: invariants 1 to 3: the payload is this record's, of that many bytes, and zeroes are a value of plain data.
+        unsafe { self.0.payload.cast::<u8>().write_bytes(0, bytes) };
+        self.0
+    }
+
     /// Takes the contents as they are. Safe, because every byte pattern is a value of plain data; which one is unspecified.
     ///
     /// ```
@@ -378,6 +388,16 @@ impl<T: ?Sized + Payload> AsMut<T> for RecordUninit<T> {
 /// Allocates a record of `count` elements.
 #[inline(always)]
 pub(crate) fn alloc<T: ?Sized + Payload>(local: &Local, count: usize) -> Result<RecordUninit<T>, AllocError> {
+    alloc_or(local, count, |bytes| local.alloc_slow(bytes))
+}
+
+/// Allocates a record of `count` elements; by `slow` if there is no block at hand.
+#[inline(always)]
+pub(crate) fn alloc_or<T: ?Sized + Payload>(
+    local: &Local,
+    count: usize,
+    slow: impl FnOnce(u64) -> Result<Block, AllocError>,
+) -> Result<RecordUninit<T>, AllocError> {
     let element = size_of::<T::Element>();
     let align = const { mem::align_of::<T::Element>() };
     if align > MAX_ALIGN {
@@ -392,7 +412,7 @@ pub(crate) fn alloc<T: ?Sized + Payload>(local: &Local, count: usize) -> Result<
     match local.alloc_fast(bytes) {
         Some((class, block)) => Ok(fill_in(class, block, count)),
         None => {
-            let block = local.alloc_slow(bytes)?;
+            let block = slow(bytes)?;
             Ok(fill_in(block.handle.class(), block, count))
         }
     }

@@ -11,14 +11,14 @@ use std::fmt;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
-/// An end as [`Select`] sees it.
-pub(crate) type End = Rc<dyn Ready>;
-
 pub(crate) mod sealed {
-    /// How [`Selectable`](super::Selectable) things are told from others.
+    use crate::ready::Ready;
+    use std::rc::Rc;
+
+    /// What has an end to wait for.
     pub trait Sealed {
         #[allow(private_interfaces)]
-        fn end(&self) -> super::End;
+        fn end(&self) -> Rc<dyn Ready>;
     }
 }
 
@@ -92,9 +92,7 @@ pub struct Select {
     /// The end that was ready last; the one behind it is asked first.
     last: usize,
     strategy: WaitStrategy,
-    /// Polls that found nothing.
-    idle: u32,
-    /// When polling last looked whether the peers live.
+    /// When it last looked whether the peers live: whoever is busy with one of them hears of the others too.
     looked: Instant,
 }
 
@@ -106,14 +104,7 @@ impl fmt::Debug for Select {
 
 impl Default for Select {
     fn default() -> Self {
-        Self {
-            ends: Vec::new(),
-            next: 0,
-            last: usize::MAX,
-            strategy: WaitStrategy::default(),
-            idle: 0,
-            looked: Instant::now(),
-        }
+        Self { ends: Vec::new(), next: 0, last: usize::MAX, strategy: WaitStrategy::default(), looked: Instant::now() }
     }
 }
 
@@ -187,7 +178,7 @@ impl Select {
         self.add(end.end())
     }
 
-    fn add(&mut self, end: End) -> usize {
+    fn add(&mut self, end: Rc<dyn Ready>) -> usize {
         let live = self.ends.iter().find_map(|(_, other)| other.upgrade());
         if let Some((one, other)) = live.as_ref().and_then(|live| live.bed()).zip(end.bed()) {
             assert!(one == other, "a Select waits for ends of one buffer");
@@ -261,15 +252,16 @@ impl Select {
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
     pub fn try_ready(&mut self) -> Option<usize> {
+        if self.looked.elapsed() >= wait::tick() {
+            wait::look_around(&self.live(), wait::tick());
+            self.looked = Instant::now();
+        }
         // The turn passes from the end that was ready last to the next one.
         let turn = self.ends.partition_point(|(number, _)| *number <= self.last);
         let (before, after) = self.ends.split_at(turn);
         let is_ready = |end: &Weak<dyn Ready>| end.upgrade().is_some_and(|end| end.is_ready());
         let found = after.iter().chain(before).find(|(_, end)| is_ready(end)).map(|(number, _)| *number);
-        match found {
-            Some(number) => self.last = number,
-            None => self.polled_in_vain(),
-        }
+        self.last = found.unwrap_or(self.last);
         found
     }
 
@@ -354,16 +346,7 @@ impl Select {
         self.ends.retain(|(_, end)| end.strong_count() > 0);
     }
 
-    fn live(&self) -> Vec<End> {
+    fn live(&self) -> Vec<Rc<dyn Ready>> {
         self.ends.iter().filter_map(|(_, end)| end.upgrade()).collect()
-    }
-
-    /// For those who poll and never wait: sees now and then if the peers live.
-    fn polled_in_vain(&mut self) {
-        self.idle = self.idle.wrapping_add(1);
-        if self.idle.is_multiple_of(16) && self.looked.elapsed() >= wait::tick() {
-            self.looked = Instant::now();
-            wait::look_around(&self.live(), wait::tick());
-        }
     }
 }

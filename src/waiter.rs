@@ -32,7 +32,7 @@ use crate::directory::{self, Side};
 use crate::layout::Owner;
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys::fork::PerProcess;
-use crate::sys::futex;
+use crate::sys::{futex, task};
 use crate::wait::{self, Bed, tick};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::BTreeMap;
@@ -201,7 +201,7 @@ impl State {
 impl Waiter {
     /// What the thread does.
     fn run(&self) {
-        let mut looked = Instant::now();
+        let mut look_around = Instant::now() + task::until_multiple(tick());
         let mut state = self.state.lock();
         loop {
             // SYNC(rung)
@@ -209,8 +209,8 @@ impl Waiter {
             let words: Vec<_> = words.into_iter().map(|word| (word, word.load(Ordering::Acquire))).collect();
             let now = Instant::now();
             let mut woken = Vec::new();
-            if now.duration_since(looked) >= tick() {
-                looked = now;
+            if now >= look_around {
+                look_around = now + task::until_multiple(tick());
                 state.places.retain_mut(Place::is_needed);
                 if state.places.is_empty() {
                     state.runs = false;
@@ -218,7 +218,7 @@ impl Waiter {
                 }
                 state.places.iter_mut().for_each(|place| place.look_around(&mut woken));
             }
-            let mut until = looked + tick();
+            let mut until = look_around;
             for place in &mut state.places {
                 until = place.look(now, &mut woken).map_or(until, |due| due.min(until));
             }

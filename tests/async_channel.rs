@@ -6,7 +6,7 @@ mod common;
 #[path = "common/executor.rs"]
 mod executor;
 
-use common::{Name, all_free, watchdog};
+use common::{Name, Watchdog, all_free, watchdog};
 use executor::{Bell, block_on, tokio};
 use futures_util::future::{FutureExt, join_all};
 use futures_util::stream::{FuturesUnordered, StreamExt, select_all};
@@ -46,13 +46,17 @@ impl Dice {
     }
 }
 
-/// Runs the test in a process where no sleep has a bound, so that a lost wake-up is a hang. False if this is it.
-fn elsewhere_without_bounds(test: &str) -> bool {
+/// Runs the test in a process where sleeps have no bound but `tick_ms`, so that a lost wake-up is a hang. False if this is it.
+fn elsewhere(test: &str, tick_ms: &str) -> bool {
     if common::role().is_some() {
         return false;
     }
-    common::start_with(test, "without bounds", "none", &[("IPC_BUFFER_TICK_MS", "3600000")]).success();
+    common::start_with(test, "elsewhere", "none", &[("IPC_BUFFER_TICK_MS", tick_ms)]).success();
     true
+}
+
+fn elsewhere_without_bounds(test: &str) -> bool {
+    elsewhere(test, "3600000")
 }
 
 fn waiters() -> usize {
@@ -139,42 +143,28 @@ fn room_comes_while_it_is_awaited() {
 /// Woken for every slot, a sender would fall asleep again after each; but it is not left waiting for more room for long.
 #[test]
 fn a_little_room_is_enough_in_the_end() {
-    let _dog = watchdog();
-    if elsewhere_without_bounds("a_little_room_is_enough_in_the_end") {
+    // A nap of a second, and sleeps that are longer than anybody waits here.
+    let _dog = Watchdog::new(Duration::from_secs(100));
+    if elsewhere("a_little_room_is_enough_in_the_end", "25000") {
         return;
     }
+    let _dog = Watchdog::new(Duration::from_secs(20));
     let name = Name::new("async-little");
     let buffer = Buffer::open(&name).unwrap();
-    thread::scope(|scope| {
-        // Somebody else waits all the time, so that the waiter sleeps for long.
-        let (stop, stopped) = std::sync::mpsc::channel::<()>();
-        scope.spawn(|| {
-            let ctx = buffer.context().unwrap();
-            let mut rx = ctx.consumer_with::<u64>(2, &blocking()).unwrap();
-            assert_eq!(*block_on(rx.recv_async()).unwrap(), 1);
-        });
-        let ctx = buffer.context().unwrap();
-        let mut tx = ctx.producer_with::<u64>(1, &blocking().capacity(64)).unwrap();
-        scope.spawn(|| {
-            let stopped = stopped;
-            let ctx = buffer.context().unwrap();
-            let mut rx = ctx.consumer_with::<u64>(1, &blocking()).unwrap();
-            for _ in 0..3 {
-                while rx.len() < 64 {
-                    thread::yield_now();
-                }
-                thread::sleep(SHORT);
-                rx.recv().unwrap();
-            }
-            assert!(stopped.recv().is_err());
-        });
-        for i in 0..67 {
-            block_on(tx.send_async(ctx.record(i).unwrap())).unwrap();
-        }
-        drop(stop);
-        let mut last = ctx.producer_with::<u64>(2, &blocking()).unwrap();
-        last.send(ctx.record(1).unwrap()).unwrap();
-    });
+    let ctx = buffer.context().unwrap();
+    // Somebody else waits, so that the waiter sleeps already, until the tick.
+    let mut other = ctx.consumer_with::<u64>(2, &blocking()).unwrap();
+    let mut waits = other.recv_async();
+    assert!(Bell::new().settle(&mut waits).is_pending());
+    let mut tx = ctx.producer_with::<u64>(1, &blocking().capacity(64)).unwrap();
+    let mut rx = ctx.consumer_with::<u64>(1, &blocking()).unwrap();
+    (0..64).for_each(|i| tx.send(ctx.record(i).unwrap()).unwrap());
+    let bell = Bell::new();
+    let mut sent = tx.send_async(ctx.record(64).unwrap());
+    assert!(bell.settle(&mut sent).is_pending());
+    assert_eq!(*rx.recv().unwrap(), 0);
+    bell.wait(0);
+    assert!(matches!(bell.poll(&mut sent), Poll::Ready(Ok(()))));
 }
 
 #[test]

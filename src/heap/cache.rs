@@ -27,6 +27,7 @@
 //!           TAKEN -> VERIFY, EMPTIED -> FORGET    by the thief when done, or by who sees that it is dead
 //!           VERIFY -> 0, FORGET -> 0              by the owner, once it has dropped what it no longer holds
 //!           VERIFY -> TAKEN, FORGET -> EMPTIED    by the next thief: the owner is outside still
+//!           0 -> ASKED, ASKED -> 0                by who waits for memory, and by the owner, who then gives back what it caches
 //! ```
 //!
 //! # If a process dies
@@ -57,7 +58,7 @@
 
 use crate::arena::{Arena, Reach};
 use crate::heap::block::{self, Block, Handle, Tag, state};
-use crate::heap::{self, class, depot};
+use crate::heap::{self, class, depot, unit, want};
 use crate::layout::{ContextSlot, Geometry, MAGAZINE_ENTRIES, Magazine, Owner, POOL, Word};
 use crate::sync::{Ordering, compiler_fence};
 use crate::sys::crash::point;
@@ -136,6 +137,8 @@ struct Line {
     /// Entries the current magazine may have: the class's capacity, at most [`MAGAZINE_ENTRIES`], or 0 if there is no magazine.
     room: Cell<u32>,
     reach: Reach,
+    /// A unit that was seen to be a slab of the class.
+    slab: Cell<u32>,
     /// Magazines to pop from next.
     full: Reserve,
     /// Magazines to push to next.
@@ -149,6 +152,7 @@ pub(crate) mod revoked {
     pub(crate) const EMPTIED: u64 = 3;
     pub(crate) const VERIFY: u64 = 4;
     pub(crate) const FORGET: u64 = 5;
+    pub(crate) const ASKED: u64 = 6;
 }
 
 /// What `ContextSlot::gate` says: inside, or the [`Handle`] of the spare, or that there is none.
@@ -239,6 +243,8 @@ pub(crate) struct Cache {
     /// The holder word of this context's magazines.
     held: Word,
     lines: [Line; class::COUNT],
+    /// Somebody waits for memory.
+    is_asked: Cell<bool>,
     /// Whether that process will never act again; asked while it keeps us out.
     is_dead: Box<dyn Fn(Owner) -> bool>,
 }
@@ -287,13 +293,24 @@ impl Cache {
             current: Cell::new(Held::NONE),
             room: Cell::new(0),
             reach: arena.reach(class),
+            slab: Cell::new(u32::MAX),
             full: Reserve::new(),
             empty: Reserve::new(),
         };
         let held = Word::of(depot::HELD, context);
         let slot = Cell::new(arena.context(context.index())?);
         let owned = block::owned(me);
-        Some(Self { arena, slot, me, owned, tag, held, lines: std::array::from_fn(line), is_dead: Box::new(is_dead) })
+        Some(Self {
+            arena,
+            slot,
+            me,
+            owned,
+            tag,
+            held,
+            lines: std::array::from_fn(line),
+            is_asked: Cell::new(false),
+            is_dead: Box::new(is_dead),
+        })
     }
 
     /// Steps inside. `None` if a thief is at work, or has been: then the slow path settles it.
@@ -318,6 +335,8 @@ impl Cache {
             if let Some(inside) = self.enter() {
                 return inside;
             }
+            // Whatever brought us here: a thief takes over from who asked.
+            self.is_asked.set(want::is_wanted(&self.arena));
             let slot = self.slot.get();
             let word = Word(slot.revoked.load(Ordering::Acquire));
             let change = |to| {
@@ -326,6 +345,7 @@ impl Cache {
             match word.kind() {
                 // Not if the thief can help it: if its CAS comes first, it has us.
                 revoked::TAKING => change(0),
+                revoked::ASKED => change(0),
                 revoked::TAKEN | revoked::EMPTIED if (self.is_dead)(word.owner()) => {
                     settle(&self.arena, slot, word.owner());
                 }
@@ -378,6 +398,20 @@ impl Cache {
     #[inline(always)]
     pub(crate) fn handle(&self, class: usize, granule: u32) -> Handle {
         Handle::new(self.tag, heap::index(class), granule)
+    }
+
+    /// Whether a block of `class` starts at `granule` of the data, by what its unit says: for slabs of one unit only, as nearly all
+    /// are. What was seen to be a slab is not looked at again: a block that is anybody's keeps its slab in place.
+    #[inline(always)]
+    pub(crate) fn is_block(&self, granule: u32, class: usize) -> bool {
+        let (unit, seen) = (self.arena.unit_of(granule), &self.lines[class].slab);
+        if seen.get() != unit {
+            if !unit::is_slab(&self.arena, granule, class) {
+                return false;
+            }
+            seen.set(unit);
+        }
+        class::starts_at(class, self.arena.granules_into_unit(granule))
     }
 
     /// The holder word of this cache's magazines.
@@ -434,6 +468,7 @@ impl Cache {
         let inside = self.enter_surely();
         let found = self.refill(class);
         inside.leave(inside.gate);
+        self.give_back_if_asked();
         found
     }
 
@@ -533,6 +568,13 @@ impl Cache {
         let inside = self.enter_surely();
         self.put_away(inside.gate);
         inside.leave(Gate(handle));
+        self.give_back_if_asked();
+    }
+
+    fn give_back_if_asked(&self) {
+        if self.is_asked.get() {
+            self.flush();
+        }
     }
 
     /// Pushes the spare that `gate` names.
@@ -587,7 +629,7 @@ impl Cache {
         if partial.n() < room {
             return Some(partial);
         }
-        depot::put(&self.arena, partial.index, partial.magazine, class);
+        depot::put_back(&self.arena, partial.index, partial.magazine, class);
         None
     }
 
@@ -610,6 +652,7 @@ impl Cache {
             depot::leave_chain(&self.arena, class, line.full.next.take());
             depot::leave_chain(&self.arena, POOL, line.empty.next.take());
         }
+        self.is_asked.set(false);
         inside.leave(Gate::BARE);
     }
 

@@ -26,7 +26,7 @@
 //! Between the holder's CAS and anything else: it is `HELD` by a dead process's context, and reaping puts it back.
 
 use crate::arena::Arena;
-use crate::heap::{block, cache, class, unit};
+use crate::heap::{block, cache, class, unit, want};
 use crate::layout::{CONTEXTS, HINT_BLOCK, Magazine, Owner, POOL, Word};
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::crash::point;
@@ -204,14 +204,29 @@ pub(crate) fn claim(arena: &Arena, index: u32, from: Word, to: Word) -> bool {
         .is_some_and(|m| m.holder.compare_exchange(from.0, to.0, Ordering::Acquire, Ordering::Relaxed).is_ok())
 }
 
-/// Puts a held magazine where its contents belong: the depot of `class`, or the pool if it is empty.
+/// Puts a held magazine where its contents belong: the depot of `class`, or the pool if it is empty. Tells those who wait for
+/// memory.
 pub(crate) fn put(arena: &Arena, index: u32, magazine: &Magazine, class: usize) {
     let list = if magazine.n.load(Ordering::Relaxed) == 0 { POOL } else { class };
     put_chain(arena, list, &[(index, magazine)]);
 }
 
-/// Puts held magazines of `list` there, chained: all of them empty for the pool, none of them for a class.
+/// As [`put`], for a magazine that was only looked at: nobody need be told.
+pub(crate) fn put_back(arena: &Arena, index: u32, magazine: &Magazine, class: usize) {
+    let list = if magazine.n.load(Ordering::Relaxed) == 0 { POOL } else { class };
+    link_chain(arena, list, &[(index, magazine)]);
+}
+
+/// Puts held magazines of `list` there, chained: all of them empty for the pool, none of them for a class. Tells those who wait
+/// for memory.
 pub(crate) fn put_chain(arena: &Arena, list: usize, chain: &[(u32, &Magazine)]) {
+    link_chain(arena, list, chain);
+    if list != POOL {
+        want::tell(arena);
+    }
+}
+
+fn link_chain(arena: &Arena, list: usize, chain: &[(u32, &Magazine)]) {
     let mut next = 0;
     for (index, magazine) in chain.iter().rev() {
         magazine.next.store(next, Ordering::Relaxed);
@@ -307,21 +322,19 @@ pub(crate) fn rebuild(arena: &Arena) {
     }
 }
 
-/// Takes the names of `gone` off free blocks, which keep the name of their last owner: what still has such a name then is in
-/// nobody's magazine. `gone` allocate and free nothing meanwhile, and the caller holds the control lock, so that no slab is given back.
+/// Takes the names of `gone` off the free blocks of a magazine, which keep the name of their last owner: what still has such a name
+/// when this was done to all magazines is in none. `gone` allocate and free nothing meanwhile, and the caller holds the control lock, so that no slab is given back.
 ///
 /// A block whose header names one of them and which is listed was pushed by them, and not popped since: a pop writes the new owner's
 /// name before it takes the block off the list. So whatever happens to the magazine meanwhile, the CAS hits free blocks only.
-pub(crate) fn clear_names(arena: &Arena, gone: &[Owner]) {
-    for index in 0..arena.header().magazine_top.load(Ordering::Acquire) {
-        let Some(magazine) = arena.magazine(index) else { break };
-        // SYNC(kill): `n` first, so that what it counts is what was pushed.
-        for block in entries(magazine).filter_map(|granule| arena.block(granule)) {
-            let name = Word(block.state.load(Ordering::Acquire));
-            if name.kind() == block::state::OWNED && gone.contains(&name.owner()) {
-                block::change(block, name, Word::number(block::state::FREE, 0));
-                point!("names: cleared");
-            }
+pub(crate) fn clear_names(arena: &Arena, magazine: u32, gone: &[Owner]) {
+    let Some(magazine) = arena.magazine(magazine) else { return };
+    // SYNC(kill): `n` first, so that what it counts is what was pushed.
+    for block in entries(magazine).filter_map(|granule| arena.block(granule)) {
+        let name = Word(block.state.load(Ordering::Acquire));
+        if name.kind() == block::state::OWNED && gone.contains(&name.owner()) {
+            block::change(block, name, Word::number(block::state::FREE, 0));
+            point!("names: cleared");
         }
     }
 }

@@ -5,6 +5,7 @@
 //! depot    magazines that nobody holds               (one CAS per up to 60 blocks)
 //! unit     64 KiB pieces: slabs and large records    (a CAS per unit)
 //! class    sizes        block    header words        reclaim    empty slabs back to units
+//! want     waiting for memory
 //! ```
 //!
 //! Knows nothing of types, channels or of who is alive: what may be freed on behalf of the dead is `recovery`'s business.
@@ -15,6 +16,7 @@ pub(crate) mod class;
 pub(crate) mod depot;
 pub(crate) mod reclaim;
 pub(crate) mod unit;
+pub(crate) mod want;
 
 use crate::arena::Arena;
 use crate::layout::{BLOCK_HEADER, MAGAZINE_ENTRIES, Owner, UNIT, Word};

@@ -80,7 +80,7 @@ pub(crate) fn revoke_idle(cache: &Cache) {
     let mark = |slot: &ContextSlot| {
         let now = Word(slot.revoked.load(Ordering::Acquire));
         match now.kind() {
-            0 => change(slot, now, revoked::TAKING),
+            0 | revoked::ASKED => change(slot, now, revoked::TAKING),
             // Outside since the last thief.
             revoked::VERIFY => change(slot, now, revoked::TAKEN),
             revoked::FORGET => change(slot, now, revoked::EMPTIED),
@@ -217,7 +217,7 @@ fn empty_slabs_of(cache: &Cache, class: usize) -> u64 {
         point!("empty: dropped");
     }
     for (index, magazine) in magazines() {
-        depot::put(arena, index, magazine, class);
+        depot::put_back(arena, index, magazine, class);
     }
     point!("empty: put");
     for head in &empty {

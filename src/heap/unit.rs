@@ -20,7 +20,7 @@
 //! repair, and [`release`] repairs it, again and again if need be.
 
 use crate::arena::Arena;
-use crate::heap::class;
+use crate::heap::{class, want};
 use crate::layout::{Owner, Word};
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::crash::point;
@@ -197,6 +197,7 @@ pub(crate) fn release(arena: &Arena, head: u32) {
     point!("give back: uncounted");
     let in_use = &arena.header().units_in_use;
     let _ = in_use.try_update(Ordering::Relaxed, Ordering::Relaxed, |n| Some(n.saturating_sub(freed)));
+    want::tell(arena);
 }
 
 fn give_back(arena: &Arena, head: u32) -> u32 {
@@ -249,8 +250,13 @@ pub(crate) fn is_slab(arena: &Arena, granule: u32, class: usize) -> bool {
 
 /// Every head below the frontier with what it says, in address order; free units are left out.
 pub(crate) fn heads(arena: &Arena) -> impl Iterator<Item = (u32, Word)> + '_ {
+    heads_from(arena, 0)
+}
+
+/// As [`heads`], from the unit `from` on.
+pub(crate) fn heads_from(arena: &Arena, from: u32) -> impl Iterator<Item = (u32, Word)> + '_ {
     let top = arena.header().unit_top.load(Ordering::Acquire).min(arena.geometry().units);
-    (0..top).filter_map(|unit| {
+    (from..top).filter_map(|unit| {
         let word = Word(arena.unit(unit)?.load(Ordering::Acquire) & !BACKED);
         (!matches!(word.kind(), FREE | BODY) && is_inside(arena, unit, word)).then_some((unit, word))
     })

@@ -2,18 +2,20 @@
 
 use crate::sync::AtomicU32;
 #[cfg(feature = "async")]
+use crate::sys::task;
+#[cfg(feature = "async")]
 use rustix::io::Errno;
 use rustix::thread::futex::{self, Flags, Timespec};
 use std::time::Duration;
 
 /// Sleeps while `word` is `expected`, at most `timeout`.
 pub(crate) fn wait(word: &AtomicU32, expected: u32, timeout: Duration) {
-    let timeout = Timespec {
-        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(timeout.subsec_nanos()),
-    };
     // Not PRIVATE: the word is shared between address spaces. EAGAIN, EINTR and ETIMEDOUT all mean "look again".
-    let _ = futex::wait(word, Flags::empty(), expected, Some(&timeout));
+    let _ = futex::wait(word, Flags::empty(), expected, Some(&timespec(timeout)));
+}
+
+fn timespec(time: Duration) -> Timespec {
+    Timespec { tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX), tv_nsec: time.subsec_nanos().into() }
 }
 
 /// Sleeps while every word is as expected, at most `timeout`.
@@ -35,10 +37,9 @@ pub(crate) fn wait_any(words: &[(&AtomicU32, u32)], timeout: Duration) {
             one
         })
         .collect();
-    // The only form that takes a time and not a length of time.
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let until = Timespec::try_from(timeout).ok().and_then(|timeout| now.checked_add(timeout));
-    let result = sys::waitv(&all, sys::WaitvFlags::empty(), until.as_ref(), ClockId::Monotonic);
+    // Unlike the other form, it takes a time, and not a length of time.
+    let until = timespec(task::clock().saturating_add(timeout));
+    let result = sys::waitv(&all, sys::WaitvFlags::empty(), Some(&until), ClockId::Monotonic);
     if matches!(result, Err(Errno::NOSYS | Errno::PERM | Errno::INVAL)) {
         wait(first, expected, timeout);
     }

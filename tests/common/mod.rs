@@ -137,7 +137,7 @@ pub fn start(test: &str, role: &str, buffer: &str) -> Process {
     start_with(test, role, buffer, &[])
 }
 
-/// As [`start`], with more in its environment.
+/// As [`start`], with more in the environment.
 pub fn start_with(test: &str, role: &str, buffer: &str, environment: &[(&str, &str)]) -> Process {
     let child = Command::new(std::env::current_exe().expect("own path"))
         .args([test, "--exact", "--nocapture", "--test-threads=1"])

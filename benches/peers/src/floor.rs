@@ -2,7 +2,9 @@
 
 use crate::harness::{Entrant, Trips, solo};
 use crate::links::capacity;
+use crate::shared::Shared;
 use crate::side::{Far, Pair, Span};
+use rustix::thread::futex;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,6 +49,56 @@ pub fn ping_pong() -> Entrant {
         });
         Box::new(Pair::new(far, Box::new(near), Span::Flow))
     })
+}
+
+/// The name of [`futex`].
+pub const FUTEX: &str = "futex";
+
+/// Two processes that wake each other by a shared futex and sleep at once: no hand-over to a sleeper is faster.
+pub fn futex() -> Entrant {
+    let entrant = Entrant::new(FUTEX, |lab| {
+        let shared = Shared::create();
+        let far = lab.far_process(&shared.key());
+        let mut turn = 0;
+        let near = Trips(move |_| {
+            pass(&shared, turn + 1);
+            turn += 2;
+            await_turn(&shared, turn);
+            true
+        });
+        Box::new(Pair::new(far, Box::new(near), Span::Flow))
+    });
+    entrant.with_far(|key| {
+        let shared = Shared::open(key);
+        let mut turn = 0;
+        Box::new(move |ops: u64| {
+            for _ in 0..ops {
+                await_turn(&shared, turn + 1);
+                turn += 2;
+                pass(&shared, turn);
+            }
+            ops
+        })
+    })
+}
+
+/// Makes it the other side's `turn`.
+fn pass(shared: &Shared, turn: u32) {
+    let [word, _] = shared.words();
+    word.store(turn, Ordering::Release);
+    futex::wake(word, futex::Flags::empty(), 1).expect("wake");
+}
+
+fn await_turn(shared: &Shared, turn: u32) {
+    let [word, _] = shared.words();
+    loop {
+        let now = word.load(Ordering::Acquire);
+        if now == turn {
+            return;
+        }
+        // Changed meanwhile or woken for nothing: look again.
+        let _ = futex::wait(word, futex::Flags::empty(), now, None);
+    }
 }
 
 /// One copy of `W` words: what everybody pays at least once for each message that is copied. As many are in use as a queue holds.

@@ -19,13 +19,16 @@ pub fn draw(file: &str, json: bool, part: impl Fn(&Case) -> Command) -> ExitCode
                 print!("{results}");
             }
             for (name, ns) in results.lines().filter_map(peer) {
-                add(lines, name, *bytes as f64, ns);
+                // A stream's floor is not a round trip.
+                if case.name == rtt.name || name != floor::PING_PONG {
+                    add(lines, name, *bytes as f64, ns);
+                }
             }
         }
     }
     let panels = [
         Panel { title: "Stream: ns per message", left: 70.0, lines: streams },
-        Panel { title: "Round trip, a fresh message each way: ns", left: 710.0, lines: trips },
+        Panel { title: "Round trip, a fresh message each way: ns", left: 750.0, lines: trips },
     ];
     match std::fs::write(file, svg(&panels)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -91,11 +94,11 @@ struct Panel {
     lines: Vec<Line>,
 }
 
-const WIDTH: f64 = 1300.0;
+const WIDTH: f64 = 1360.0;
 const HEIGHT: f64 = 640.0;
 const TOP: f64 = 70.0;
 /// Of a panel's diagram; its labels are to the right of it.
-const ACROSS: f64 = 430.0;
+const ACROSS: f64 = 460.0;
 const DOWN: f64 = 470.0;
 /// Between labels.
 const LABEL: f64 = 15.0;
@@ -107,7 +110,7 @@ fn svg(panels: &[Panel]) -> String {
 "##
     );
     panels.iter().for_each(|panel| panel.draw(&mut out));
-    let machine = report::machine(cores::pair()).map(|(name, value)| format!("{name} {value}")).join(", ");
+    let machine = report::machine(cores::pair()).map(|(name, value)| format!("{name}: {value}")).join(" | ");
     let notes = [
         "Medians. Every byte written and read; both sides spin on cores of their own. Solid: two processes; dashed: two threads of one process; dotted: floors.",
         machine.as_str(),
@@ -176,7 +179,8 @@ impl Panel {
             most = *row - LABEL;
         }
         for (row, (end_y, end_x, colour, name)) in rows.into_iter().zip(labels) {
-            rule(out, (end_x, end_y), (right + 22.0, row), colour);
+            let leader = format!(r#"{colour}" stroke-width="0.8" stroke-opacity="0.4"#);
+            rule(out, (end_x, end_y), (right + 22.0, row), &leader);
             text(out, right + 26.0, row + 4.0, &format!(r#"fill="{colour}""#), name);
         }
     }

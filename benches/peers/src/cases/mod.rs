@@ -28,6 +28,7 @@ pub const ALL: &[Case] = &[
     stream::KIB64,
     rtt::RECORD,
     rtt::ADAPTIVE,
+    rtt::BLOCKING,
     handover::CASE,
     open_attach::CASE,
 ];

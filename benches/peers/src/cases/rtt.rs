@@ -3,7 +3,9 @@
 use crate::floor;
 use crate::harness::Case;
 use crate::links::{RoundTrip, processes};
-use crate::rivals::{self, ours};
+#[cfg(feature = "ipc-channel")]
+use crate::rivals::ipc_channel;
+use crate::rivals::{self, bytes, ice, ours};
 
 pub const RECORD: Case = case::<1>("rtt_record");
 
@@ -11,9 +13,29 @@ pub const ADAPTIVE: Case = Case {
     name: "rtt_adaptive",
     about: "round trip of 8 B, both sides busy, waiting with send and recv; against itself spinning",
     entrants: || {
-        vec![processes::<RoundTrip, ours::Waiting<1>>(), processes::<RoundTrip, ours::Records<1>>().named("spinning")]
+        vec![
+            processes::<RoundTrip, ours::Waiting<1, false>>(),
+            processes::<RoundTrip, ours::Records<1>>().named("spinning"),
+        ]
     },
     against: &[&["spinning"], &[floor::PING_PONG]],
+};
+
+pub const BLOCKING: Case = Case {
+    name: "rtt_blocking",
+    about: "round trip of 8 B, each side sleeps in the kernel at once while it waits",
+    entrants: || {
+        vec![
+            processes::<RoundTrip, ours::Waiting<1, true>>(),
+            floor::futex(),
+            processes::<RoundTrip, ice::Events<1>>(),
+            #[cfg(feature = "ipc-channel")]
+            processes::<RoundTrip, ipc_channel::Bytes<1>>(),
+            processes::<RoundTrip, bytes::Socket<1, true>>(),
+            processes::<RoundTrip, bytes::Pipe<1, true>>(),
+        ]
+    },
+    against: &[&[floor::FUTEX], &["iceoryx2 event"]],
 };
 
 pub const fn case<const W: usize>(name: &'static str) -> Case {

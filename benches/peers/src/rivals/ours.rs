@@ -3,7 +3,7 @@
 use crate::heaps::{Block, Heap, Ours};
 use crate::links::{Link, Rx, Tx, capacity};
 use crate::side::Far;
-use ipc_buffer::{Channel, ChannelOptions, Consumer, Producer, TryRecvError, TrySendError};
+use ipc_buffer::{Channel, ChannelOptions, Consumer, Producer, TryRecvError, TrySendError, WaitStrategy};
 use std::hint::spin_loop;
 use std::rc::Rc;
 
@@ -13,8 +13,8 @@ const BACK: i64 = 2;
 /// Records of `W` words; waits as the others do.
 pub struct Records<const W: usize>;
 
-/// The same, waiting with the library's own `send` and `recv`.
-pub struct Waiting<const W: usize>;
+/// The same, waiting with the library's own `send` and `recv`: as they do by default, or asleep at once.
+pub struct Waiting<const W: usize, const SLEEPS: bool>;
 
 /// Drops its endpoint before the buffer.
 pub struct RecordTx<const W: usize>(Channel<[u64; W], Producer>, Rc<Ours>);
@@ -28,18 +28,29 @@ pub struct WaitingTx<const W: usize>(RecordTx<W>);
 /// See [`Waiting`].
 pub struct WaitingRx<const W: usize>(RecordRx<W>);
 
-impl<const W: usize> RecordTx<W> {
-    pub fn new(ours: &Rc<Ours>, id: i64) -> Self {
-        let options = ChannelOptions::new().capacity(capacity::<W>());
-        Self(ours.ctx.producer_with(id, &options).expect("the producer's role"), Rc::clone(ours))
-    }
+fn ends<const W: usize>(ours: &Rc<Ours>, tx: i64, rx: i64, wait: WaitStrategy) -> (RecordTx<W>, RecordRx<W>) {
+    let options = ChannelOptions::new().capacity(capacity::<W>()).wait_strategy(wait);
+    let tx = ours.ctx.producer_with(tx, &options).expect("the producer's role");
+    let rx = ours.ctx.consumer_with(rx, &options).expect("the consumer's role");
+    (RecordTx(tx, Rc::clone(ours)), RecordRx(rx, Rc::clone(ours)))
 }
 
-impl<const W: usize> RecordRx<W> {
-    pub fn new(ours: &Rc<Ours>, id: i64) -> Self {
-        let options = ChannelOptions::new().capacity(capacity::<W>());
-        Self(ours.ctx.consumer_with(id, &options).expect("the consumer's role"), Rc::clone(ours))
-    }
+fn near<const W: usize>(
+    name: &str,
+    start: impl FnOnce(&str) -> Far,
+    wait: WaitStrategy,
+) -> (Far, RecordTx<W>, RecordRx<W>) {
+    let ours = Rc::new(Ours::create(name));
+    let (tx, rx) = ends(&ours, THERE, BACK, wait);
+    let far = start(name);
+    ours.hide();
+    (far, tx, rx)
+}
+
+fn far<const W: usize>(key: &str, wait: WaitStrategy) -> (RecordRx<W>, RecordTx<W>) {
+    let ours = Rc::new(Ours::open(key));
+    let (tx, rx) = ends(&ours, BACK, THERE, wait);
+    (rx, tx)
 }
 
 impl<const W: usize> Link for Records<W> {
@@ -48,16 +59,11 @@ impl<const W: usize> Link for Records<W> {
     type Rx = RecordRx<W>;
 
     fn near(name: &str, start: impl FnOnce(&str) -> Far) -> (Far, RecordTx<W>, RecordRx<W>) {
-        let ours = Rc::new(Ours::create(name));
-        let ends = (RecordTx::new(&ours, THERE), RecordRx::new(&ours, BACK));
-        let far = start(name);
-        ours.hide();
-        (far, ends.0, ends.1)
+        near(name, start, WaitStrategy::Spin)
     }
 
     fn far(key: &str) -> (RecordRx<W>, RecordTx<W>) {
-        let ours = Rc::new(Ours::open(key));
-        (RecordRx::new(&ours, THERE), RecordTx::new(&ours, BACK))
+        far(key, WaitStrategy::Spin)
     }
 }
 
@@ -87,18 +93,22 @@ impl<const W: usize> Rx for RecordRx<W> {
     }
 }
 
-impl<const W: usize> Link for Waiting<W> {
+impl<const W: usize, const SLEEPS: bool> Waiting<W, SLEEPS> {
+    const HOW: WaitStrategy = if SLEEPS { WaitStrategy::Block } else { WaitStrategy::Adaptive };
+}
+
+impl<const W: usize, const SLEEPS: bool> Link for Waiting<W, SLEEPS> {
     const NAME: &'static str = "ours";
     type Tx = WaitingTx<W>;
     type Rx = WaitingRx<W>;
 
     fn near(name: &str, start: impl FnOnce(&str) -> Far) -> (Far, WaitingTx<W>, WaitingRx<W>) {
-        let (far, tx, rx) = Records::near(name, start);
+        let (far, tx, rx) = near(name, start, Self::HOW);
         (far, WaitingTx(tx), WaitingRx(rx))
     }
 
     fn far(key: &str) -> (WaitingRx<W>, WaitingTx<W>) {
-        let (rx, tx) = Records::far(key);
+        let (rx, tx) = far(key, Self::HOW);
         (WaitingRx(rx), WaitingTx(tx))
     }
 }
