@@ -313,12 +313,6 @@ impl Attachment {
         self.tag
     }
 
-    /// Whether `who` may still act. False is final.
-    #[cfg(feature = "async")]
-    pub(crate) fn is_alive(&self, who: Owner) -> bool {
-        participant::is_alive(&self.segment, self.me, who)
-    }
-
     pub(crate) fn is_forked(&self) -> bool {
         self.forked.load(Ordering::Relaxed)
     }

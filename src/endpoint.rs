@@ -16,12 +16,8 @@ use crate::ready::Ready;
 use crate::recovery::{self, Effort};
 use crate::sync::{AtomicU32, Ordering};
 use crate::wait::{self, Bed, Wait, WaitStrategy, Waits};
-#[cfg(feature = "async")]
-use crate::waiter::{self, Watched};
 use std::cell::Cell;
 use std::rc::{Rc, Weak};
-#[cfg(feature = "async")]
-use std::task::Waker;
 use std::time::{Duration, Instant};
 
 /// The sending end of a [`Channel`](crate::Channel).
@@ -98,7 +94,7 @@ pub(crate) struct Endpoint {
     pub(crate) local: Rc<Local>,
     pub(crate) id: i64,
     pub(crate) side: Side,
-    channel: ChannelRef,
+    pub(crate) channel: ChannelRef,
     attached: Cell<bool>,
     /// Who had the other end when it was found dead.
     dead: Cell<Option<Owner>>,
@@ -106,11 +102,11 @@ pub(crate) struct Endpoint {
     idle: Cell<u32>,
     /// When polling last looked whether the peer lives.
     looked: Cell<Instant>,
-    waits: Waits,
+    pub(crate) waits: Waits,
     pub(crate) strategy: WaitStrategy,
-    /// Whether a future waits for this end; see `waiter`.
+    /// Whether a future waits for this end, and is to be woken; see `future`.
     #[cfg(feature = "async")]
-    parked: Cell<bool>,
+    pub(crate) parked: Cell<bool>,
 }
 
 impl Attached for Endpoint {
@@ -125,7 +121,7 @@ impl Attached for Endpoint {
         if !self.attached.replace(false) {
             return;
         }
-        // Before its bell is nobody's; its future answers then that the context is closed.
+        // As long as the bell is its own. The future will answer that the context is closed.
         #[cfg(feature = "async")]
         if let Some(waker) = self.unpark() {
             waker.wake();
@@ -345,63 +341,12 @@ impl Endpoint {
     }
 
     /// The bell by which the other side wakes this one.
-    fn own_bell(&self) -> &'static AtomicU32 {
+    pub(crate) fn own_bell(&self) -> &'static AtomicU32 {
         let header = self.end.ring().header;
         match self.side {
             Side::Producer => &header.to_consumer,
             Side::Consumer => &header.to_producer,
         }
-    }
-}
-
-#[cfg(feature = "async")]
-impl Endpoint {
-    /// Whether a future waits for this end, and will be woken.
-    pub(crate) fn is_parked(&self) -> bool {
-        self.parked.get()
-    }
-
-    /// Has `waker` woken when this end may be ready, which it must be asked for once more after this. `napped` says that it was
-    /// parked before, for a while.
-    pub(crate) fn park(self: &Rc<Self>, waker: &Waker, napped: &mut bool) {
-        let Some(hold) = self.local.hold() else { return };
-        let Some(bed) = Bed::of_process(hold.arena(), hold.me().index()) else { return };
-        let bell = self.own_bell();
-        let sign = |napped| {
-            let eager = napped || !self.is_patient();
-            let known = wait::lie_down(&[Rc::clone(self) as Rc<dyn Ready>], bed, eager);
-            (!eager || !known).then(|| Instant::now() + wait::nap())
-        };
-        // The name first: one that is listed without would look as if it were rung.
-        let due = if self.parked.get() { None } else { sign(*napped) };
-        let watched = Watched { bell, channel: self.channel.index, peer: self.side.other() };
-        let Ok(news) = waiter::park(&hold, bed, watched, waker.clone(), due) else {
-            // No thread to be had: then it polls.
-            wait::clear(bell);
-            return waker.wake_by_ref();
-        };
-        self.parked.set(true);
-        if news.peer_died {
-            self.check_peer();
-        }
-        if news.napped {
-            self.waits.have_napped();
-            *napped = true;
-        }
-        if news.napped || !bed.is_on(bell) {
-            waiter::nap(bell, sign(*napped));
-        }
-    }
-
-    /// Has nobody woken any more; says who was to be.
-    pub(crate) fn unpark(&self) -> Option<Waker> {
-        if !self.parked.replace(false) {
-            return None;
-        }
-        let bell = self.own_bell();
-        let waker = waiter::unpark(bell);
-        wait::clear(bell);
-        waker
     }
 }
 

@@ -1,8 +1,12 @@
 //! Futures: receiving and sending that can be awaited, on any runtime.
 //!
-//! Promises: a future that is dropped loses nothing: it takes a record in the poll that returns it, or gives its own in the poll
-//! that says so. Needs no runtime: looks for a moment (see [`WaitStrategy`](crate::WaitStrategy)), leaving the thread to others between two looks, then has
-//! itself woken by the `waiter`.
+//! Promises: a future that is dropped loses nothing that was sent: it takes a message in the poll that returns it, and sends its own
+//! in the poll that says so. It needs no particular runtime: it looks for a moment (`WaitStrategy`), with a turn for other tasks
+//! between two looks, and then has itself woken by the `waiter`.
+//!
+//! # Ownership
+//! An end has one future at a time, which borrows it. A future that is dropped, or has answered, is no longer parked; one that was
+//! leaked is unparked with its end.
 
 use crate::channel::Channel;
 use crate::endpoint::{Consumer, Endpoint, Producer};
@@ -10,13 +14,14 @@ use crate::error::{RecvError, SendError, SendTimeoutError, TryRecvError};
 use crate::message::Message;
 use crate::ready::Ready;
 use crate::record::{Payload, Record};
-use crate::wait;
+use crate::wait::{self, Bed};
+use crate::waiter::{self, Watched};
 use futures_core::Stream;
 use futures_sink::Sink;
 use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 /// How far a future has got with waiting.
@@ -68,6 +73,7 @@ impl Endpoint {
         Poll::Ready(result)
     }
 
+    /// Looks on for a moment, or parks.
     #[cold]
     fn wait_on<R>(
         self: &Rc<Self>,
@@ -75,15 +81,57 @@ impl Endpoint {
         pause: &mut Pause,
         mut attempt: impl FnMut() -> Option<R>,
     ) -> Option<R> {
-        if !self.is_parked() && self.strategy.looks_on(*pause.since.get_or_insert_with(Instant::now)) {
+        if !self.parked.get() && self.strategy.looks_on(*pause.since.get_or_insert_with(Instant::now)) {
             let found = wait::look(self.pace(), &|| self.has_work(), &mut attempt);
             if found.is_none() {
                 cx.waker().wake_by_ref();
             }
             return found;
         }
-        self.park(cx.waker(), &mut pause.napped);
+        self.park(cx.waker(), pause);
         attempt()
+    }
+
+    /// Has `waker` woken when this end may be ready; it is to be asked once more after this.
+    fn park(self: &Rc<Self>, waker: &Waker, pause: &mut Pause) {
+        let Some(hold) = self.local.hold() else { return };
+        let Some(bed) = Bed::of_process(hold.arena(), hold.me().index()) else { return };
+        let bell = self.own_bell();
+        // Says when to get up, rung or not, if that is sooner than others do.
+        let lie_down = |eager| {
+            let known = wait::lie_down(&[Rc::clone(self) as Rc<dyn Ready>], bed, eager);
+            (!eager || !known).then(|| Instant::now() + wait::nap())
+        };
+        // Before it is listed: without the name it would look as if it were rung.
+        let due = if self.parked.get() { None } else { lie_down(pause.napped || !self.is_patient()) };
+        let watched = Watched { bell, channel: self.channel.index, peer: self.side.other() };
+        let Ok(news) = waiter::park(&hold, bed, watched, waker.clone(), due) else {
+            // There is no thread to be had. Then it looks on.
+            wait::clear(bell);
+            return waker.wake_by_ref();
+        };
+        self.parked.set(true);
+        if news.peer_died {
+            self.check_peer();
+        }
+        if news.was_due {
+            self.waits.have_napped();
+            pause.napped = true;
+        }
+        if news.was_due || !bed.is_on(bell) {
+            waiter::set_due(bell, lie_down(pause.napped || !self.is_patient()));
+        }
+    }
+
+    /// Has nobody woken any more; says who was to be.
+    pub(crate) fn unpark(&self) -> Option<Waker> {
+        if !self.parked.replace(false) {
+            return None;
+        }
+        let bell = self.own_bell();
+        let waker = waiter::unpark(bell);
+        wait::clear(bell);
+        waker
     }
 }
 

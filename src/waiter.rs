@@ -2,12 +2,15 @@
 //!
 //! Promises: it is started by the first future that has to wait, keeps no buffer open, and goes when for a while nobody needs it.
 //! It sleeps in the process's bed of every buffer that futures wait in (see `wait`), all at once, and wakes the futures whose
-//! bells were rung, whose naps are over, or, looked at once per [`tick`], whose peers are dead. Refuses: to look into channels, and to
+//! bells were rung, who are due, or, looked at once per [`tick`], whose peers are dead. Refuses: to look into channels, and to
 //! reap: that is for the thread of an end, when its future is polled.
 //!
-//! A future that has to wait *parks*: it writes the bed's name on its bell, leaves its waker here, and looks once more. Who rings takes
-//! the name off again (`wait::wake`). So the futures to be woken are those whose bells say something else, whatever their
-//! channels carry. One that finds its bell rung when it has parked writes the name anew.
+//! A future that has to wait *parks*: it writes the bed's name on its bell, leaves its waker here, and looks once more. Who rings
+//! takes the name off again (`wait::wake`). So those to be woken are those whose bells say something else, whatever their
+//! channels carry.
+//!
+//! Who waits in several buffers needs a kernel that sleeps on several words (5.16). Older ones watch the first buffer only; what
+//! comes in the others is noticed within a tick. So is, on any kernel, what comes in the 129th.
 //!
 //! # Ownership
 //! Everything here is under one lock. No waker is cloned, woken or dropped under it: that runs others' code.
@@ -15,14 +18,15 @@
 //! # Orderings
 //! `SYNC(rung)`: who rings takes the name off the bell, then changes the bed's word (Release). The waiter reads the word
 //! (Acquire), then looks at the bells, then sleeps on the word it read: it sees the bell without the name, or does not sleep. A
-//! bell that was parked after the look had the name when it was, and is rung later still.
+//! bell that was rung before it was listed here is nobody's to see but the future's: it looks at the bell after it has parked (the
+//! lock gives it what the waiter has seen), and if the name is gone, writes it again.
 //!
 //! # After fork
 //! The child has neither the thread nor what was parked. It begins anew.
 //!
 //! # Invariants
 //! 1. A place is listed only while its attachment is: [`forget`] comes before it goes.
-//! 2. A bell is listed only while its end is attached: [`unpark`] comes before it is detached.
+//! 2. A bell is listed only while its end is attached: [`unpark`] comes before that is detached.
 //! 3. What the thread sleeps on is mapped: `forget` waits until it has got up.
 
 #![allow(unsafe_code)]
@@ -30,6 +34,7 @@
 use crate::attachment::Attachment;
 use crate::directory::{self, Side};
 use crate::layout::Owner;
+use crate::participant;
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys::fork::PerProcess;
 use crate::sys::{futex, task};
@@ -98,8 +103,8 @@ struct Parked {
 pub(crate) struct News {
     /// The process at the other end is dead, and has to be reaped.
     pub(crate) peer_died: bool,
-    /// It was parked until it was due.
-    pub(crate) napped: bool,
+    /// It was woken because it was due.
+    pub(crate) was_due: bool,
 }
 
 fn key(bell: &AtomicU32) -> usize {
@@ -120,15 +125,13 @@ pub(crate) fn park(
         thread::Builder::new().name("ipc-buffer-waiter".into()).spawn(move || waiter.run())?;
         state.runs = true;
     }
-    let place = match state.places.iter().position(|place| place.bed == bed) {
-        Some(at) => at,
-        None => {
-            let attachment = NonNull::from(attachment);
-            state.places.push(Place { attachment, bed, parked: BTreeMap::new(), is_used: true });
-            state.places.len() - 1
-        }
-    };
-    let place = &mut state.places[place];
+    let known = state.places.iter().position(|place| place.bed == bed);
+    let at = known.unwrap_or_else(|| {
+        let attachment = NonNull::from(attachment);
+        state.places.push(Place { attachment, bed, parked: BTreeMap::new(), is_used: false });
+        state.places.len() - 1
+    });
+    let place = &mut state.places[at];
     place.is_used = true;
     let parked = place.parked.entry(key(watched.bell)).or_insert(Parked {
         watched,
@@ -149,7 +152,7 @@ pub(crate) fn park(
 }
 
 /// Has what is parked with this bell woken at `due`, and not when it was due before.
-pub(crate) fn nap(bell: &'static AtomicU32, due: Option<Instant>) {
+pub(crate) fn set_due(bell: &'static AtomicU32, due: Option<Instant>) {
     let mut state = WAITER.get().state.lock();
     if let Some(parked) = state.places.iter_mut().find_map(|place| place.parked.get_mut(&key(bell))) {
         parked.due = due;
@@ -205,8 +208,8 @@ impl Waiter {
         let mut state = self.state.lock();
         loop {
             // SYNC(rung)
-            let words: Vec<_> = state.places.iter().map(|place| place.bed.word()).collect();
-            let words: Vec<_> = words.into_iter().map(|word| (word, word.load(Ordering::Acquire))).collect();
+            let read = |word: &'static AtomicU32| (word, word.load(Ordering::Acquire));
+            let words: Vec<_> = state.places.iter().map(|place| read(place.bed.word())).collect();
             let now = Instant::now();
             let mut woken = Vec::new();
             if now >= look_around {
@@ -245,17 +248,17 @@ impl Place {
         mem::take(&mut self.is_used) || !self.parked.is_empty()
     }
 
-    /// Adds to `woken` who was rung, and whose nap is over; says when the next nap is.
+    /// Adds to `woken` who was rung, and who is due; says when the next one is.
     fn look(&mut self, now: Instant, woken: &mut Vec<Waker>) -> Option<Instant> {
         let mut next = None;
         for parked in self.parked.values_mut().filter(|parked| parked.waker.is_some()) {
-            let napped = parked.due.is_some_and(|due| due <= now);
-            if napped || !self.bed.is_on(parked.watched.bell) {
-                parked.news.napped = napped;
+            let is_due = parked.due.is_some_and(|due| due <= now);
+            if is_due || !self.bed.is_on(parked.watched.bell) {
+                parked.news.was_due = is_due;
                 parked.due = None;
                 woken.extend(parked.waker.take());
             } else if let Some(due) = parked.due {
-                next = Some(next.map_or(due, |next: Instant| next.min(due)));
+                next = Some(next.unwrap_or(due).min(due));
             }
         }
         next
@@ -271,7 +274,7 @@ impl Place {
             let Some(peer) = entry.and_then(|entry| directory::holder(entry, parked.watched.peer)) else { continue };
             let known = seen.iter().find(|(who, _)| *who == peer).map(|(_, is_alive)| *is_alive);
             let is_alive = known.unwrap_or_else(|| {
-                let is_alive = attachment.is_alive(peer);
+                let is_alive = participant::is_alive(attachment.segment(), attachment.me(), peer);
                 seen.push((peer, is_alive));
                 is_alive
             });
