@@ -190,6 +190,8 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
     let Some(tag) = free_tag(&attachments) else {
         return Err(OpenError::TooManyProcesses { name: name.into(), limit: crate::layout::PROCESSES });
     };
+    // Before the control lock is taken: it may take the kernel tens of milliseconds.
+    let fenced = !barrier::register();
     let mut segment = segment::enter(name, wish)?;
     point!("open: entered");
     let joined = participant::join(&segment);
@@ -210,7 +212,7 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
         has_worked: AtomicBool::new(false),
         holds: AtomicUsize::new(1),
         homeless: AtomicU64::new(UNCOUNTED),
-        fenced: !barrier::register(),
+        fenced,
     });
     if attachment.fenced {
         attachment.arena().header().flags.fetch_or(flag::FENCED, Ordering::AcqRel);
