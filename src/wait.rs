@@ -428,6 +428,7 @@ pub(crate) fn wake(arena: &Arena, bell: &AtomicU32) {
     let old = bell.fetch_and(!(BED | EAGER), Ordering::SeqCst);
     if let Some(bed) = Bed::named(arena, old) {
         point!("wake: cleared");
+        // SYNC(rung)
         announce(bed.word);
     }
 }
