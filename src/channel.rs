@@ -14,6 +14,7 @@ use crate::local::{Attached, Local};
 use crate::message::Message;
 use crate::options::ChannelOptions;
 use crate::queue::spsc::{self, Queued, Ring};
+use crate::ready::Ready;
 use crate::record::{Payload, Record};
 use crate::select::{self, Selectable};
 use crate::sys::crash::point;
@@ -91,7 +92,7 @@ impl<T: ?Sized + Payload, R: Role, M: Message> Drop for Channel<T, R, M> {
 
 impl<T: ?Sized + Payload, R: Role, M: Message> select::sealed::Sealed for Channel<T, R, M> {
     #[allow(private_interfaces)]
-    fn end(&self) -> select::End {
+    fn end(&self) -> Rc<dyn Ready> {
         self.endpoint.clone()
     }
 }

@@ -87,6 +87,7 @@ impl Role for Producer {
 impl Role for Consumer {
     const SENDS: bool = false;
 }
+
 /// One end of a channel, whatever it carries; its context detaches it when it closes.
 pub(crate) struct Endpoint {
     pub(crate) end: End,

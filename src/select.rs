@@ -11,14 +11,14 @@ use std::fmt;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
-/// An end as [`Select`] sees it.
-pub(crate) type End = Rc<dyn Ready>;
-
 pub(crate) mod sealed {
-    /// How [`Selectable`](super::Selectable) things are told from others.
+    use crate::ready::Ready;
+    use std::rc::Rc;
+
+    /// What has an end to wait for.
     pub trait Sealed {
         #[allow(private_interfaces)]
-        fn end(&self) -> super::End;
+        fn end(&self) -> Rc<dyn Ready>;
     }
 }
 
@@ -187,7 +187,7 @@ impl Select {
         self.add(end.end())
     }
 
-    fn add(&mut self, end: End) -> usize {
+    fn add(&mut self, end: Rc<dyn Ready>) -> usize {
         let live = self.ends.iter().find_map(|(_, other)| other.upgrade());
         if let Some((one, other)) = live.as_ref().and_then(|live| live.bed()).zip(end.bed()) {
             assert!(one == other, "a Select waits for ends of one buffer");
@@ -354,7 +354,7 @@ impl Select {
         self.ends.retain(|(_, end)| end.strong_count() > 0);
     }
 
-    fn live(&self) -> Vec<End> {
+    fn live(&self) -> Vec<Rc<dyn Ready>> {
         self.ends.iter().filter_map(|(_, end)| end.upgrade()).collect()
     }
 

@@ -30,7 +30,7 @@
 //! has looked [`BUSY`] times and found nobody asleep.
 //!
 //! A process that can't make heavy barriers sets `FENCED` on the bells of its channels, both when it attaches and when a barrier
-//! fails, which stays. Instead of the barrier after that, its first sleep is a [`NAP`]: no processor keeps a store to itself
+//! fails, which stays. Instead of the barrier after that, its first sleep is a [`nap`]: no processor keeps a store to itself
 //! for so long. The other way round, what is registered for heavy barriers can't be forbidden later.
 //!
 //! # If a process dies
@@ -95,14 +95,12 @@ use flags::{BED, BED_SHIFT, EAGER, FENCED, OFTEN};
 const SPIN: Duration = Duration::from_micros(20);
 /// Looks between two readings of the clock, or questions that cost more than a look.
 const LOOKS: u32 = 64;
-/// The first sleep of an end that may be kept waiting for more room, or whose name a peer may not have seen.
-const NAP: Duration = Duration::from_millis(4);
 /// Operations between two sleeps that make a heavy barrier cheaper than a fence at each of them.
 const BUSY: u32 = 64;
 
 /// The longest sleep without looking around: 100 ms.
 ///
-/// `IPC_BUFFER_TICK_MS` in the environment says otherwise: with hours, a lost wake-up is a hang that tests can see.
+/// `IPC_BUFFER_TICK_MS` in the environment says otherwise, for tests: with hours, a lost wake-up is a hang that they see.
 pub(crate) fn tick() -> Duration {
     static TICK_MS: AtomicU32 = AtomicU32::new(0);
     let mut tick_ms = TICK_MS.load(Ordering::Relaxed);
@@ -112,6 +110,11 @@ pub(crate) fn tick() -> Duration {
         TICK_MS.store(tick_ms, Ordering::Relaxed);
     }
     Duration::from_millis(tick_ms.into())
+}
+
+/// The first sleep of an end that may be kept waiting for more room, or whose name a peer may not have seen: 4 ms.
+fn nap() -> Duration {
+    tick() / 25
 }
 
 /// Whether the other side can run while this one looks.
@@ -261,7 +264,7 @@ fn sleep<R>(wait: Wait<'_>, ends: &[Rc<dyn Ready>], mut ready: impl FnMut() -> O
             get_up(ends);
             return Some(result);
         }
-        let longest = if eager && known { tick() } else { NAP };
+        let longest = if eager && known { tick() } else { nap() };
         let before = Instant::now();
         futex::wait(bed.word, seen, left.min(longest));
         let slept = before.elapsed();
@@ -279,7 +282,7 @@ fn sleep<R>(wait: Wait<'_>, ends: &[Rc<dyn Ready>], mut ready: impl FnMut() -> O
 }
 
 /// Writes the bed's name on every bell. From here on, whoever changes one of `ends` after the caller has looked at it wakes the
-/// bed; false if that is certain only after a [`NAP`].
+/// bed; false if that is certain only after a [`nap`].
 pub(crate) fn lie_down(ends: &[Rc<dyn Ready>], bed: Bed<'_>, eager: bool) -> bool {
     let mut known = true;
     for end in ends {
