@@ -23,12 +23,12 @@ use crate::directory;
 use crate::error::{BufferError, OpenError};
 use crate::heap::block::{Handle, Tag};
 use crate::heap::cache::Cache;
-use crate::heap::{self, block, class, depot};
+use crate::heap::{self, block, class, depot, unit};
 use crate::layout::{CONTEXTS, Owner, UNIT, Word, flag};
 use crate::local;
 use crate::participant;
-use crate::recovery;
-use crate::segment::{self, Segment, Wish};
+use crate::recovery::{self, At, Effort};
+use crate::segment::{self, COURTESY, PATIENCE, Segment, Wish};
 use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sys::crash::point;
 use crate::sys::{barrier, fork};
@@ -37,10 +37,11 @@ use std::cell::Cell;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::ptr::NonNull;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How long a thread waits for another process to leave the control lock.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a holder of the control lock that has much to do keeps it at a time. Not at all in tests for kills, so that it is let go
+/// wherever it may be.
+const TURN: Duration = Duration::from_micros(if cfg!(feature = "crash-points") { 0 } else { 200 });
 
 /// Nobody has counted the records yet: there are holds, or the last one to go waits for the registry's lock to do it.
 const UNCOUNTED: u64 = u64::MAX;
@@ -55,11 +56,13 @@ pub(crate) struct Attachment {
     control: Mutex<()>,
     /// A cache that belongs to no thread: for reaping, and for records dropped where no context is.
     service: Mutex<Option<(Owner, Cache)>>,
-    /// One thread of this process reaps at a time; the byte lock excludes processes, not threads. Comes before `service`.
+    /// One thread of this process reaps at a time; the byte lock excludes processes, not threads. Comes before `control`.
     reaping: Mutex<()>,
     forked: AtomicBool,
     /// Holds alive; only raised from 0 under the registry's lock.
     holds: AtomicUsize,
+    /// Whether anybody here ever had a cache to own blocks with.
+    has_worked: AtomicBool,
     /// Records left when the last hold went, or [`UNCOUNTED`]; under the registry's lock.
     homeless: AtomicU64,
     /// This process can't be reached by others' membarrier: its channels are fenced.
@@ -218,6 +221,7 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
         service: Mutex::new(None),
         reaping: Mutex::new(()),
         forked: AtomicBool::new(false),
+        has_worked: AtomicBool::new(false),
         holds: AtomicUsize::new(1),
         homeless: AtomicU64::new(UNCOUNTED),
         fenced: !barrier::register(),
@@ -237,7 +241,7 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
     attachments.push(Entry(pointer));
     drop(attachments);
     let hold = Hold(pointer);
-    recovery::reap(&hold);
+    recovery::reap(&hold, Effort::ALL);
     Ok(hold)
 }
 
@@ -252,7 +256,8 @@ pub(crate) fn remove(name: &str) -> Result<(), OpenError> {
 /// The control lock, held.
 pub(crate) struct Control<'a> {
     attachment: &'a Attachment,
-    _threads: MutexGuard<'a, ()>,
+    threads: Option<MutexGuard<'a, ()>>,
+    since: Instant,
 }
 
 impl Drop for Control<'_> {
@@ -266,6 +271,36 @@ impl Drop for Control<'_> {
 impl Control<'_> {
     pub(crate) fn arena(&self) -> &crate::arena::Arena {
         self.attachment.arena()
+    }
+
+    /// Whether it has been held for so long that a holder with much to do should let others have it.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.since.elapsed() >= TURN
+    }
+
+    /// Lets others have it if it [is overdue](Self::is_overdue), and takes it again: whatever it protects may have changed.
+    pub(crate) fn breathe(self, patience: Duration) -> Result<Self, BufferError> {
+        if !self.is_overdue() {
+            return Ok(self);
+        }
+        let attachment = self.attachment;
+        self.release();
+        attachment.control_within(patience)
+    }
+
+    /// Gives it up to whoever waits for it, if anybody does.
+    pub(crate) fn release(mut self) {
+        let segment = &self.attachment.segment;
+        let is_wanted = segment.is_wanted();
+        let threads = self.threads.take();
+        drop(self);
+        // Else this thread could take it again before another one has woken up.
+        if let Some(threads) = threads {
+            MutexGuard::unlock_fair(threads);
+        }
+        if is_wanted {
+            std::thread::sleep(COURTESY);
+        }
     }
 
     /// Whether this process's channels must be fenced.
@@ -298,17 +333,22 @@ impl Attachment {
 
     /// Takes the control lock; repairs the directory if its last holder died inside.
     pub(crate) fn control(&self) -> Result<Control<'_>, BufferError> {
+        self.control_within(PATIENCE)
+    }
+
+    /// As [`control`](Self::control), waiting up to `patience` for threads, and for processes.
+    pub(crate) fn control_within(&self, patience: Duration) -> Result<Control<'_>, BufferError> {
         if self.is_forked() {
             return Err(BufferError::Forked);
         }
         let header = self.arena().header();
         let busy = || BufferError::Busy { pid: u32::try_from(header.control_pid.load(Ordering::Relaxed)).unwrap_or(0) };
-        let threads = self.control.try_lock_for(PATIENCE).ok_or_else(busy)?;
-        self.segment.lock(PATIENCE).map_err(|_| busy())?;
+        let threads = self.control.try_lock_for(patience).ok_or_else(busy)?;
+        self.segment.lock(patience).map_err(|_| busy())?;
         point!("control: locked");
         let dirty = header.control_owner.swap(Word::of(1, self.me).0, Ordering::AcqRel) != 0;
         header.control_pid.store(std::process::id().into(), Ordering::Relaxed);
-        let control = Control { attachment: self, _threads: threads };
+        let control = Control { attachment: self, threads: Some(threads), since: Instant::now() };
         point!("control: named");
         if dirty {
             directory::rebuild_index(self.arena());
@@ -321,6 +361,7 @@ impl Attachment {
     /// # Safety
     /// The cache is not asked for anything once the attachment is gone.
     pub(crate) unsafe fn new_cache(&self, context: Owner) -> Option<Cache> {
+        self.has_worked.store(true, Ordering::Relaxed);
         let this = NonNull::from(self);
         let is_dead = move |who| {
             // SAFETY: by the caller, the attachment is there whenever the cache is asked.
@@ -330,10 +371,24 @@ impl Attachment {
         Cache::new(*self.arena(), self.me, self.tag, context, is_dead)
     }
 
-    /// Held by the one thread of this process that reaps. Not to be asked for in a forked child, where it may be locked for
-    /// ever.
-    pub(crate) fn reaping(&self) -> MutexGuard<'_, ()> {
-        self.reaping.lock()
+    /// Held by the one thread of this process that reaps; `None` if another one still does after `patience`.
+    pub(crate) fn reaping(&self, patience: Duration) -> Option<MutexGuard<'_, ()>> {
+        self.reaping.try_lock_for(patience)
+    }
+
+    /// Runs `work` with a cache made for it alone.
+    pub(crate) fn with_cache<R>(&self, work: impl FnOnce(&Cache) -> R) -> Result<R, BufferError> {
+        let full = BufferError::TooManyContexts { limit: CONTEXTS };
+        let context = participant::open_context(self.arena(), self.me).ok_or(full)?;
+        // SAFETY: it goes before this function returns.
+        let cache = unsafe { self.new_cache(context) };
+        let result = cache.map(|cache| {
+            let result = work(&cache);
+            cache.flush();
+            result
+        });
+        participant::close_context(self.arena(), context);
+        result.ok_or(full)
     }
 
     /// Runs `work` with the cache that belongs to no thread.
@@ -360,17 +415,28 @@ impl Attachment {
     /// the channels', and the blocks it still owns are counted. If the control lock can't be had, the queued ones count too, and
     /// the process stays attached: its end frees or queues them.
     fn count_records(&self) -> u64 {
-        let control = self.control();
-        if let Ok(control) = &control {
+        if !self.has_worked.load(Ordering::Relaxed) {
+            return 0;
+        }
+        let arena = self.arena();
+        let mut control = self.control().ok();
+        if let Some(control) = &control {
             directory::disown(control, &[self.me]);
             point!("leave: disowned");
-            depot::clear_names(self.arena(), &[self.me]);
+        }
+        for index in 0..arena.header().magazine_top.load(Ordering::Acquire) {
+            depot::clear_names(arena, index, &[self.me]);
+            control = control.and_then(|control| control.breathe(PATIENCE).ok());
         }
         let owned = block::owned(self.me);
-        let mut left = 0;
-        recovery::for_each_block(self.arena(), |at| {
-            left += u64::from(at.header.state.load(Ordering::Acquire) == owned.0 && at.is_current(self.arena()));
-        });
+        let (mut left, mut next) = (0, 0);
+        // Under the lock, so that nobody trims away the memory we look at.
+        while let Some((head, what)) = unit::heads_from(arena, next).next() {
+            let is_ours = |at: &At<'_>| at.header.state.load(Ordering::Acquire) == owned.0 && at.is_current(arena);
+            left += recovery::blocks(arena, head, what).filter(is_ours).count() as u64;
+            next = head + 1;
+            control = control.and_then(|control| control.breathe(PATIENCE).ok());
+        }
         left
     }
 

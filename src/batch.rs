@@ -165,23 +165,34 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     /// As [`try_recv`](Self::try_recv); so there is at least one in a batch, unless `max` is 0. It ends before what is
     /// [`Corrupted`](RecvError::Corrupted).
     pub fn try_recv_batch(&mut self, max: usize) -> Result<Vec<M>, TryRecvError> {
-        if max == 0 {
-            return Ok(Vec::new());
+        let mut batch = self.take_batch(max)?;
+        if batch.is_empty() && max > 0 {
+            self.endpoint.nothing_queued()?;
+            // It may have sent and left since we looked.
+            batch = self.take_batch(max)?;
+            if batch.is_empty() {
+                return Err(RecvError::Disconnected.into());
+            }
         }
-        let endpoint = &*self.endpoint;
-        let ring = endpoint.end.ring();
+        Ok(batch)
+    }
+
+    /// Receives what is queued, if anything.
+    fn take_batch(&self, max: usize) -> Result<Vec<M>, RecvError> {
+        let ring = self.endpoint.end.ring();
         let mut batch = Vec::new();
-        for (position, queued) in endpoint.end.queued(M::SLOT_WORDS).take(max) {
-            let Some(message) = M::take(endpoint, queued) else { break };
-            self.prefetch(ring, position);
-            batch.push(message);
+        for (position, queued) in self.endpoint.end.queued(M::SLOT_WORDS).take(max) {
+            match M::take(&self.endpoint, queued) {
+                Some(message) => batch.push(message),
+                None if batch.is_empty() => return Err(self.skip()),
+                None => break,
+            }
             point!("recv batch: owned");
+            self.prefetch(ring, position);
         }
-        if batch.is_empty() {
-            // Nothing, or nothing good.
-            return Ok(vec![self.try_recv()?]);
+        if !batch.is_empty() {
+            self.received(batch.len());
         }
-        self.received(batch.len());
         Ok(batch)
     }
 

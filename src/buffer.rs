@@ -10,7 +10,7 @@ use crate::layout::{UNIT, flag};
 use crate::options::fnv;
 use crate::participant;
 use crate::queue::spsc;
-use crate::recovery::{self, Reaped};
+use crate::recovery::{self, Effort, End, Reaped};
 use crate::segment::Wish;
 use crate::stats::{self, Stats};
 use crate::sync::Ordering;
@@ -458,13 +458,13 @@ impl Buffer {
     /// # Errors
     /// `Busy`, `Forked`, `TooManyContexts`.
     pub fn remove_channel(&self, id: i64) -> Result<bool, BufferError> {
-        self.hold.with_service(|cache| {
-            let control = self.hold.control()?;
-            Ok(directory::remove(&control, cache, id))
-        })?
+        self.hold.with_service(|cache| Ok(directory::remove(self.hold.control()?, cache, id)))?
     }
 
     /// Gives back what dead processes held, and says what that was. Opening, waiting and running short of memory do it anyway.
+    ///
+    /// Once it returns, nothing is left of who was dead when it was called. What others have given back already, or give back
+    /// meanwhile, is not counted again.
     ///
     /// ```
     /// # let name = format!("doc-reap-{}", std::process::id());
@@ -474,12 +474,16 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Forked`.
+    /// `Forked`; `Busy` if another process reaps, or has the control lock, and is not done with it in 5 seconds;
+    /// `TooManyContexts`.
     pub fn reap(&self) -> Result<Reaped, BufferError> {
         if self.hold.is_forked() {
             return Err(BufferError::Forked);
         }
-        Ok(recovery::reap(&self.hold))
+        match recovery::reap(&self.hold, Effort::THOROUGH) {
+            (_, End::Stuck(error)) => Err(error),
+            (reaped, _) => Ok(reaped),
+        }
     }
 
     /// Returns the memory of free units to the system, after turning empty slabs into free units; says how many bytes that were.
@@ -498,8 +502,7 @@ impl Buffer {
     /// `Busy`, `Forked`, `TooManyContexts`.
     pub fn trim(&self) -> Result<u64, BufferError> {
         self.hold.with_service(|cache| {
-            let _control = self.hold.control()?;
-            recovery::collect_loose(&self.hold, cache);
+            let _control = recovery::collect_loose(self.hold.control()?, cache)?;
             // What the walk has just freed sits in this cache; what others cache keeps its slabs.
             cache.flush();
             reclaim::empty_slabs(cache);

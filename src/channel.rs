@@ -366,7 +366,7 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     /// Goes past what is no message.
     #[cold]
     #[inline(never)]
-    fn skip(&self) -> RecvError {
+    pub(crate) fn skip(&self) -> RecvError {
         self.received(1);
         RecvError::Corrupted
     }
@@ -397,7 +397,7 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     #[inline(never)]
     fn nothing_queued(&self) -> Result<M, TryRecvError> {
         self.endpoint.nothing_queued()?;
-        // It has sent and left since we looked.
+        // It may have sent and left since we looked.
         match self.endpoint.end.peek(M::SLOT_WORDS) {
             Some(queued) => self.take(queued).map_err(TryRecvError::Recv),
             None => Err(RecvError::Disconnected.into()),

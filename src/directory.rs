@@ -1,8 +1,8 @@
 //! The directory: channel ids to queues, and who holds which end.
 //!
 //! Promises: an id leads to at most one live channel; a role is one cell with its holder's name; every question and change is
-//! made under the control lock, which each function takes as proof. Refuses: to keep counts: who is attached is what the
-//! cells say.
+//! made under the control lock, which each function takes as proof. Only [`dismantle`] goes without: nobody but the one
+//! process that an entry names as `BUSY` changes it. Refuses: to keep counts: who is attached is what the cells say.
 //!
 //! # Layout
 //! An open-addressed index (hash of the id -> entry number + 1; a hint that [`rebuild_index`] makes anew) over an array of
@@ -15,15 +15,15 @@
 //! | create: after | what is left | repaired by |
 //! |---|---|---|
 //! | the block is allocated | owned by the dead | the header scan |
-//! | `BUSY(me)`, storage noted | the block owned by the dead, or `STORAGE(entry)` | [`vacate`] dismantles the entry |
+//! | `BUSY(me)`, storage noted | the block owned by the dead, or `STORAGE(entry)` | [`settle`] has the entry dismantled |
 //! | `LIVE`, before the index | a live channel nobody finds, role held by the dead | the next control lock rebuilds the index |
 //!
 //! | dismantle: after | what is left | repaired by |
 //! |---|---|---|
-//! | `BUSY(me)` | queue partly drained | [`vacate`] dismantles it again: each record is taken as a consumer would |
+//! | `BUSY(me)` | queue partly drained | [`settle`] has it dismantled again: each record is taken as a consumer would |
 //! | the storage is `OWNED(me)` | owned by the dead | the header scan; the entry no longer finds its `STORAGE` |
 //!
-//! A role cell of a dead process is vacated by [`vacate`] after the window pass; killed in between, it is found again.
+//! A role cell of a dead process is vacated by [`settle`] after the look at the window; killed in between, it is found again.
 
 use crate::arena::Arena;
 use crate::attachment::Control;
@@ -177,6 +177,7 @@ pub(crate) enum Refused {
     Kind(Kind),
     /// The role is held.
     Taken {
+        channel: ChannelRef,
         holder: Owner,
         thread: u32,
     },
@@ -356,7 +357,7 @@ pub(crate) fn attach(
             Side::Producer => entry.producer_thread.load(Ordering::Relaxed),
             Side::Consumer => entry.consumer_thread.load(Ordering::Relaxed),
         };
-        return Err(Refused::Taken { holder, thread });
+        return Err(Refused::Taken { channel, holder, thread });
     }
     let ring = ring(arena, entry).ok_or(Refused::Corrupted)?;
     match side {
@@ -447,7 +448,11 @@ fn free_entry(arena: &Arena) -> Result<(u32, &DirectoryEntry), Refused> {
         cursor.store(top, Ordering::Relaxed);
         match arena.grow_directory() {
             Ok(Some(_)) => {}
-            Ok(None) => return Err(Refused::Full),
+            // One that was dismantled meanwhile may lie before the cursor.
+            Ok(None) => {
+                let mut all = (0..top).filter_map(|index| Some((index, arena.directory_entry(index)?)));
+                return all.find(|(_, entry)| state_of(entry) == Word::ZERO).ok_or(Refused::Full);
+            }
             Err(NotBacked) => return Err(Refused::NotBacked),
         }
     }
@@ -455,15 +460,25 @@ fn free_entry(arena: &Arena) -> Result<(u32, &DirectoryEntry), Refused> {
 
 /// Leaves the `side` of a channel that this process holds; dismantles the channel if that was the last end and it does not
 /// persist.
-pub(crate) fn detach(control: &Control<'_>, cache: &Cache, channel: ChannelRef, side: Side) {
-    let arena = control.arena();
+pub(crate) fn detach(control: Control<'_>, cache: &Cache, channel: ChannelRef, side: Side) {
+    let arena = cache.arena();
     let Some(entry) = arena.directory_entry(channel.index) else { return };
     if entry.generation.load(Ordering::Relaxed) != channel.generation || holder(entry, side) != Some(cache.me()) {
         return;
     }
     vacate_role(arena, entry, side);
-    dismantle_if_deserted(control, cache, channel.index, entry);
-    wait::announce(&arena.header().directory_version);
+    finish(control, cache, channel.index, entry);
+}
+
+/// The end of a change: takes the channel out of the directory if nobody is in it any more, tells those who wait for changes,
+/// and dismantles it outside the lock.
+fn finish(control: Control<'_>, cache: &Cache, index: u32, entry: &DirectoryEntry) {
+    let is_deserted = desert(&control, cache.me(), index, entry);
+    wait::announce(&control.arena().header().directory_version);
+    drop(control);
+    if is_deserted {
+        dismantle(cache, index, || true);
+    }
 }
 
 /// Makes the channels' what `gone` own in their windows.
@@ -473,21 +488,83 @@ pub(crate) fn detach(control: &Control<'_>, cache: &Cache, channel: ChannelRef, 
 /// way, would be taken for a queued one. That is also why a producer that leaves keeps its name on what it has sent.
 pub(crate) fn disown(control: &Control<'_>, gone: &[Owner]) {
     for (index, entry) in entries(control.arena()).filter(|(_, entry)| state_of(entry).kind() != entry::BUSY) {
-        disown_window(control.arena(), index, entry, gone);
+        disown_window(control.arena(), Spot::at(index), entry, gone, || true);
     }
 }
 
-fn disown_window(arena: &Arena, index: u32, entry: &DirectoryEntry, gone: &[Owner]) {
-    let Some(ring) = ring(arena, entry) else { return };
-    let channel = ChannelRef { index, generation: entry.generation.load(Ordering::Relaxed) };
-    for block in spsc::records(ring).filter_map(|(_, granule)| arena.block(granule)) {
-        let state = Word(block.state.load(Ordering::Acquire));
-        if state.kind() == state::OWNED && gone.contains(&state.owner()) {
-            // Fails if the consumer takes it at this moment: then it is the consumer's.
-            block::change(block, state, Word::of(state::QUEUED, channel.owner()));
-            point!("reap: queued");
+/// A place on the way through all queues: an entry, and how far in its queue. Fits into a note.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Spot {
+    pub(crate) index: u32,
+    /// One past the last position that was looked at, modulo 2^40; 0 for none.
+    seen: u64,
+}
+
+impl Spot {
+    const SEEN: u32 = 40;
+
+    pub(crate) const fn at(index: u32) -> Self {
+        Self { index, seen: 0 }
+    }
+
+    pub(crate) fn from_number(number: u64) -> Self {
+        Self { index: u32::try_from(number >> Self::SEEN).unwrap_or(CHANNELS), seen: Self::wrap(number) }
+    }
+
+    pub(crate) fn number(self) -> u64 {
+        u64::from(self.index) << Self::SEEN | self.seen
+    }
+
+    const fn wrap(position: u64) -> u64 {
+        position & ((1 << Self::SEEN) - 1)
+    }
+
+    fn after(self, position: u64) -> Self {
+        Self { seen: Self::wrap(position + 1), ..self }
+    }
+
+    /// Where to go on in `ring`: at the head, if that is further by now.
+    fn position(self, ring: Ring) -> u64 {
+        let head = ring.head();
+        let ahead = Self::wrap(self.seen.wrapping_sub(head));
+        if self.seen == 0 || ahead > ring.capacity() as u64 { head } else { head + ahead }
+    }
+}
+
+/// How many records are looked at between two questions whether to go on. Few in tests for kills, so that what is rare is common.
+const STRIDE: u64 = if cfg!(feature = "crash-points") { 4 } else { 256 };
+
+/// From `spot` on. `go_on` is asked now and then; where it says no, the answer is where to go on.
+fn disown_window(
+    arena: &Arena,
+    spot: Spot,
+    entry: &DirectoryEntry,
+    gone: &[Owner],
+    go_on: impl Fn() -> bool,
+) -> Option<Spot> {
+    let ring = ring(arena, entry)?;
+    let channel = ChannelRef { index: spot.index, generation: entry.generation.load(Ordering::Relaxed) };
+    for (position, granule) in spsc::records_from(ring, spot.position(ring)) {
+        if let Some(block) = arena.block(granule) {
+            let state = Word(block.state.load(Ordering::Acquire));
+            if state.kind() == state::OWNED && gone.contains(&state.owner()) {
+                // Fails if the consumer takes it at this moment: then it is the consumer's.
+                block::change(block, state, Word::of(state::QUEUED, channel.owner()));
+                point!("reap: queued");
+            }
+        }
+        if position % STRIDE == STRIDE - 1 && !go_on() {
+            return Some(spot.after(position));
         }
     }
+    None
+}
+
+/// Empties the role cells of `gone`, which are disowned; says how many those were.
+fn vacate(arena: &Arena, entry: &DirectoryEntry, gone: &[Owner]) -> usize {
+    let is_gone = |side: &Side| holder(entry, *side).is_some_and(|who| gone.contains(&who));
+    let sides = [Side::Producer, Side::Consumer].into_iter().filter(is_gone);
+    sides.map(|side| vacate_role(arena, entry, side)).count()
 }
 
 /// Empties a role cell whose holder is leaving, or dead and disowned.
@@ -508,33 +585,45 @@ fn vacate_role(arena: &Arena, entry: &DirectoryEntry, side: Side) {
     }
 }
 
-/// Removes a channel that nobody is attached to, unless it is to stay.
-fn dismantle_if_deserted(control: &Control<'_>, cache: &Cache, index: u32, entry: &DirectoryEntry) {
+/// Takes a channel that nobody is attached to out of the directory, unless it is to stay. If true, it is this process's to
+/// [`dismantle`].
+fn desert(control: &Control<'_>, me: Owner, index: u32, entry: &DirectoryEntry) -> bool {
     let stays = match state_of(entry).kind() {
         entry::LIVE => is_persistent(entry),
         entry::REMOVED => false,
         _ => true,
     };
-    if !stays && holder(entry, Side::Producer).is_none() && holder(entry, Side::Consumer).is_none() {
-        dismantle(control, cache, index, entry);
+    let is_deserted = !stays && holder(entry, Side::Producer).is_none() && holder(entry, Side::Consumer).is_none();
+    if is_deserted {
+        seize(control, me, index, entry);
     }
+    is_deserted
 }
 
-/// Frees what is queued, the storage, and the entry.
-fn dismantle(control: &Control<'_>, cache: &Cache, index: u32, entry: &DirectoryEntry) {
-    let arena = control.arena();
-    let channel = ChannelRef { index, generation: entry.generation.load(Ordering::Relaxed) };
-    entry.state.store(Word::of(entry::BUSY, cache.me()).0, Ordering::Release);
+fn seize(control: &Control<'_>, me: Owner, index: u32, entry: &DirectoryEntry) {
+    entry.state.store(Word::of(entry::BUSY, me).0, Ordering::Release);
     point!("dismantle: busy");
-    remove_from_index(arena, entry.id.load(Ordering::Relaxed).cast_signed(), index);
+    remove_from_index(control.arena(), entry.id.load(Ordering::Relaxed).cast_signed(), index);
     point!("dismantle: unindexed");
+}
+
+/// Frees what is queued, the storage, and the entry of a channel that is `BUSY` with this process. `go_on` is asked now and then;
+/// where it says no, the rest is left to the next reaper, as a removed channel that nobody is in, and the answer is false.
+pub(crate) fn dismantle(cache: &Cache, index: u32, go_on: impl Fn() -> bool) -> bool {
+    let arena = cache.arena();
+    let Some(entry) = arena.directory_entry(index) else { return true };
+    let channel = ChannelRef { index, generation: entry.generation.load(Ordering::Relaxed) };
     let granule = entry.storage.load(Ordering::Acquire);
     let owned = Word::of(state::STORAGE, channel.owner());
     if let Some(block) = arena.block(granule)
         && block.state.load(Ordering::Acquire) == owned.0
     {
-        if let Some(ring) = ring(arena, entry) {
-            drain(arena, cache, ring);
+        if let Some(ring) = ring(arena, entry)
+            && !drain(arena, cache, ring, go_on)
+        {
+            entry.state.store(Word::number(entry::REMOVED, channel.generation).0, Ordering::Release);
+            point!("dismantle: left");
+            return false;
         }
         point!("dismantle: drained");
         if block::change(block, owned, block::owned(cache.me())) {
@@ -547,10 +636,11 @@ fn dismantle(control: &Control<'_>, cache: &Cache, index: u32, entry: &Directory
     point!("dismantle: no storage");
     entry.state.store(0, Ordering::Release);
     arena.header().directory_cursor.fetch_min(index, Ordering::Relaxed);
+    true
 }
 
-/// Frees every queued record, as a consumer that drops what it receives.
-fn drain(arena: &Arena, cache: &Cache, ring: Ring) {
+/// Frees every queued record, as a consumer that drops what it receives; or as many as `go_on` lets.
+fn drain(arena: &Arena, cache: &Cache, ring: Ring, go_on: impl Fn() -> bool) -> bool {
     for (position, granule) in spsc::records(ring) {
         let block = arena.block(granule);
         if let Some(block) = block {
@@ -562,7 +652,11 @@ fn drain(arena: &Arena, cache: &Cache, ring: Ring) {
         if block.is_some() {
             free_block(arena, cache, granule);
         }
+        if position % STRIDE == STRIDE - 1 && !go_on() {
+            return false;
+        }
     }
+    true
 }
 
 /// Frees a block that this process has taken, if its header and its unit agree on what it is.
@@ -575,9 +669,9 @@ fn free_block(arena: &Arena, cache: &Cache, granule: u32) {
 }
 
 /// Takes the id away from its channel at once; the channel goes when its last endpoint does. False if there is none.
-pub(crate) fn remove(control: &Control<'_>, cache: &Cache, id: i64) -> bool {
-    let arena = control.arena();
-    let Some(channel) = find(control, id) else { return false };
+pub(crate) fn remove(control: Control<'_>, cache: &Cache, id: i64) -> bool {
+    let arena = cache.arena();
+    let Some(channel) = find(&control, id) else { return false };
     let Some(entry) = arena.directory_entry(channel.index) else { return false };
     entry.state.store(Word::number(entry::REMOVED, channel.generation).0, Ordering::Release);
     point!("remove: state");
@@ -587,34 +681,56 @@ pub(crate) fn remove(control: &Control<'_>, cache: &Cache, id: i64) -> bool {
     if let Some(ring) = ring(arena, entry) {
         wake_both(arena, ring);
     }
-    dismantle_if_deserted(control, cache, channel.index, entry);
-    wait::announce(&arena.header().directory_version);
+    finish(control, cache, channel.index, entry);
     true
 }
 
-/// Pass 2 of reaping; says how many roles were vacated.
-pub(crate) fn vacate(control: &Control<'_>, cache: &Cache, arena: &Arena, victims: &[Owner]) -> usize {
-    let mut roles = 0;
-    for (index, entry) in entries(arena) {
-        let state = state_of(entry);
-        if state.kind() == entry::BUSY {
-            if victims.contains(&state.owner()) {
-                dismantle(control, cache, index, entry);
-            }
-            continue;
+/// What is left to do about a channel that somebody dead may have been in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Settled {
+    Done,
+    /// Nobody is in it, or it was never finished: it is this process's to [`dismantle`].
+    Deserted,
+    /// The lock was held for long enough: go on from there.
+    Partly(Spot),
+}
+
+/// Makes what `gone` have queued in a channel the channel's, and vacates their roles, counting them in `roles`. Whoever holds the
+/// control lock may do it, be there a reaper at work elsewhere or not: once they are dead, it may be done at any time, and again.
+pub(crate) fn settle(control: &Control<'_>, me: Owner, spot: Spot, gone: &[Owner], roles: &mut usize) -> Settled {
+    let arena = control.arena();
+    let Some(entry) = arena.directory_entry(spot.index) else { return Settled::Done };
+    let state = state_of(entry);
+    match state.kind() {
+        entry::LIVE | entry::REMOVED => {}
+        entry::BUSY if gone.contains(&state.owner()) => {
+            seize(control, me, spot.index, entry);
+            return Settled::Deserted;
         }
-        // Every window: a victim's records stay where it had left its role, too.
-        disown_window(arena, index, entry, victims);
-        for side in [Side::Producer, Side::Consumer] {
-            if holder(entry, side).is_some_and(|who| victims.contains(&who)) {
-                vacate_role(arena, entry, side);
-                roles += 1;
-            }
-        }
-        dismantle_if_deserted(control, cache, index, entry);
+        _ => return Settled::Done,
     }
+    // Every window: their records stay where they had left their role, too.
+    if let Some(spot) = disown_window(arena, spot, entry, gone, || !control.is_overdue()) {
+        return Settled::Partly(spot);
+    }
+    *roles += vacate(arena, entry, gone);
+    if desert(control, me, spot.index, entry) { Settled::Deserted } else { Settled::Done }
+}
+
+/// Vacates the roles of the dead in one channel, for one who wants to come in.
+pub(crate) fn bereave(control: Control<'_>, cache: &Cache, channel: ChannelRef, is_dead: impl Fn(Owner) -> bool) {
+    let arena = cache.arena();
+    let Some(entry) = arena.directory_entry(channel.index) else { return };
+    let holders = [holder(entry, Side::Producer), holder(entry, Side::Consumer)];
+    let gone: Vec<Owner> = holders.into_iter().flatten().filter(|who| is_dead(*who)).collect();
+    disown_window(arena, Spot::at(channel.index), entry, &gone, || true);
+    vacate(arena, entry, &gone);
+    finish(control, cache, channel.index, entry);
+}
+
+/// Tells those who wait for changes.
+pub(crate) fn announce(arena: &Arena) {
     wait::announce(&arena.header().directory_version);
-    roles
 }
 
 /// Whether `who` holds any end of any channel.

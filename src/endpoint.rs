@@ -1,19 +1,19 @@
 //! Endpoints: what the ends of all channels have in common, whatever they carry.
 //!
 //! # If a process dies
-//! See `directory` for roles. Whoever waits looks, every 100 ms at the latest, whether the peer's lease still stands, and reaps
-//! it if not.
+//! See `directory` for roles. Whoever waits looks, every 125 ms at the latest, whether the peer's lease still stands. If not, the
+//! peer is gone for this end, even if nobody comes to reap it; what can be reaped in a moment, this end reaps.
 
 use crate::attachment::Hold;
 use crate::directory::{self, ChannelRef, Refused, Side, Spec};
 use crate::error::{AllocError, AttachError, BufferError, RecvError, SendTimeoutError, TryRecvError, TrySendError};
 use crate::heap::{self, block};
-use crate::layout::{CHANNELS, Owner};
+use crate::layout::{CHANNELS, DirectoryEntry, Owner};
 use crate::local::{Attached, Inert, Local};
 use crate::participant;
 use crate::queue::spsc::{End, NotPushed, Ring};
 use crate::ready::Ready;
-use crate::recovery;
+use crate::recovery::{self, Effort};
 use crate::sync::{AtomicU32, Ordering};
 use crate::wait::{self, Bed, Wait, WaitStrategy, Waits};
 use std::cell::Cell;
@@ -96,6 +96,8 @@ pub(crate) struct Endpoint {
     pub(crate) side: Side,
     channel: ChannelRef,
     attached: Cell<bool>,
+    /// Who had the other end when it was found dead.
+    dead: Cell<Option<Owner>>,
     /// Polls that found nothing.
     idle: Cell<u32>,
     /// When polling last looked whether the peer lives.
@@ -117,7 +119,7 @@ impl Attached for Endpoint {
         self.end.abandon();
         let Some(hold) = self.local.hold() else { return };
         if let Ok(control) = hold.control() {
-            directory::detach(&control, self.local.cache(), self.channel, self.side);
+            directory::detach(control, self.local.cache(), self.channel, self.side);
         }
         // Else somebody sits on the lock: the role stays ours until the process goes.
     }
@@ -145,6 +147,7 @@ impl Endpoint {
             side,
             channel,
             attached: Cell::new(true),
+            dead: Cell::new(None),
             idle: Cell::new(0),
             looked: Cell::new(Instant::now()),
             waits: Waits::default(),
@@ -174,7 +177,7 @@ impl Endpoint {
     /// Whether the other end is attached and alive.
     pub(crate) fn has_live_peer(&self) -> bool {
         self.check_peer();
-        self.peer().is_some()
+        self.has_peer()
     }
 
     /// Waits until the other end is attached; false if it did not come in time.
@@ -189,12 +192,25 @@ impl Endpoint {
     /// Whether the other end has left for good: it was here, or it can't come any more because the id is gone. A producer of a
     /// persistent channel does not lose its consumers: it queues for the next.
     pub(crate) fn has_lost_peer(&self) -> bool {
-        let entry = self.local.cache().arena().directory_entry(self.channel.index);
-        entry.is_none_or(|entry| {
+        self.entry().is_none_or(|entry| {
             let queues_on = self.side == Side::Producer && directory::is_persistent(entry);
             let was_here = entry.seen.load(Ordering::Acquire) & self.side.other().seen() != 0 && !queues_on;
-            (was_here || directory::is_removed(entry)) && directory::holder(entry, self.side.other()).is_none()
+            (was_here || directory::is_removed(entry)) && !self.has_peer()
         })
+    }
+
+    /// Whether somebody holds the other end who is not known to be dead.
+    fn has_peer(&self) -> bool {
+        // Asked again: a process that takes over a dead one's slot has its name.
+        self.peer().is_some_and(|who| self.dead.get() != Some(who) || !self.is_dead(who))
+    }
+
+    fn entry(&self) -> Option<&DirectoryEntry> {
+        self.local.cache().arena().directory_entry(self.channel.index)
+    }
+
+    fn is_dead(&self, who: Owner) -> bool {
+        self.local.hold().is_some_and(|hold| !participant::is_alive(hold.segment(), hold.me(), who))
     }
 
     /// The bell that this side looks at after each operation, to wake the other.
@@ -247,7 +263,7 @@ impl Endpoint {
         }
     }
 
-    /// Why nothing is queued; nothing more will be if there is no reason.
+    /// Why nothing is queued. If there is no reason, the producer has left, having sent all it will.
     pub(crate) fn nothing_queued(&self) -> Result<(), TryRecvError> {
         self.check().map_err(|inert| match inert {
             Inert::Forked => RecvError::Forked,
@@ -352,53 +368,57 @@ impl Ready for Endpoint {
 
     fn peer(&self) -> Option<Owner> {
         self.check().ok()?;
-        let entry = self.local.cache().arena().directory_entry(self.channel.index)?;
-        directory::holder(entry, self.side.other())
+        directory::holder(self.entry()?, self.side.other())
     }
 
-    fn check_peer(&self) {
-        let Some(peer) = self.peer() else { return };
-        let Some(hold) = self.local.hold() else { return };
-        if !participant::is_alive(hold.segment(), hold.me(), peer) {
-            recovery::reap(&hold);
+    /// If not, whoever reaps, lends a hand with that.
+    fn check_peer(&self) -> bool {
+        if let Some(peer) = self.peer()
+            && self.is_dead(peer)
+            && let Some(hold) = self.local.hold()
+        {
+            self.dead.set(Some(peer));
+            recovery::reap(&hold, Effort::A_MOMENT);
+            return false;
         }
+        true
     }
 }
 
-/// How long to wait for another process to finish with a dead one.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Attaches `side`; brings storage if the channel must be made; reaps if a dead process has the role.
+/// Attaches `side`; brings storage if the channel must be made; takes the role from a dead process if it has it.
 fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Result<(ChannelRef, Ring), AttachError> {
+    let is_dead = |who| !participant::is_alive(hold.segment(), hold.me(), who);
     let mut storage = None;
-    let give_up = Instant::now() + PATIENCE;
+    let mut met_the_dead = false;
     let result = loop {
-        // Allocated before the control lock is taken: making room may need it.
-        let attached = match hold.control() {
-            Ok(control) => directory::attach(&control, hold.me(), id, side, spec, &mut storage),
+        let control = match hold.control() {
+            Ok(control) => control,
             Err(BufferError::Busy { pid }) => break Err(AttachError::Busy { pid }),
             Err(_) => break Err(AttachError::Forked),
         };
-        match attached {
+        match directory::attach(&control, hold.me(), id, side, spec, &mut storage) {
             Ok(attached) => break Ok(attached),
-            Err(Refused::Missing) => match local.alloc_slow(spec.storage_bytes()) {
-                Ok(block) => {
-                    let meta = block::Meta { class: block.handle.class(), offset: 64, count: 0 };
-                    block.header().meta.store(meta.pack(), Ordering::Relaxed);
-                    storage = Some(block);
-                }
-                Err(AllocError::OutOfMemory { asked, free }) => break Err(AttachError::OutOfMemory { asked, free }),
-                Err(AllocError::ContextClosed) => break Err(AttachError::ContextClosed),
-                Err(_) => break Err(AttachError::Forked),
-            },
-            Err(Refused::Taken { holder, thread }) => {
-                if !participant::is_alive(hold.segment(), hold.me(), holder) && Instant::now() < give_up {
-                    // Somebody else may be reaping it, or have done so by now: then there is nothing for us to reap.
-                    if recovery::reap(hold).processes == 0 {
-                        std::thread::sleep(Duration::from_micros(200));
+            Err(Refused::Missing) => {
+                // Not under the lock: making room may need it.
+                drop(control);
+                match local.alloc_slow(spec.storage_bytes()) {
+                    Ok(block) => {
+                        let meta = block::Meta { class: block.handle.class(), offset: 64, count: 0 };
+                        block.header().meta.store(meta.pack(), Ordering::Relaxed);
+                        storage = Some(block);
                     }
-                    continue;
+                    Err(AllocError::OutOfMemory { asked, free }) => {
+                        break Err(AttachError::OutOfMemory { asked, free });
+                    }
+                    Err(AllocError::ContextClosed) => break Err(AttachError::ContextClosed),
+                    Err(_) => break Err(AttachError::Forked),
                 }
+            }
+            Err(Refused::Taken { channel, holder, .. }) if is_dead(holder) => {
+                directory::bereave(control, local.cache(), channel, is_dead);
+                met_the_dead = true;
+            }
+            Err(Refused::Taken { holder, thread, .. }) => {
                 let pid = participant::pid(hold.arena(), holder);
                 break Err(AttachError::RoleTaken { id, role: side.name(), pid, thread });
             }
@@ -416,6 +436,10 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
     };
     if let Some(block) = storage {
         heap::free(local.cache(), block.handle);
+    }
+    if met_the_dead {
+        // What else they had.
+        recovery::reap(hold, Effort::A_MOMENT);
     }
     result
 }

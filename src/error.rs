@@ -168,7 +168,7 @@ pub enum BufferError {
     /// The buffer was opened before this process was forked off.
     #[error("the buffer was opened before fork; open it anew in the child")]
     Forked,
-    /// Another process keeps the buffer's control lock.
+    /// Another process keeps the buffer's control lock, or reaps and does not come to an end.
     #[error("the buffer is being changed by process {pid}, which did not finish in time; is it stopped?")]
     Busy {
         /// The process, in its own pid namespace; 0 if unknown.

@@ -146,7 +146,9 @@ pub(crate) struct Header {
     pub(crate) control_owner: AtomicU64,
     /// Process id of the holder of the control lock, for messages.
     pub(crate) control_pid: AtomicU64,
-    _pad1: [AtomicU64; 7],
+    /// Process id of whoever reaps, or did last, for messages.
+    pub(crate) reaper_pid: AtomicU64,
+    _pad1: [AtomicU64; 6],
 
     /// Units with a backed table entry: `[0, unit_top)`. Only grows.
     pub(crate) unit_top: AtomicU32,
@@ -208,7 +210,11 @@ pub(crate) struct ProcessSlot {
     pub(crate) epoch: AtomicU64,
     /// Process id in its own pid namespace, for people.
     pub(crate) pid: AtomicU32,
-    _pad: [AtomicU32; 11],
+    _pad0: AtomicU32,
+    /// How far reaping this process has come: [`Word::number`] of the pass, and where in it to go on. Written by a reaper that
+    /// stops; 0 while it lives.
+    pub(crate) reaped_to: AtomicU64,
+    _pad1: [AtomicU64; 4],
 }
 
 /// Kinds of [`ProcessSlot::word`].

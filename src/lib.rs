@@ -41,6 +41,11 @@
 //! Plain data: any [`bytemuck::Pod`] type, or a slice of one. Nothing a peer writes can make an invalid value, and nothing in
 //! a record can point anywhere. Both ends of a channel must agree on size, alignment and a [tag](ChannelOptions::type_tag).
 //!
+//! # Waiting
+//! `try_send` and `try_recv` never wait; `send` and `recv` do, with a timeout or deadline if you like, by their
+//! [`WaitStrategy`]; a [`Select`] waits for the first of many ends. A wait ends when there is something to do, or when the other
+//! end has left, or was killed. Who sleeps takes no processor time, and costs who does not sleep nothing.
+//!
 //! # Who is trusted
 //! Everyone who may open the segment may write its bytes. What this library reads there is checked before it is used as a
 //! place, a class or a length, so that a corrupted segment gives errors and wrong data, but no access outside of it. Two
@@ -102,7 +107,7 @@ mod sys;
 #[cfg(feature = "crash-points")]
 #[doc(hidden)]
 pub mod crash_points {
-    pub use crate::sys::crash::{ALL, arm};
+    pub use crate::sys::crash::{ALL, arm, arm_stop};
 }
 
 pub use audit::{Audit, Owned, Queued};

@@ -21,12 +21,13 @@ use crate::heap::cache::Cache;
 use crate::heap::unit::{self, NoUnits};
 use crate::heap::{self, depot, reclaim, want};
 use crate::layout::{BLOCK_HEADER, CONTEXTS, Owner, UNIT};
+use crate::participant;
+use crate::recovery::{self, Effort, End, OTHERS};
 use crate::sys::crash::point;
 use crate::wait::{self, Bed};
-use crate::{participant, recovery};
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 thread_local! {
     /// The context last used on this thread. No destructor, so it can be asked at any time.
@@ -87,7 +88,7 @@ pub(crate) fn enter(hold: &Hold) -> Result<Rc<Local>, BufferError> {
             // A full table may be full of the dead.
             let context = open()
                 .or_else(|| {
-                    recovery::reap(hold);
+                    recovery::reap(hold, Effort::PATIENT);
                     open()
                 })
                 .ok_or(BufferError::TooManyContexts { limit: CONTEXTS })?;
@@ -270,14 +271,29 @@ impl Local {
         if let Ok(block) = attempt() {
             return Ok(block);
         }
-        recovery::reap(&hold);
-        if let Ok(block) = attempt() {
+        // What the dead had, as much of it as is needed.
+        let from_the_dead = |patience| {
+            let give_up = Instant::now() + patience;
+            loop {
+                let (_, end) = recovery::reap(&hold, Effort::A_BIT);
+                if let Ok(block) = attempt() {
+                    return Some(block);
+                }
+                match end {
+                    End::TimeIsUp => {}
+                    End::Stuck(_) if Instant::now() < give_up => std::thread::sleep(Duration::from_millis(1)),
+                    End::Stuck(_) | End::Done => return None,
+                }
+            }
+        };
+        if let Some(block) = from_the_dead(Duration::ZERO) {
             return Ok(block);
         }
         let mut why = NoUnits::Full;
         // Under the control lock, one at a time: two who hold half of a class each would both find no empty slab.
-        if let Ok(_control) = hold.control() {
-            recovery::collect_loose(&hold, &self.cache);
+        if let Ok(control) = hold.control()
+            && let Ok(_control) = recovery::collect_loose(control, &self.cache)
+        {
             // After that, whose finds end up here: what is cached keeps its slab.
             self.cache.flush();
             reclaim::empty_slabs(&self.cache);
@@ -299,7 +315,11 @@ impl Local {
                 }
             }
         }
-        heap::alloc_larger(&self.cache, bytes).ok_or_else(|| AllocError::OutOfMemory {
+        if let Some(block) = heap::alloc_larger(&self.cache, bytes) {
+            return Ok(block);
+        }
+        // Only when nothing else has helped: another reaper may take its time, or be stopped.
+        from_the_dead(OTHERS).ok_or_else(|| AllocError::OutOfMemory {
             asked: bytes.saturating_add(BLOCK_HEADER),
             free: heap::free_bytes(hold.arena(), why),
         })

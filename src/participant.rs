@@ -33,6 +33,7 @@ pub(crate) fn join(segment: &Segment) -> Option<Owner> {
         slot.epoch.store(me.epoch(), Ordering::Relaxed);
         point!("join: epoch");
         slot.pid.store(std::process::id(), Ordering::Relaxed);
+        slot.reaped_to.store(0, Ordering::Relaxed);
         slot.word.store(Word::of(process::ALIVE, me).0, Ordering::Release);
         point!("join: alive");
         Some(me)
@@ -63,6 +64,20 @@ pub(crate) fn leave(segment: &Segment, me: Owner) {
         point!("leave: slot");
     }
     lease::release(segment.file(), LEASE_BYTES + u64::from(me.index()));
+}
+
+/// How far reaping all of `dead` has come, as [noted](note): the pass, and where in it to go on.
+pub(crate) fn reaped_to(arena: &Arena, dead: &[Owner]) -> Word {
+    let noted = |who: &Owner| arena.process(who.index()).map_or(0, |slot| slot.reaped_to.load(Ordering::Acquire));
+    Word(dead.iter().map(noted).min().unwrap_or(0))
+}
+
+/// Notes how far reaping all of `dead` has come. Nothing that the dead had can appear where it was already looked for: they can't
+/// act, and what is made in their stead bears another's name. The caller is the one reaper, or has taken a dead one's place.
+pub(crate) fn note(arena: &Arena, dead: &[Owner], so_far: Word) {
+    for slot in dead.iter().filter_map(|who| arena.process(who.index())) {
+        slot.reaped_to.store(so_far.0, Ordering::Release);
+    }
 }
 
 /// Frees a dead process's slot, as the last step of reaping it.

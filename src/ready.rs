@@ -39,6 +39,6 @@ pub(crate) trait Ready {
     /// The process at the other end, dead or alive.
     fn peer(&self) -> Option<Owner>;
 
-    /// Looks whether that process lives, and reaps it if not.
-    fn check_peer(&self);
+    /// Looks whether that process lives; false if not, and then this end knows it.
+    fn check_peer(&self) -> bool;
 }

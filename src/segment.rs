@@ -46,11 +46,19 @@ use std::time::{Duration, Instant};
 pub(crate) const CONTROL_BYTE: u64 = 0;
 /// Held while somebody reaps.
 pub(crate) const REAP_BYTE: u64 = 1;
+/// Held by the one who is next to have the control lock: it looks more often, and a holder who is not in a hurry sees it.
+const NEXT_BYTE: u64 = 2;
 /// Process slot `i` holds byte `LEASE_BYTES + i` as long as it lives.
 pub(crate) const LEASE_BYTES: u64 = 4096;
 
 /// How long to wait for another process to leave the control lock before giving up with `Busy`.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest pause between two looks at the control lock: of the many who may wait, and of the one who is next.
+const PAUSE: Duration = Duration::from_millis(2);
+const PAUSE_NEXT: Duration = Duration::from_micros(250);
+const FIRST_PAUSE: Duration = Duration::from_micros(20);
+/// Enough for the one who is next to look, and to find the lock free.
+pub(crate) const COURTESY: Duration = Duration::from_micros(400);
 /// How long an empty file may be somebody's who is about to size it.
 const EMPTY_GRACE: Duration = Duration::from_millis(20);
 
@@ -126,6 +134,11 @@ impl Segment {
         lease::release(self.file(), CONTROL_BYTE);
     }
 
+    /// Whether another process waits for the control lock.
+    pub(crate) fn is_wanted(&self) -> bool {
+        lease::held_elsewhere(self.file(), NEXT_BYTE)
+    }
+
     /// In a forked child: puts a copy-on-write view in place of the shared pages and closes the descriptor, so that nothing the
     /// child does through old handles reaches the segment, and the parent's lease hangs on the parent alone.
     pub(crate) fn abandon(&self) {
@@ -156,9 +169,23 @@ pub(crate) struct Busy;
 
 /// Polls for the control lock: Linux has no timed byte lock, and a stopped holder must not stop us for ever. Gives up early,
 /// with false, when `go_on` says so.
-fn lock(file: BorrowedFd<'_>, patience: Duration, mut go_on: impl FnMut() -> bool) -> Result<bool, Busy> {
+fn lock(file: BorrowedFd<'_>, patience: Duration, go_on: impl FnMut() -> bool) -> Result<bool, Busy> {
+    let mut is_next = false;
+    let locked = poll(file, patience, go_on, &mut is_next);
+    if is_next {
+        lease::release(file, NEXT_BYTE);
+    }
+    locked
+}
+
+fn poll(
+    file: BorrowedFd<'_>,
+    patience: Duration,
+    mut go_on: impl FnMut() -> bool,
+    is_next: &mut bool,
+) -> Result<bool, Busy> {
     let start = Instant::now();
-    let mut pause = Duration::from_micros(20);
+    let mut pause = FIRST_PAUSE;
     loop {
         match lease::try_take(file, CONTROL_BYTE) {
             Ok(true) => return Ok(true),
@@ -168,8 +195,12 @@ fn lock(file: BorrowedFd<'_>, patience: Duration, mut go_on: impl FnMut() -> boo
         if !go_on() {
             return Ok(false);
         }
+        if !*is_next && lease::try_take(file, NEXT_BYTE).unwrap_or(false) {
+            *is_next = true;
+            pause = FIRST_PAUSE;
+        }
         std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(1));
+        pause = (pause * 2).min(if *is_next { PAUSE_NEXT } else { PAUSE });
     }
 }
 
@@ -443,6 +474,7 @@ fn complete(segment: &Segment, wish: &Wish) -> Result<bool, OpenError> {
             return Ok(false);
         }
     }
+    header.control_pid.store(std::process::id().into(), Ordering::Relaxed);
     if wish.persist {
         header.flags.fetch_or(flag::PERSIST, Ordering::AcqRel);
     }

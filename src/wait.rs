@@ -6,7 +6,11 @@
 //! A context sleeps on one word, its *bed*, whatever it waits for. Each end of a channel has a *bell*, which the other
 //! side looks at after each of its operations. Who goes to sleep writes the bed's name on the bell of each end it waits for;
 //! who finds a name on a bell takes it off and wakes that bed. So waiting for a thousand ends is one sleep, and costs their
-//! other sides what waiting for one does.
+//! other sides what waiting for one does. A bed that is woken for nothing, by an old name, a signal or a stranger, looks around
+//! and sleeps on.
+//!
+//! Time is the monotonic clock's throughout (`Instant`, and the kernel's for a futex's relative timeout): setting the wall clock
+//! ends no wait and prolongs none.
 //!
 //! # Layout
 //! ```text
@@ -98,7 +102,8 @@ const LOOKS: u32 = 64;
 /// Operations between two sleeps that make a heavy barrier cheaper than a fence at each of them.
 const BUSY: u32 = 64;
 
-/// The longest sleep without looking around: 100 ms.
+/// The longest sleep without looking around: 125 ms, half of what a dead peer may go unnoticed. Sleeps end at multiples of it, so
+/// that all who sleep look around together, and leave the cores alone in between.
 ///
 /// `IPC_BUFFER_TICK_MS` in the environment says otherwise, for tests: with hours, a lost wake-up is a hang that they see.
 pub(crate) fn tick() -> Duration {
@@ -106,13 +111,13 @@ pub(crate) fn tick() -> Duration {
     let mut tick_ms = TICK_MS.load(Ordering::Relaxed);
     if tick_ms == 0 {
         let told = std::env::var("IPC_BUFFER_TICK_MS").ok().and_then(|text| text.parse().ok());
-        tick_ms = told.filter(|ms| *ms > 0).unwrap_or(100);
+        tick_ms = told.filter(|ms| *ms > 0).unwrap_or(125);
         TICK_MS.store(tick_ms, Ordering::Relaxed);
     }
     Duration::from_millis(tick_ms.into())
 }
 
-/// The first sleep of an end that may be kept waiting for more room, or whose name a peer may not have seen: 4 ms.
+/// The first sleep of an end that may be kept waiting for more room, or whose name a peer may not have seen: 5 ms.
 fn nap() -> Duration {
     tick() / 25
 }
@@ -253,31 +258,35 @@ fn sleep<R>(wait: Wait<'_>, ends: &[Rc<dyn Ready>], mut ready: impl FnMut() -> O
     let bed = wait.bed?;
     let mut eager = !ends.iter().any(|end| end.is_patient());
     loop {
-        let left = wait.left();
-        if left.is_zero() {
-            return ready();
-        }
         let seen = bed.word.load(Ordering::Acquire);
         let known = lie_down(ends, bed, eager);
         point!("sleep: named");
-        if let Some(result) = ready() {
-            get_up(ends);
-            return Some(result);
+        // As long as nobody rings, the name stays where it is.
+        while bed.word.load(Ordering::Relaxed) == seen {
+            let (result, left) = (ready(), wait.left());
+            if result.is_some() || left.is_zero() {
+                get_up(ends);
+                return result;
+            }
+            let napping = !(eager && known);
+            let longest = if napping { nap() } else { task::until_multiple(tick()) };
+            let before = Instant::now();
+            futex::wait(bed.word, seen, left.min(longest));
+            let slept = before.elapsed();
+            point!("sleep: woken");
+            if bed.word.load(Ordering::Relaxed) == seen {
+                look_around(ends, slept);
+            }
+            if napping && slept >= longest {
+                eager = true;
+                ends.iter().for_each(|end| end.waits().fences.set(true));
+                break;
+            }
         }
-        let longest = if eager && known { tick() } else { nap() };
-        let before = Instant::now();
-        futex::wait(bed.word, seen, left.min(longest));
-        let slept = before.elapsed();
-        point!("sleep: woken");
         get_up(ends);
         if let Some(result) = ready() {
             return Some(result);
         }
-        if slept >= longest {
-            eager = true;
-            ends.iter().for_each(|end| end.waits().fences.set(true));
-        }
-        look_around(ends, slept);
     }
 }
 
@@ -320,20 +329,20 @@ pub(crate) fn get_up(ends: &[Rc<dyn Ready>]) {
     }
 }
 
-/// Looks whether the peers live of those ends that were waited for long enough, each process once.
+/// Looks whether the peers live of those ends that were waited for long enough: each live process once.
 pub(crate) fn look_around(ends: &[Rc<dyn Ready>], waited: Duration) {
-    let mut seen = Vec::new();
+    let mut alive = Vec::new();
     for end in ends {
         let in_vain = end.waits().in_vain.get().saturating_add(waited);
-        if in_vain < tick() {
+        // The first sleep may be a small part of a tick: the next one is not to be the first to count.
+        if in_vain < tick() / 10 {
             end.waits().in_vain.set(in_vain);
             continue;
         }
         end.waits().in_vain.set(Duration::ZERO);
         let peer = end.peer();
-        if !seen.contains(&peer) {
-            end.check_peer();
-            seen.push(peer);
+        if peer.is_some() && !alive.contains(&peer) && end.check_peer() {
+            alive.push(peer);
         }
     }
 }

@@ -1018,7 +1018,7 @@ fn sixty_four_open_at_once() {
     assert!(peers.iter_mut().all(|peer| peer.ask("umask 022") == "ok"));
     let when = now_ns() + 20_000_000;
     peers.iter_mut().for_each(|peer| peer.say(&format!("open-at {when}")));
-    assert!(peers.iter_mut().all(|peer| peer.hear().unwrap() == "ok"));
+    peers.iter_mut().for_each(|peer| assert_eq!(peer.hear().unwrap(), "ok"));
     for (i, peer) in peers.iter_mut().enumerate() {
         peer.does(&format!("keep {}", i + 1));
     }

@@ -5,6 +5,9 @@
 //! too; the *survivor*, which was there all along, does what it does next; a *third* process opens, reaps and audits. Then
 //! everything that was sent must have been delivered once and in order, everything works, and nothing is lost.
 //!
+//! Or the reaper is stopped (SIGSTOP) at its point: then the survivor must go on without it, wherever that may be: with its
+//! traffic, with the dead one's queue and its roles, and the next process with opening. After that the reaper goes on, too.
+//!
 //! No harness: each case runs in processes of its own, forked off a process with one thread and no buffer. Arguments choose
 //! cases by a part of their names. `IPC_BUFFER_CRASH_POINTS=full` runs every point with every operation and every reaper's
 //! point; otherwise the operations, and thirds of the reaper's points, take turns in the cases with two kills.
@@ -19,19 +22,24 @@ mod common;
 mod work;
 
 use common::Name;
-use ipc_buffer::crash_points::{ALL, arm};
+use common::forked::die;
+use ipc_buffer::crash_points::{ALL, arm, arm_stop};
 use ipc_buffer::{
     Buffer, Channel, ChannelOptions, Consumer, Producer, Record, RecvError, Select, ThreadContext, TryRecvError,
-    TrySendError,
+    TrySendError, ValueChannel,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::forget;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 const CAPACITY: u64 = 2 << 20;
-/// Records the survivor has queued for the victim.
+/// Records, and values, the survivor has queued for the victim.
 const ASKED: u64 = 20;
+/// A persistent channel whose producer is killed inside a batch.
+const TORN: i64 = 11;
 
 // ---------------------------------------------------------------------------------------------------------- processes
 
@@ -39,6 +47,7 @@ const ASKED: u64 = 20;
 enum Ended {
     Exit(i32),
     Signal(i32),
+    Stopped,
 }
 
 fn quit(code: i32) -> ! {
@@ -48,6 +57,11 @@ fn quit(code: i32) -> ! {
 
 /// Forks, and waits for the child, which does `work` and exits with what that says. Nothing hangs for longer than `limit_s`.
 fn in_child(limit_s: u32, work: impl FnOnce() -> i32) -> Ended {
+    ended(child(limit_s, work))
+}
+
+/// Forks a child that does `work` and exits with what that says.
+fn child(limit_s: u32, work: impl FnOnce() -> i32) -> libc::pid_t {
     // SAFETY: the parent has one thread.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
@@ -63,19 +77,70 @@ fn in_child(limit_s: u32, work: impl FnOnce() -> i32) -> Ended {
         quit(work());
     }
     assert!(pid > 0, "fork: {}", std::io::Error::last_os_error());
+    pid
+}
+
+/// Waits until a child ends or stops.
+fn ended(pid: libc::pid_t) -> Ended {
     let mut status = 0;
-    // SAFETY: waits for the child just made.
-    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-    if libc::WIFEXITED(status) { Ended::Exit(libc::WEXITSTATUS(status)) } else { Ended::Signal(libc::WTERMSIG(status)) }
+    // SAFETY: waits for a child of this process.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, libc::WUNTRACED) }, pid);
+    if libc::WIFEXITED(status) {
+        Ended::Exit(libc::WEXITSTATUS(status))
+    } else if libc::WIFSTOPPED(status) {
+        Ended::Stopped
+    } else {
+        Ended::Signal(libc::WTERMSIG(status))
+    }
 }
 
 /// What the victim has done, outside of the buffer: raised before and after.
 #[derive(Default)]
 struct Ledger {
+    records: Counts,
+    values: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
     sending: AtomicU64,
     sent: AtomicU64,
     receiving: AtomicU64,
     received: AtomicU64,
+}
+
+impl Counts {
+    /// Sends the next `count` numbers.
+    fn send(&self, count: u64, send: impl FnOnce(Range<u64>)) {
+        let first = self.sent.load(SeqCst);
+        self.sending.fetch_add(count, SeqCst);
+        send(first..first + count);
+        self.sent.fetch_add(count, SeqCst);
+    }
+
+    /// Receives the next `count` numbers.
+    fn receive(&self, count: u64, receive: impl FnOnce() -> Vec<u64>) {
+        self.receiving.fetch_add(count, SeqCst);
+        let numbers = receive();
+        let first = self.received.fetch_add(count, SeqCst);
+        assert!(numbers.iter().copied().eq(first..first + count), "{numbers:?}");
+    }
+
+    /// Whether just these were delivered, and no others.
+    fn check_heard(&self, heard: &[u64]) {
+        let (sent, sending) = (self.sent.load(SeqCst), self.sending.load(SeqCst));
+        let count = heard.len() as u64;
+        assert!((sent..=sending).contains(&count), "{count} delivered of {sent} sent, {sending} begun");
+        assert!(heard.iter().copied().eq(0..count), "{heard:?}");
+    }
+
+    /// Whether just these of `asked` are still queued, and no others.
+    fn check_rest(&self, rest: &[u64], asked: u64) {
+        let first = rest.first().copied().unwrap_or(asked);
+        let (received, receiving) = (self.received.load(SeqCst), self.receiving.load(SeqCst));
+        assert!((received..=receiving).contains(&first), "{first} is next, {received} were received of {receiving}");
+        assert!(rest.iter().copied().eq(first..asked), "{rest:?}");
+    }
 }
 
 fn ledger() -> &'static Ledger {
@@ -110,6 +175,7 @@ struct Victim {
     tx: Channel<[u64], Producer>,
     rx: Channel<[u64], Consumer>,
     third: Channel<u64, Producer>,
+    values: (ValueChannel<u64, Producer>, ValueChannel<u64, Consumer>),
     kept: Vec<Record<[u64]>>,
     run: Record<[u8]>,
 }
@@ -124,25 +190,55 @@ impl Victim {
         (0..3).for_each(|i| third.send(ctx.record(i).unwrap()).unwrap());
         let run = ctx.slice_zeroed::<u8>(300_000).unwrap();
         drop((0..70).map(|i| ctx.record(i).unwrap()).collect::<Vec<_>>());
-        let mut this = Self { ledger, buffer, ctx, tx, rx, third, kept: Vec::new(), run };
+        let values = (ctx.value_producer(4).unwrap(), ctx.value_consumer(5).unwrap());
+        let mut this = Self { ledger, buffer, ctx, tx, rx, third, values, kept: Vec::new(), run };
         (0..10).for_each(|_| this.send());
         (0..5).for_each(|_| this.receive());
+        (0..4).for_each(|_| this.send_value());
+        (0..4).for_each(|_| this.receive_value());
         this.kept.drain(..3);
         this
     }
 
     fn send(&mut self) {
-        let record = work::numbered(&self.ctx, self.ledger.sent.load(SeqCst), 60);
-        self.ledger.sending.fetch_add(1, SeqCst);
-        self.tx.send(record).unwrap();
-        self.ledger.sent.fetch_add(1, SeqCst);
+        let (ctx, tx) = (&self.ctx, &mut self.tx);
+        self.ledger.records.send(1, |mut numbers| {
+            let number = numbers.next().unwrap();
+            tx.send(work::numbered(ctx, number, 60)).unwrap();
+        });
+    }
+
+    fn send_batch(&mut self, count: u64) {
+        let (ctx, tx) = (&self.ctx, &mut self.tx);
+        self.ledger.records.send(count, |numbers| {
+            tx.send_batch(numbers.map(|number| work::numbered(ctx, number, 60))).unwrap();
+        });
     }
 
     fn receive(&mut self) {
-        self.ledger.receiving.fetch_add(1, SeqCst);
-        let record = self.rx.recv().unwrap();
-        assert_eq!(work::number(&record), self.ledger.received.fetch_add(1, SeqCst));
-        self.kept.push(record);
+        let (rx, kept) = (&mut self.rx, &mut self.kept);
+        self.ledger.records.receive(1, || {
+            kept.push(rx.recv().unwrap());
+            vec![work::number(&kept[kept.len() - 1])]
+        });
+    }
+
+    fn receive_batch(&mut self, count: u64) {
+        let (rx, kept) = (&mut self.rx, &mut self.kept);
+        self.ledger.records.receive(count, || {
+            let batch = rx.recv_batch(count as usize).unwrap();
+            let numbers = batch.iter().map(|record| work::number(record)).collect();
+            kept.extend(batch);
+            numbers
+        });
+    }
+
+    fn send_value(&mut self) {
+        self.ledger.values.send(1, |mut numbers| self.values.0.send(numbers.next().unwrap()).unwrap());
+    }
+
+    fn receive_value(&mut self) {
+        self.ledger.values.receive(1, || vec![self.values.1.recv().unwrap()]);
     }
 
     /// A channel of its own with records in it.
@@ -205,9 +301,9 @@ const ACTS: &[(&str, Act)] = &[
     }),
     ("free a run", |v, arm| {
         arm();
-        let Victim { run, ctx, tx, rx, third, kept, buffer, .. } = v;
+        let Victim { run, ctx, tx, rx, third, values, kept, buffer, .. } = v;
         drop(run);
-        forget((ctx, tx, rx, third, kept, buffer));
+        forget((ctx, tx, rx, third, values, kept, buffer));
     }),
     ("send", |mut v, arm| {
         arm();
@@ -218,6 +314,46 @@ const ACTS: &[(&str, Act)] = &[
         arm();
         (0..4).for_each(|_| v.receive());
         forget(v);
+    }),
+    ("send batches", |mut v, arm| {
+        arm();
+        (1..6).for_each(|count| v.send_batch(count));
+        forget(v);
+    }),
+    ("receive batches", |mut v, arm| {
+        arm();
+        (1..5).for_each(|count| v.receive_batch(count));
+        forget(v);
+    }),
+    ("send values", |mut v, arm| {
+        arm();
+        (0..4).for_each(|_| v.send_value());
+        v.ledger.values.send(5, |numbers| v.values.0.send_batch(numbers).unwrap());
+        forget(v);
+    }),
+    ("receive values", |mut v, arm| {
+        arm();
+        (0..4).for_each(|_| v.receive_value());
+        v.ledger.values.receive(5, || v.values.1.recv_batch(5).unwrap());
+        forget(v);
+    }),
+    ("follow a torn batch", |v, arm| {
+        // Of three slots, those behind the first are stored when its producer is killed.
+        let name = v.buffer.name().to_owned();
+        let torn = in_child(20, || {
+            let buffer = open(&name);
+            let ctx = buffer.context().unwrap();
+            let mut tx = ctx.value_producer_with::<u64>(TORN, &slots(8).persistent(true)).unwrap();
+            ipc_buffer::crash_points::arm("send batch: slot", 2);
+            tx.send_batch(100..103).unwrap();
+            0
+        });
+        assert_eq!(torn, KILLED);
+        while v.buffer.reap().unwrap().processes > 0 {}
+        arm();
+        let mut tx = v.ctx.value_producer::<u64>(TORN).unwrap();
+        tx.send(0).unwrap();
+        forget((tx, v));
     }),
     ("wake a consumer", |v, arm| {
         let mut tx = v.ctx.producer::<u64>(10).unwrap();
@@ -273,9 +409,9 @@ const ACTS: &[(&str, Act)] = &[
     }),
     ("detach", |v, arm| {
         arm();
-        let Victim { run, ctx, tx, rx, third, kept, buffer, .. } = v;
+        let Victim { run, ctx, tx, rx, third, values, kept, buffer, .. } = v;
         drop((rx, tx));
-        forget((ctx, third, kept, buffer, run));
+        forget((ctx, third, values, kept, buffer, run));
     }),
     ("dismantle", |v, arm| {
         let ends = v.own_channel(10);
@@ -314,9 +450,27 @@ const ACTS: &[(&str, Act)] = &[
     }),
     ("leave with records", |v, arm| {
         arm();
-        let Victim { kept, run, tx, rx, third, ctx, buffer, .. } = v;
-        drop((tx, rx, third, ctx, buffer));
+        let Victim { kept, run, tx, rx, third, values, ctx, buffer, .. } = v;
+        drop((tx, rx, third, values, ctx, buffer));
         drop((kept, run));
+    }),
+    ("lose a peer", |v, arm| {
+        // An entry before that of the channel that is waited in.
+        let first = v.ctx.producer::<u64>(12).unwrap();
+        let rx = v.ctx.consumer::<u64>(10).unwrap();
+        drop(first);
+        let peer = || {
+            let ctx = open(v.buffer.name()).context().unwrap();
+            let mut deserted = ctx.producer::<u64>(11).unwrap();
+            (0..20).for_each(|i| deserted.send(ctx.record(i).unwrap()).unwrap());
+            forget((ctx.producer::<u64>(10).unwrap(), deserted, ctx.record(1_u64), ctx));
+            die()
+        };
+        assert_eq!(in_child(20, peer), KILLED);
+        arm();
+        // Reaps for a moment each time, which is no time here.
+        assert!((0..1000).all(|_| !rx.has_producer()), "it is known to be dead, reaped or not");
+        forget((rx, v));
     }),
     ("trim", |v, arm| {
         drop((0..60).map(|_| middle(&v.ctx)).collect::<Vec<_>>());
@@ -498,6 +652,19 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("send", "send: slot", &[1, 3]),
     ("receive", "recv: owned", &[1, 3]),
     ("receive", "recv: head", &[1, 3]),
+    ("send batches", "send batch: before a slot", &[1, 2, 4]),
+    ("send batches", "send batch: slot", &[1, 2, 4, 8, 10]),
+    ("receive batches", "recv batch: owned", &[1, 3, 6]),
+    ("receive batches", "recv: head", &[2, 3]),
+    ("send values", "send: before the slot", &[1, 3]),
+    ("send values", "send: slot", &[1, 3]),
+    ("send values", "send batch: before a slot", &[1, 3, 5]),
+    ("send values", "send batch: slot", &[1, 4, 5]),
+    ("receive values", "recv: owned", &[1, 3]),
+    ("receive values", "recv: head", &[1, 3, 5]),
+    ("receive values", "recv batch: owned", &[1, 5]),
+    ("follow a torn batch", "attach: cleared", &[1, 2]),
+    ("follow a torn batch", "attach: role", &[1]),
     ("wake a consumer", "send: before the wake", &[1]),
     ("wake a consumer", "wake: cleared", &[1]),
     ("wake a consumer", "announce: changed", &[1]),
@@ -560,6 +727,8 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("leave with records", "leave: locked", &[1]),
     ("leave with records", "leave: slot", &[1]),
     ("leave with records", "push: counted", &[1]),
+    ("lose a peer", "reap: noted", &[1, 2, 9]),
+    ("lose a peer", "dismantle: left", &[1, 2]),
     ("trim", "empty: taken", &[1]),
     ("trim", "empty: heads", &[1]),
     ("trim", "drop: counted", &[1, 5]),
@@ -645,8 +814,12 @@ struct Survivor {
     rx: Channel<[u64], Consumer>,
     tx: Channel<[u64], Producer>,
     third: Option<Channel<u64, Consumer>>,
+    /// Of a channel that nobody else is in.
+    own: Option<(Channel<u64, Producer>, Channel<u64, Consumer>)>,
+    values: (ValueChannel<u64, Producer>, ValueChannel<u64, Consumer>),
     kept: Vec<Record<[u64]>>,
     heard: Vec<u64>,
+    heard_values: Vec<u64>,
     asked: u64,
 }
 
@@ -658,9 +831,67 @@ impl Survivor {
         let mut tx = ctx.producer::<[u64]>(2).unwrap();
         (0..ASKED).for_each(|i| tx.send(work::numbered(&ctx, i, 60)).unwrap());
         let third = Some(ctx.consumer::<u64>(3).unwrap());
+        let mut values = (ctx.value_producer(5).unwrap(), ctx.value_consumer(4).unwrap());
+        values.0.send_batch(0..ASKED).unwrap();
         let kept = (1000..1020).map(|i| work::numbered(&ctx, i, 200)).collect();
         drop((0..50).map(|i| work::numbered(&ctx, i, 60)).collect::<Vec<_>>());
-        Self { name: name.into(), buffer, ctx, rx, tx, third, kept, heard: Vec::new(), asked: ASKED }
+        let (heard, heard_values) = (Vec::new(), Vec::new());
+        Self {
+            name: name.into(),
+            buffer,
+            ctx,
+            rx,
+            tx,
+            third,
+            own: None,
+            values,
+            kept,
+            heard,
+            heard_values,
+            asked: ASKED,
+        }
+    }
+
+    /// Prepares for [`goes_on`](Self::goes_on).
+    fn with_traffic(mut self) -> Self {
+        self.own = Some((self.ctx.producer::<u64>(40).unwrap(), self.ctx.consumer::<u64>(40).unwrap()));
+        self
+    }
+
+    /// Somebody dead is there, and a reaper that was stopped over it: nothing waits for either.
+    fn goes_on(&mut self, ledger: &Ledger) {
+        // Traffic, through the cache and the depot and back.
+        let (tx, rx) = self.own.as_mut().expect("prepared");
+        let mut all = Vec::new();
+        for i in 0..500 {
+            tx.send(self.ctx.record(i).unwrap()).unwrap();
+            all.push(rx.recv().unwrap());
+        }
+        assert!(all.drain(..).zip(0..).all(|(record, i)| *record == i));
+        // The peer of the dead.
+        assert!(!self.rx.has_producer() && !self.tx.has_consumer());
+        self.receive_all(ledger);
+        if !is_locked(&self.name) {
+            // Who takes the place of the dead, and who comes by.
+            drop((self.ctx.producer::<[u64]>(1).unwrap(), self.ctx.consumer::<[u64]>(2).unwrap()));
+            self.next("open anew");
+        }
+    }
+
+    /// What was sent and not received, once and in order.
+    fn receive_all(&mut self, ledger: &Ledger) {
+        let gone = loop {
+            match self.rx.try_recv() {
+                Ok(record) => self.heard.push(work::number(&record)),
+                Err(error) => break error,
+            }
+        };
+        if ledger.records.sending.load(SeqCst) > 0 {
+            assert_eq!(gone, TryRecvError::Recv(RecvError::Disconnected));
+        }
+        ledger.records.check_heard(&self.heard);
+        self.heard_values.extend(self.values.1.try_iter());
+        ledger.values.check_heard(&self.heard_values);
     }
 
     fn next(&mut self, what: &str) {
@@ -681,6 +912,9 @@ impl Survivor {
             "receive" => {
                 if let Ok(record) = self.rx.try_recv() {
                     self.heard.push(work::number(&record));
+                }
+                if let Ok(batch) = self.values.1.try_recv_batch(3) {
+                    self.heard_values.extend(batch);
                 }
             }
             "attach" => forget((self.ctx.producer::<u64>(30).unwrap(), self.ctx.consumer::<u64>(30).unwrap())),
@@ -717,41 +951,54 @@ impl Survivor {
         assert_eq!(audit.owned.iter().map(|owner| owner.records).sum::<u64>(), self.kept.len() as u64, "{audit:#?}");
         assert!(self.kept.iter().all(|record| (1000..1020).contains(&work::number(record))));
 
-        let gone = loop {
-            match self.rx.try_recv() {
-                Ok(record) => self.heard.push(work::number(&record)),
-                Err(error) => break error,
-            }
-        };
-        let (sent, sending) = (ledger.sent.load(SeqCst), ledger.sending.load(SeqCst));
-        if sending > 0 {
-            assert_eq!(gone, TryRecvError::Recv(RecvError::Disconnected));
-        }
-        let heard = self.heard.len() as u64;
-        assert!((sent..=sending).contains(&heard), "{heard} delivered of {sent} sent, {sending} begun");
-        assert!(self.heard.iter().copied().eq(0..heard), "{:?}", self.heard);
-
+        self.own = None;
+        self.receive_all(ledger);
         let mut rx = self.ctx.consumer::<[u64]>(2).unwrap();
         let rest: Vec<u64> = rx.try_iter().map(|record| work::number(&record)).collect();
-        let first = rest.first().copied().unwrap_or(self.asked);
-        let (received, receiving) = (ledger.received.load(SeqCst), ledger.receiving.load(SeqCst));
-        assert!((received..=receiving).contains(&first), "{first} is next, {received} were received of {receiving}");
-        assert!(rest.iter().copied().eq(first..self.asked), "{rest:?}");
+        ledger.records.check_rest(&rest, self.asked);
+        let mut vrx = self.ctx.value_consumer::<u64>(5).unwrap();
+        ledger.values.check_rest(&vrx.try_iter().collect::<Vec<_>>(), ASKED);
 
         // It works on, both ways, and through every size.
         let mut tx = self.ctx.producer::<[u64]>(1).unwrap();
+        let mut vtx = self.ctx.value_producer::<u64>(4).unwrap();
         for i in 0..30 {
             tx.send(work::numbered(&self.ctx, i, 60)).unwrap();
             assert_eq!(work::number(&self.rx.recv().unwrap()), i);
+            // Nor is there anything of a torn batch.
+            assert_eq!(self.rx.try_recv().unwrap_err(), TryRecvError::Empty);
             self.tx.send(work::numbered(&self.ctx, i, 60)).unwrap();
             assert_eq!(work::number(&rx.recv().unwrap()), i);
+            vtx.send(i).unwrap();
+            assert_eq!(self.values.1.try_recv_batch(9), Ok(vec![i]));
+            self.values.0.send(i).unwrap();
+            assert_eq!(vrx.recv(), Ok(i));
         }
+        self.follow_torn_batches();
         drop([8, 900, 3500, 28_000, 300_000].map(|size| self.ctx.slice_zeroed::<u8>(size).unwrap()));
-        let Self { buffer, ctx, rx: rx1, tx: tx2, third, kept, .. } = self;
-        drop((rx, tx, rx1, tx2, third, kept));
+        let Self { buffer, ctx, rx: rx1, tx: tx2, third, values, kept, own: _, .. } = self;
+        drop((rx, tx, rx1, tx2, third, values, vtx, vrx, kept));
         common::sound(&buffer);
         drop(ctx);
         end(&buffer);
+    }
+}
+
+impl Survivor {
+    /// Nothing of a torn batch comes behind what the next producer sends.
+    fn follow_torn_batches(&self) {
+        if !self.buffer.has_channel(TORN).unwrap() {
+            return;
+        }
+        let mut rx = self.ctx.value_consumer::<u64>(TORN).unwrap();
+        let sent: Vec<u64> = rx.try_iter().collect();
+        assert!(sent.is_empty() || sent == [0], "{sent:?}");
+        let mut tx = self.ctx.value_producer::<u64>(TORN).unwrap();
+        for i in 1..9 {
+            tx.send(i).unwrap();
+            assert_eq!(rx.try_recv_batch(9), Ok(vec![i]));
+        }
+        assert!(self.buffer.remove_channel(TORN).unwrap());
     }
 }
 
@@ -776,6 +1023,8 @@ struct Case {
     point: &'static str,
     count: u32,
     reaper: Option<(&'static str, u32)>,
+    /// The reaper is not killed at its point, but stopped.
+    stops: bool,
     next: &'static str,
 }
 
@@ -783,7 +1032,7 @@ impl std::fmt::Display for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} / {} ({})", self.act, self.point, self.count)?;
         if let Some((point, count)) = self.reaper {
-            write!(f, " / reaper {point} ({count})")?;
+            write!(f, " / reaper {}{point} ({count})", if self.stops { "stopped at " } else { "" })?;
         }
         write!(f, " / {}", self.next)
     }
@@ -791,6 +1040,7 @@ impl std::fmt::Display for Case {
 
 const VICTIM_KILLED: i32 = 1;
 const REAPER_KILLED: i32 = 2;
+const REAPER_STOPPED: i32 = 4;
 const KILLED: Ended = Ended::Signal(libc::SIGKILL);
 
 /// Whether it was killed at its point; it must not have ended in any other way than by going past it.
@@ -814,6 +1064,41 @@ fn run_reaper(case: Case, name: &str) -> i32 {
     i32::from(killed("reaper", in_child(20, reaper))) * REAPER_KILLED
 }
 
+/// Stops a reaper on its way, and lets it end when the survivor has shown that nobody needs it.
+fn stop_reaper(case: Case, name: &str, survivor: &mut Survivor, ledger: &Ledger) -> i32 {
+    let Some((point, count)) = case.reaper else { return 0 };
+    let reaper = child(30, || {
+        arm_stop(point, count);
+        let buffer = open(name);
+        buffer.reap().unwrap();
+        forget(buffer);
+        0
+    });
+    match ended(reaper) {
+        Ended::Stopped => {
+            survivor.goes_on(ledger);
+            // SAFETY: a child of this process, which was not waited for since it stopped.
+            unsafe { libc::kill(reaper, libc::SIGCONT) };
+            assert_eq!(ended(reaper), Ended::Exit(0));
+            REAPER_STOPPED
+        }
+        Ended::Exit(0) => 0,
+        other => panic!("the reaper ended with {other:?}"),
+    }
+}
+
+/// Whether anybody has the control lock.
+fn is_locked(name: &str) -> bool {
+    let file = std::fs::File::options().read(true).write(true).open(format!("/dev/shm/{name}")).unwrap();
+    // SAFETY: plain integers; zeroes are valid.
+    let mut lock: libc::flock64 = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK.try_into().unwrap();
+    lock.l_len = 1;
+    // SAFETY: an open descriptor and a lock that lives as long as the call.
+    assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) }, 0);
+    i32::from(lock.l_type) != libc::F_UNLCK
+}
+
 /// Opens, reaps and looks.
 fn run_third(name: &str) {
     let third = || {
@@ -829,7 +1114,8 @@ fn run_third(name: &str) {
 }
 
 fn in_company(case: Case, name: &str) -> i32 {
-    let mut survivor = Survivor::new(name);
+    let survivor = Survivor::new(name);
+    let mut survivor = if case.stops { survivor.with_traffic() } else { survivor };
     let ledger = ledger();
     let victim = || {
         if case.act == "visit" {
@@ -842,7 +1128,7 @@ fn in_company(case: Case, name: &str) -> i32 {
         0
     };
     let mut hit = i32::from(killed("victim", in_child(20, victim))) * VICTIM_KILLED;
-    hit |= run_reaper(case, name);
+    hit |= if case.stops { stop_reaper(case, name, &mut survivor, ledger) } else { run_reaper(case, name) };
     survivor.next(case.next);
     run_third(name);
     survivor.ends(ledger);
@@ -887,7 +1173,7 @@ fn run(case: Case) -> Ended {
         hit
     });
     match ended {
-        Ended::Exit(0..=3) => {}
+        Ended::Exit(0..=7) => {}
         _ => println!("FAILED ({ended:?}): {case}"),
     }
     ended
@@ -902,15 +1188,16 @@ fn cases(full: bool) -> Vec<Case> {
     let reapers =
         |turn: usize| REAPER.iter().enumerate().filter(move |(i, _)| full || i % 3 == turn % 3).map(|(_, r)| *r);
     for (turn, (act, point, count)) in firsts.iter().enumerate() {
-        let case = |reaper, next| Case { act, point, count: *count, reaper, next };
+        let case = |reaper, next| Case { act, point, count: *count, reaper, stops: false, next };
         cases.extend(NEXT.iter().map(|next| case(None, *next)));
         for reaper in reapers(turn) {
             let of_these: Vec<&str> = if full { NEXT.to_vec() } else { vec![NEXT[cases.len() % NEXT.len()]] };
             cases.extend(of_these.into_iter().map(|next| case(Some((reaper, 1)), next)));
+            cases.push(Case { stops: true, ..case(Some((reaper, 1)), NEXT[cases.len() % NEXT.len()]) });
         }
     }
     for (turn, point) in ALONE.iter().enumerate() {
-        let case = |reaper| Case { act: "alone", point, count: 1, reaper, next: "open anew" };
+        let case = |reaper| Case { act: "alone", point, count: 1, reaper, stops: false, next: "open anew" };
         cases.push(case(None));
         cases.extend(reapers(turn).map(|reaper| case(Some((reaper, 1)))));
     }
@@ -930,10 +1217,11 @@ fn main() {
     let start = Instant::now();
     let (mut failed, mut kills, mut second) = (0, 0, 0);
     let mut reached: BTreeSet<&str> = BTreeSet::new();
+    let (mut stops, mut stopped) = (0, BTreeSet::new());
     let mut passed_by: BTreeMap<String, u32> = BTreeMap::new();
     for case in &cases {
         match run(*case) {
-            Ended::Exit(hit @ 0..=3) => {
+            Ended::Exit(hit @ 0..=7) => {
                 if hit & VICTIM_KILLED != 0 {
                     reached.insert(case.point);
                     kills += 1;
@@ -944,24 +1232,31 @@ fn main() {
                     reached.extend(case.reaper.map(|(point, _)| point));
                     (kills, second) = (kills + 1, second + 1);
                 }
+                if hit & REAPER_STOPPED != 0 {
+                    stopped.extend(case.reaper.map(|(point, _)| point));
+                    stops += 1;
+                }
             }
             _ => failed += 1,
         }
     }
     let missed: Vec<&&str> = ALL.iter().filter(|point| !reached.contains(**point)).collect();
     println!(
-        "{} points, {} of them reached; {} combinations, {kills} kills, {second} of them of reapers; {failed} failed; {:.0?}",
+        "{} points, {} of them reached; {} combinations, {kills} kills, {second} of them of reapers; {stops} reapers stopped at {} points; {failed} failed; {:.0?}",
         ALL.len(),
         reached.len(),
         cases.len(),
+        stopped.len(),
         start.elapsed()
     );
     passed_by.iter().for_each(|(what, times)| println!("never came there: {what}, in {times} cases"));
     let is_all = filters.is_empty();
+    let not_stopped: Vec<&&str> = REAPER.iter().filter(|point| !stopped.contains(**point)).collect();
     if is_all {
         missed.iter().for_each(|point| println!("never reached: {point}"));
+        not_stopped.iter().for_each(|point| println!("no reaper was stopped at: {point}"));
     }
-    let ok = failed == 0 && passed_by.is_empty() && (!is_all || missed.is_empty());
+    let ok = failed == 0 && passed_by.is_empty() && (!is_all || missed.is_empty() && not_stopped.is_empty());
     println!("test crash_points ... {}", if ok { "ok" } else { "FAILED" });
     std::process::exit(i32::from(!ok));
 }

@@ -1,25 +1,24 @@
 //! Fork: what was opened before it is inert in the child, and the child opens the buffer anew.
 //!
-//! No harness: each scenario runs in a process of its own, forked off a process with one thread and no buffer. Arguments
-//! choose scenarios by a part of their names; `--list` names them.
+//! No harness: see `common/scenarios.rs`.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 #![allow(unsafe_code)] // fork, _exit, kill and waitpid
 
 mod common;
+#[path = "common/scenarios.rs"]
+mod scenarios;
 
 use common::{Name, all_free, sound};
 use ipc_buffer::{
-    AllocError, AttachError, Buffer, BufferError, ChannelOptions, Error, RecvError, RecvTimeoutError, SendError,
-    SendTimeoutError, TryRecvError, TrySendError,
+    AllocError, AttachError, Buffer, BufferError, ChannelOptions, Error, RecvError, RecvTimeoutError, Select,
+    SendError, SendTimeoutError, TryRecvError, TrySendError,
 };
-use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
+use scenarios::{Child, Scenario, end, end_after, fork, hear, tell};
+use std::io::{PipeWriter, pipe};
 use std::os::fd::AsRawFd;
-
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-
-type Scenario = fn(&Name);
 
 const SCENARIOS: &[(&str, Scenario)] = &[
     ("inherited_handles_say_forked", inherited_handles_say_forked),
@@ -31,6 +30,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("a_child_keeps_no_lease_of_its_parent", a_child_keeps_no_lease_of_its_parent),
     ("a_child_keeps_no_segment", a_child_keeps_no_segment),
     ("descriptors_do_not_outlive_exec", descriptors_do_not_outlive_exec),
+    ("sleepers_are_the_parents", sleepers_are_the_parents),
     ("grandchildren", grandchildren),
     ("fork_under_load", fork_under_load),
     ("many_threads_fork", many_threads_fork),
@@ -40,124 +40,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
 ];
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.iter().any(|argument| argument == "--list") {
-        SCENARIOS.iter().for_each(|(name, _)| println!("{name}: test"));
-        return;
-    }
-    let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
-    let chosen = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
-    let (mut passed, mut failed) = (0, 0);
-    for (test, scenario) in SCENARIOS.iter().filter(|(test, _)| chosen(test)) {
-        // Here, so that a scenario that is killed leaves nothing behind either.
-        let name = Name::new(&format!("fork-{}", passed + failed));
-        let ended = match fork() {
-            Some(child) => child.wait(),
-            None => {
-                scenario(&name);
-                end()
-            }
-        };
-        let ok = ended == Ended::Exit(0) && !name.exists();
-        println!("test {test} ... {}", if ok { "ok" } else { "FAILED" });
-        if !ok {
-            println!("    {ended:?}, segment left behind: {}", name.exists());
-        }
-        (passed, failed) = (passed + u32::from(ok), failed + u32::from(!ok));
-    }
-    println!("{passed} passed, {failed} failed");
-    std::process::exit(i32::from(failed > 0));
-}
-
-// ---------------------------------------------------------------------------------------------------------- processes
-
-/// A forked child, killed and waited for when dropped.
-struct Child(libc::pid_t);
-
-#[derive(PartialEq, Eq, Debug, Clone, Copy)]
-enum Ended {
-    Exit(i32),
-    Signal(i32),
-}
-
-/// Forks; `None` in the child, which must go through [`end`], or panic. Each process has a minute.
-fn fork() -> Option<Child> {
-    // SAFETY: every child here runs on what POSIX forbids after fork in a process with threads and glibc allows: its own
-    // locks are safe across fork. That the library's are, too, is what is tested.
-    match unsafe { libc::fork() } {
-        -1 => panic!("fork: {}", std::io::Error::last_os_error()),
-        0 => {
-            // A watchdog that no fork inherits and no thread has to serve.
-            // SAFETY: sets a timer of this process.
-            unsafe { libc::alarm(60) };
-            std::panic::set_hook(Box::new(|info| {
-                eprintln!("process {}: {info}", std::process::id());
-                // The stack above belongs to the parent's scenario: it must not unwind into it.
-                quit(101)
-            }));
-            None
-        }
-        pid => Some(Child(pid)),
-    }
-}
-
-fn quit(code: i32) -> ! {
-    // SAFETY: ends the process, without destructors of the parent's statics.
-    unsafe { libc::_exit(code) }
-}
-
-/// The end of a child that did what it should.
-fn end() -> ! {
-    quit(0)
-}
-
-impl Child {
-    fn wait(self) -> Ended {
-        let mut status = 0;
-        loop {
-            // SAFETY: waits for a child of this process; it is waited for once, as `self` is forgotten.
-            let pid = unsafe { libc::waitpid(self.0, &raw mut status, 0) };
-            if pid == self.0 {
-                std::mem::forget(self);
-                break;
-            }
-            assert_eq!(std::io::Error::last_os_error().kind(), std::io::ErrorKind::Interrupted);
-        }
-        if libc::WIFEXITED(status) {
-            Ended::Exit(libc::WEXITSTATUS(status))
-        } else {
-            Ended::Signal(libc::WTERMSIG(status))
-        }
-    }
-
-    #[track_caller]
-    fn succeeds(self) {
-        assert_eq!(self.wait(), Ended::Exit(0));
-    }
-
-    fn kill(self) {
-        // SAFETY: signals a child of this process that was not waited for yet.
-        unsafe { libc::kill(self.0, libc::SIGKILL) };
-        assert_eq!(self.wait(), Ended::Signal(libc::SIGKILL));
-    }
-}
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        // SAFETY: as in `kill`.
-        unsafe { libc::kill(self.0, libc::SIGKILL) };
-        // SAFETY: as in `wait`.
-        unsafe { libc::waitpid(self.0, std::ptr::null_mut(), 0) };
-    }
-}
-
-/// Waits for a byte; false if nobody can send one any more.
-fn hear(from: &mut PipeReader) -> bool {
-    from.read(&mut [0]).unwrap() == 1
-}
-
-fn tell(to: &mut PipeWriter) {
-    to.write_all(&[1]).unwrap();
+    scenarios::main("fork", SCENARIOS)
 }
 
 /// Something of every kind in a buffer.
@@ -411,11 +294,6 @@ fn a_child_that_opened_anew_is_a_process_of_its_own(name: &Name) {
     assert!(!name.exists(), "and was the last");
 }
 
-fn end_after(work: impl FnOnce()) -> ! {
-    work();
-    end()
-}
-
 fn a_child_keeps_no_lease_of_its_parent(name: &Name) {
     let (mut heard, told) = pipe().unwrap();
     let (mut up, mut ready) = pipe().unwrap();
@@ -508,6 +386,47 @@ fn descriptors_do_not_outlive_exec(name: &Name) {
         end()
     };
     child.succeeds();
+}
+
+fn sleepers_are_the_parents(name: &Name) {
+    let buffer = Buffer::open(name).unwrap();
+    let context = buffer.context().unwrap();
+    let (mut rx, tx) = (context.consumer::<u64>(9).unwrap(), context.producer::<u64>(10).unwrap());
+    let mut select = Select::new();
+    select.recv(&rx);
+    assert_eq!(select.try_ready(), None);
+    let asleep = |ids: &'static [i64]| {
+        let buffer = buffer.clone();
+        std::thread::spawn(move || {
+            let context = buffer.context().unwrap();
+            let mut ends: Vec<_> = ids.iter().map(|id| context.consumer::<u64>(*id).unwrap()).collect();
+            let mut select = Select::new();
+            ends.iter().for_each(|rx| _ = select.recv(rx));
+            let number = if ends.len() == 1 { 0 } else { select.ready().unwrap() };
+            *ends[number].recv().unwrap()
+        })
+    };
+    let sleepers = [asleep(&[1]), asleep(&[2, 3, 4])];
+    (1..=4).for_each(|id| assert!(buffer.wait_for_channel(id, Duration::MAX).unwrap()));
+    std::thread::sleep(Duration::from_millis(20));
+    let Some(child) = fork() else {
+        // What was built before is inert, and says so at once.
+        assert_eq!(select.ready(), Some(0));
+        assert_eq!(rx.try_recv().unwrap_err(), TryRecvError::Recv(RecvError::Forked));
+        assert_eq!((select.send(&tx), select.ready()), (1, Some(1)));
+        let anew = Buffer::open(name).unwrap();
+        let mine = anew.context().unwrap();
+        for id in [1, 3] {
+            mine.producer(id).unwrap().send(mine.record(id.cast_unsigned()).unwrap()).unwrap();
+        }
+        drop((buffer, context, mine));
+        end_after(move || drop(anew))
+    };
+    assert_eq!(sleepers.map(|sleeper| sleeper.join().unwrap()), [1, 3]);
+    child.succeeds();
+    assert_eq!(select.try_ready(), None);
+    drop((rx, tx, context));
+    all_free(&buffer);
 }
 
 fn grandchildren(name: &Name) {

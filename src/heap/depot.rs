@@ -322,21 +322,19 @@ pub(crate) fn rebuild(arena: &Arena) {
     }
 }
 
-/// Takes the names of `gone` off free blocks, which keep the name of their last owner: what still has such a name then is in
-/// nobody's magazine. `gone` allocate and free nothing meanwhile, and the caller holds the control lock, so that no slab is given back.
+/// Takes the names of `gone` off the free blocks of a magazine, which keep the name of their last owner: what still has such a name
+/// when this was done to all magazines is in none. `gone` allocate and free nothing meanwhile, and the caller holds the control lock, so that no slab is given back.
 ///
 /// A block whose header names one of them and which is listed was pushed by them, and not popped since: a pop writes the new owner's
 /// name before it takes the block off the list. So whatever happens to the magazine meanwhile, the CAS hits free blocks only.
-pub(crate) fn clear_names(arena: &Arena, gone: &[Owner]) {
-    for index in 0..arena.header().magazine_top.load(Ordering::Acquire) {
-        let Some(magazine) = arena.magazine(index) else { break };
-        // SYNC(kill): `n` first, so that what it counts is what was pushed.
-        for block in entries(magazine).filter_map(|granule| arena.block(granule)) {
-            let name = Word(block.state.load(Ordering::Acquire));
-            if name.kind() == block::state::OWNED && gone.contains(&name.owner()) {
-                block::change(block, name, Word::number(block::state::FREE, 0));
-                point!("names: cleared");
-            }
+pub(crate) fn clear_names(arena: &Arena, magazine: u32, gone: &[Owner]) {
+    let Some(magazine) = arena.magazine(magazine) else { return };
+    // SYNC(kill): `n` first, so that what it counts is what was pushed.
+    for block in entries(magazine).filter_map(|granule| arena.block(granule)) {
+        let name = Word(block.state.load(Ordering::Acquire));
+        if name.kind() == block::state::OWNED && gone.contains(&name.owner()) {
+            block::change(block, name, Word::number(block::state::FREE, 0));
+            point!("names: cleared");
         }
     }
 }

@@ -250,8 +250,13 @@ pub(crate) fn is_slab(arena: &Arena, granule: u32, class: usize) -> bool {
 
 /// Every head below the frontier with what it says, in address order; free units are left out.
 pub(crate) fn heads(arena: &Arena) -> impl Iterator<Item = (u32, Word)> + '_ {
+    heads_from(arena, 0)
+}
+
+/// As [`heads`], from the unit `from` on.
+pub(crate) fn heads_from(arena: &Arena, from: u32) -> impl Iterator<Item = (u32, Word)> + '_ {
     let top = arena.header().unit_top.load(Ordering::Acquire).min(arena.geometry().units);
-    (0..top).filter_map(|unit| {
+    (from..top).filter_map(|unit| {
         let word = Word(arena.unit(unit)?.load(Ordering::Acquire) & !BACKED);
         (!matches!(word.kind(), FREE | BODY) && is_inside(arena, unit, word)).then_some((unit, word))
     })

@@ -168,7 +168,12 @@ fn window_from(ring: Ring, position: u64) -> impl Iterator<Item = (u64, u32)> {
 
 /// The records queued now, as [`window`]; none in a ring of values.
 pub(crate) fn records(ring: Ring) -> impl Iterator<Item = (u64, u32)> {
-    window(if ring.names_granules { ring } else { Ring::NONE })
+    records_from(ring, 0)
+}
+
+/// As [`records`], from `position` on if the head is not there yet.
+pub(crate) fn records_from(ring: Ring, position: u64) -> impl Iterator<Item = (u64, u32)> {
+    window_from(if ring.names_granules { ring } else { Ring::NONE }, position)
 }
 
 /// Behind the last that is queued.
@@ -401,6 +406,7 @@ mod tests {
     }
 
     /// Random operations, new ends among them, on the ring and on a queue that is obviously right.
+    #[allow(clippy::cast_possible_truncation)] // small numbers
     fn like_a_deque(capacity: usize, stride: usize, head: u64, seed: u64) {
         let ring = ring(capacity, stride, head);
         let (mut tx, mut rx) = (End::producer(ring), End::consumer(ring));
@@ -421,7 +427,7 @@ mod tests {
                     Err(why) => assert_eq!((why, twin.len()), (NotPushed::Full, capacity)),
                 },
                 1 => {
-                    let want = 1 + below(2 * capacity as u64) as usize;
+                    let want = 1 + usize::try_from(below(2 * capacity as u64)).unwrap();
                     let free = capacity - twin.len();
                     match tx.push_batch(stride, want, |i, body| put(next + i as u64, body)) {
                         Ok((count, _)) => {
@@ -444,7 +450,7 @@ mod tests {
                 3 => {
                     let all: Vec<_> = rx.queued(stride).collect();
                     assert_eq!(all.len(), twin.len());
-                    let some = below(all.len() as u64 + 1) as usize;
+                    let some = usize::try_from(below(all.len() as u64 + 1)).unwrap();
                     for ((_, queued), expected) in all.iter().zip(twin.drain(..some)) {
                         assert_eq!(number(*queued, expected), expected);
                     }

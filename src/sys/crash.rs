@@ -1,7 +1,8 @@
 //! Places to be killed at, between each two stores that matter: for tests, and there only with the feature `crash-points`.
 //!
 //! Promises: without the feature, [`point!`] is nothing at all: no call, no branch, no label in the binary. With it, a label that
-//! is not in `ALL` does not compile, and a process that has armed one (`arm`) is killed by SIGKILL where it comes to it.
+//! is not in `ALL` does not compile, and a process that has armed one is killed by SIGKILL where it comes to it (`arm`), or stopped
+//! by SIGSTOP (`arm_stop`).
 
 /// Marks a place. The label says what has just been done: `operation: step`.
 macro_rules! point {
@@ -16,13 +17,13 @@ macro_rules! point {
 pub(crate) use point;
 
 #[cfg(feature = "crash-points")]
-pub use armed::{ALL, arm};
+pub use armed::{ALL, arm, arm_stop};
 #[cfg(feature = "crash-points")]
 pub(crate) use armed::{hit, number};
 
 #[cfg(feature = "crash-points")]
 mod armed {
-    use crate::sync::{AtomicU32, Ordering};
+    use crate::sync::{AtomicBool, AtomicU32, Ordering};
     use rustix::process::{Signal, getpid, kill_process};
 
     /// Every label, in the order of an operation's life.
@@ -158,6 +159,7 @@ mod armed {
         "dismantle: owned",
         "dismantle: freed",
         "dismantle: no storage",
+        "dismantle: left",
         "drain: owned",
         "drain: head",
         "index: zeroed",
@@ -167,6 +169,7 @@ mod armed {
         "reap: magazine put",
         "reap: magazines done",
         "reap: contexts done",
+        "reap: noted",
         "reap: queued",
         "reap: vacated",
         "names: cleared",
@@ -206,12 +209,27 @@ mod armed {
     static ARMED: AtomicU32 = AtomicU32::new(0);
     /// How often it is still passed by.
     static LEFT: AtomicU32 = AtomicU32::new(0);
+    static STOPS: AtomicBool = AtomicBool::new(false);
 
     /// From now on, this process dies where it comes to `label` for the `count`th time (from 1).
     ///
     /// # Panics
     /// If there is no such label.
     pub fn arm(label: &str, count: u32) {
+        STOPS.store(false, Ordering::SeqCst);
+        set(label, count);
+    }
+
+    /// From now on, this process stops where it comes to `label` for the `count`th time (from 1), and goes on by SIGCONT.
+    ///
+    /// # Panics
+    /// If there is no such label.
+    pub fn arm_stop(label: &str, count: u32) {
+        STOPS.store(true, Ordering::SeqCst);
+        set(label, count);
+    }
+
+    fn set(label: &str, count: u32) {
         LEFT.store(count, Ordering::SeqCst);
         ARMED.store(number(label) + 1, Ordering::SeqCst);
     }
@@ -219,6 +237,10 @@ mod armed {
     #[inline(never)]
     pub(crate) fn hit(number: u32) {
         if ARMED.load(Ordering::SeqCst) == number + 1 && LEFT.fetch_sub(1, Ordering::SeqCst) == 1 {
+            if STOPS.load(Ordering::SeqCst) {
+                let _ = kill_process(getpid(), Signal::STOP);
+                return;
+            }
             let _ = kill_process(getpid(), Signal::KILL);
             loop {
                 std::thread::park();

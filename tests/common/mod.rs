@@ -134,10 +134,16 @@ impl Drop for Process {
 /// Runs the test `test` of this same binary once more, in a process of its own, with [`role`] set. The test looks at `role()`
 /// first, and plays the part.
 pub fn start(test: &str, role: &str, buffer: &str) -> Process {
+    start_with(test, role, buffer, &[])
+}
+
+/// As [`start`], with more in the environment.
+pub fn start_with(test: &str, role: &str, buffer: &str, environment: &[(&str, &str)]) -> Process {
     let child = Command::new(std::env::current_exe().expect("own path"))
         .args([test, "--exact", "--nocapture", "--test-threads=1"])
         .env(ROLE, role)
         .env(BUFFER, buffer)
+        .envs(environment.iter().copied())
         .stdout(Stdio::null())
         .spawn()
         .expect("start the child");

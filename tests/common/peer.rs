@@ -18,10 +18,16 @@ pub struct Peer {
 impl Peer {
     /// Starts the test `test` of this binary with `common::role()` set.
     pub fn start(test: &str, role: &str, buffer: &str) -> Self {
+        Self::start_with(test, role, buffer, &[])
+    }
+
+    /// The same, with more in its environment.
+    pub fn start_with(test: &str, role: &str, buffer: &str, environment: &[(&str, &str)]) -> Self {
         let mut child = Command::new(std::env::current_exe().expect("own path"))
             .args([test, "--exact", "--nocapture", "--test-threads=1"])
             .env("IPC_BUFFER_TEST_ROLE", role)
             .env("IPC_BUFFER_TEST_BUFFER", buffer)
+            .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
