@@ -31,6 +31,8 @@ pub const ALL: &[Case] = &[
     rtt::INLINE,
     rtt::ADAPTIVE,
     rtt::BLOCKING,
+    #[cfg(feature = "tokio")]
+    rtt::ASYNC,
     handover::CASE,
     open_attach::CASE,
 ];

@@ -5,6 +5,8 @@ use crate::harness::Case;
 use crate::links::{RoundTrip, processes, threads};
 #[cfg(feature = "ipc-channel")]
 use crate::rivals::ipc_channel;
+#[cfg(feature = "tokio")]
+use crate::rivals::tokio;
 use crate::rivals::{self, bytes, ice, ours, rtrb};
 
 pub const RECORD: Case = small::<1>("rtt_record");
@@ -49,6 +51,20 @@ pub const BLOCKING: Case = Case {
         ]
     },
     against: &[&[floor::FUTEX], &["iceoryx2 event"]],
+};
+
+#[cfg(feature = "tokio")]
+pub const ASYNC: Case = Case {
+    name: "rtt_async",
+    about: "round trip of 8 B by await, each side on a tokio runtime of one thread",
+    entrants: || {
+        vec![
+            tokio::processes::<ours::Waiting<1, false>>(),
+            tokio::processes::<ours::Waiting<1, true>>().named("ours, asleep"),
+            tokio::mpsc(),
+        ]
+    },
+    against: &[&["tokio mpsc"]],
 };
 
 pub const fn case<const W: usize>(name: &'static str) -> Case {

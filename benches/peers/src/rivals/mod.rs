@@ -10,6 +10,8 @@ pub mod ours;
 pub mod rtrb;
 #[cfg(feature = "shaq")]
 pub mod shaq;
+#[cfg(feature = "tokio")]
+pub mod tokio;
 
 use crate::harness::Entrant;
 use crate::links::{Task, processes, threads};

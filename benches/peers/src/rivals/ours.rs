@@ -2,6 +2,8 @@
 
 use crate::heaps::{Block, Heap, Ours};
 use crate::links::{Link, Rx, Tx, capacity};
+#[cfg(feature = "tokio")]
+use crate::rivals::tokio::{AwaitRx, AwaitTx};
 use crate::side::Far;
 use crate::words;
 use ipc_buffer::{Channel, ChannelOptions, Consumer, Producer, TryRecvError, TrySendError, ValueChannel, WaitStrategy};
@@ -14,7 +16,7 @@ const BACK: i64 = 2;
 /// Records of `W` words; waits as the others do.
 pub struct Records<const W: usize>;
 
-/// The same, waiting with the library's own `send` and `recv`: as they do by default, or asleep at once.
+/// The same, waiting with the library's own `send` and `recv` (or their futures): as they do by default, or asleep at once.
 pub struct Waiting<const W: usize, const SLEEPS: bool>;
 
 /// Drops its endpoint before the buffer.
@@ -128,6 +130,23 @@ impl<const W: usize> Rx for WaitingRx<W> {
     #[inline(always)]
     fn recv(&mut self) -> u64 {
         self.0.0.recv().expect("a record").read()
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<const W: usize> AwaitTx for WaitingTx<W> {
+    async fn send(&mut self, value: u64) {
+        let RecordTx(channel, ours) = &mut self.0;
+        let mut record = ours.fixed::<W>();
+        record.fill(value);
+        channel.send_async(record).await.expect("a send");
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<const W: usize> AwaitRx for WaitingRx<W> {
+    async fn recv(&mut self) -> u64 {
+        self.0.0.recv_async().await.expect("a record").read()
     }
 }
 
