@@ -114,7 +114,7 @@ fn svg(panels: &[Panel]) -> String {
     panels.iter().for_each(|panel| panel.draw(&mut out));
     let machine = report::machine(cores::pair()).map(|(name, value)| format!("{name}: {value}")).join(" | ");
     let notes = [
-        "Medians. Every byte written and read; both sides spin on cores of their own. Solid: two processes; dashed: two threads of one process; dotted: floors.",
+        "Medians. Every byte written and read; both sides spin (ipc-channel sleeps) on cores of their own. Solid: two processes; dashed: two threads of one process; dotted: floors.",
         machine.as_str(),
     ];
     for (note, y) in notes.iter().zip([HEIGHT - 34.0, HEIGHT - 16.0]) {
@@ -153,7 +153,8 @@ impl Panel {
             text(out, at, bottom + 20.0, r#"text-anchor="middle""#, &size(*bytes));
         }
         let mut labels = Vec::new();
-        for line in &self.lines {
+        // Ours comes first, so it is drawn last.
+        for line in self.lines.iter().rev() {
             let (colour, width, dashes) = line.look();
             let points: Vec<String> =
                 line.points.iter().map(|(bytes, ns)| format!("{:.1},{:.1}", x(*bytes), y(*ns))).collect();
