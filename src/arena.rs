@@ -102,7 +102,7 @@ impl Arena {
         unsafe { self.at(0) }
     }
 
-    pub(crate) fn process(&self, index: u32) -> Option<&ProcessSlot> {
+    pub(crate) fn process<'a>(&self, index: u32) -> Option<&'a ProcessSlot> {
         self.table(Geometry::PROCESS_TABLE, index, PROCESSES)
     }
 

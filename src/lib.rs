@@ -80,6 +80,8 @@ mod channel;
 mod context;
 mod endpoint;
 mod error;
+#[cfg(feature = "async")]
+mod future;
 mod iter;
 mod message;
 mod options;
@@ -97,6 +99,8 @@ mod queue;
 mod ready;
 mod recovery;
 mod wait;
+#[cfg(feature = "async")]
+mod waiter;
 // The bytes: shared format, mapping, leases.
 mod arena;
 mod layout;
@@ -122,6 +126,8 @@ pub use error::{
     AllocError, AttachError, BufferError, Error, OpenError, RecvError, RecvTimeoutError, SendError, SendTimeoutError,
     TryRecvError, TrySendError,
 };
+#[cfg(feature = "async")]
+pub use future::{RecvFut, RecvStream, SendFut, SendSink};
 pub use iter::{IntoIter, Iter, TryIter};
 pub use message::Message;
 pub use options::ChannelOptions;
