@@ -22,7 +22,7 @@ type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 /// Longer than any two cores keep a process waiting for its turn.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-const SHAPES: [&str; 5] = ["ping-pong", "stream-2", "stream-16", "stream-256", "select"];
+const SHAPES: [&str; 6] = ["ping-pong", "stream-2", "stream-16", "stream-256", "values-16", "select"];
 const STRATEGIES: [&str; 2] = ["adaptive", "block"];
 /// What the first process may do, and what the second.
 const BARRIERS: [(&str, &str); 4] =
@@ -133,7 +133,7 @@ impl Side {
         let first = side == "0";
         let strategy = if strategy == "block" { WaitStrategy::Block } else { WaitStrategy::Adaptive };
         let (count, seed): (u64, u64) = (count.parse()?, seed.parse()?);
-        let slots = shape.strip_prefix("stream-").map_or(Ok(2), str::parse)?;
+        let slots = shape.rsplit('-').next().and_then(|slots| slots.parse().ok()).unwrap_or(2);
         let options = ChannelOptions::new().capacity(slots).wait_strategy(strategy);
         let ctx = Buffer::options().capacity(1 << 20).open(name)?.context()?;
         let mut this = Self { first, ctx, options, count, rng: seed * 2 + u64::from(first) };
@@ -142,6 +142,7 @@ impl Side {
         match shape.as_str() {
             "ping-pong" => this.ping_pong()?,
             "select" => this.select(strategy)?,
+            "values-16" => this.values()?,
             _ => this.stream()?,
         }
         let status = fs::read_to_string("/proc/thread-self/status")?;
@@ -220,6 +221,28 @@ impl Side {
             let mut rx = self.consumer(1)?;
             for number in 0..self.count {
                 if *rx.recv()? != number {
+                    return Err(format!("received another one than {number}").into());
+                }
+                self.pause();
+            }
+        }
+        Ok(())
+    }
+
+    fn values(&mut self) -> Outcome {
+        if self.first {
+            let mut tx = self.ctx.value_producer_with::<u64>(1, &self.options)?;
+            if !tx.wait_for_consumer(PATIENCE) {
+                return Err("nobody came".into());
+            }
+            for number in 0..self.count {
+                tx.send(number)?;
+                self.pause();
+            }
+        } else {
+            let mut rx = self.ctx.value_consumer_with::<u64>(1, &self.options)?;
+            for number in 0..self.count {
+                if rx.recv()? != number {
                     return Err(format!("received another one than {number}").into());
                 }
                 self.pause();

@@ -32,6 +32,8 @@ pub(crate) struct Arena {
     first: u32,
     /// One past the last granule.
     end: u32,
+    /// As far as a block of any size may start.
+    whole: Reach,
     /// The segment file; negative over private memory, which needs no backing.
     file: RawFd,
     geometry: Geometry,
@@ -71,7 +73,8 @@ impl Arena {
     /// descriptor of the file mapped there, for as long.
     pub(crate) unsafe fn new(base: NonNull<u8>, geometry: Geometry, file: RawFd) -> Self {
         let granule = |bytes: u64| u32::try_from(bytes / GRANULE).unwrap_or(u32::MAX);
-        Self { base, first: granule(geometry.data), end: granule(geometry.total), file, geometry }
+        let (first, end) = (granule(geometry.data), granule(geometry.total));
+        Self { base, first, end, whole: Reach(end - first - 1), file, geometry }
     }
 
     pub(crate) const fn geometry(&self) -> &Geometry {
@@ -99,7 +102,7 @@ impl Arena {
         unsafe { self.at(0) }
     }
 
-    pub(crate) fn process(&self, index: u32) -> Option<&ProcessSlot> {
+    pub(crate) fn process<'a>(&self, index: u32) -> Option<&'a ProcessSlot> {
         self.table(Geometry::PROCESS_TABLE, index, PROCESSES)
     }
 
@@ -162,7 +165,7 @@ impl Arena {
     /// The start of the block at `granule`, if that lies in the data.
     #[inline(always)]
     pub(crate) fn start(&self, granule: u32) -> Option<Start> {
-        self.block_within(granule, Reach(self.end - self.first - 1))
+        self.block_within(granule, self.whole)
     }
 
     /// The header of the block at `granule`, if that lies in the data. The reference is as good as the arena's mapping: whoever

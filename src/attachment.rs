@@ -29,9 +29,12 @@ use crate::local;
 use crate::participant;
 use crate::recovery::{self, At, Effort};
 use crate::segment::{self, COURTESY, PATIENCE, Segment, Wish};
-use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::sys::barrier;
 use crate::sys::crash::point;
-use crate::sys::{barrier, fork};
+use crate::sys::fork::{self, PerProcess};
+#[cfg(feature = "async")]
+use crate::waiter;
 use parking_lot::{Mutex, MutexGuard};
 use std::cell::Cell;
 use std::mem::ManuallyDrop;
@@ -89,26 +92,7 @@ unsafe impl Send for Entry {}
 /// Tags below this are those of records this process inherited by forks.
 static INHERITED: AtomicU32 = AtomicU32::new(0);
 
-static REGISTRY: AtomicPtr<Registry> = AtomicPtr::new(std::ptr::null_mut());
-
-fn registry() -> &'static Registry {
-    let made = REGISTRY.load(Ordering::Acquire);
-    if made.is_null() {
-        let new = Box::into_raw(Box::<Registry>::default());
-        match REGISTRY.compare_exchange(std::ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
-            // SAFETY: just leaked; a registry is never freed.
-            Ok(_) => return unsafe { &*new },
-            Err(first) => {
-                // SAFETY: `new` came from a box above and was never shared.
-                drop(unsafe { Box::from_raw(new) });
-                // SAFETY: published by another thread, never freed.
-                return unsafe { &*first };
-            }
-        }
-    }
-    // SAFETY: published above, never freed.
-    unsafe { &*made }
-}
+static REGISTRY: PerProcess<Registry> = PerProcess::new();
 
 /// Keeps the attachment.
 #[derive(Debug)]
@@ -141,7 +125,7 @@ impl Drop for Hold {
         }
         // SYNC(hold): Release of this holder's accesses, Acquire of everyone's by the one who detaches.
         if self.holds.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let mut attachments = registry().attachments.lock();
+            let mut attachments = REGISTRY.get().attachments.lock();
             // Somebody may have opened it again, or detached it, while we waited for the lock.
             let known = attachments.iter().any(|entry| entry.0 == self.0);
             // SAFETY: still listed, so not freed (invariant 1), and the lock keeps it so.
@@ -167,6 +151,8 @@ fn free_tag(attachments: &[Entry]) -> Option<Tag> {
 /// Takes the attachment out of the process for good. The lock is held, there are no holds and no records.
 fn detach(attachments: &mut Vec<Entry>, attachment: NonNull<Attachment>) {
     attachments.retain(|entry| entry.0 != attachment);
+    #[cfg(feature = "async")]
+    waiter::forget(attachment);
     // SAFETY: invariant 1 holds by the caller's checks; it was boxed in `open` and is in no list any more.
     let mut attachment = unsafe { Box::from_raw(attachment.as_ptr()) };
     attachment.leave();
@@ -177,7 +163,7 @@ fn detach(attachments: &mut Vec<Entry>, attachment: NonNull<Attachment>) {
 pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
     segment::check_name(name)?;
     fork::install(before_fork, after_fork_in_parent, after_fork_in_child);
-    let mut attachments = registry().attachments.lock();
+    let mut attachments = REGISTRY.get().attachments.lock();
     for entry in attachments.iter() {
         // SAFETY: listed, and the lock is held (invariant 1).
         let attachment = unsafe { entry.0.as_ref() };
@@ -204,6 +190,8 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
     let Some(tag) = free_tag(&attachments) else {
         return Err(OpenError::TooManyProcesses { name: name.into(), limit: crate::layout::PROCESSES });
     };
+    // Before the control lock is taken: it may take the kernel tens of milliseconds.
+    let fenced = !barrier::register();
     let mut segment = segment::enter(name, wish)?;
     point!("open: entered");
     let joined = participant::join(&segment);
@@ -224,7 +212,7 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
         has_worked: AtomicBool::new(false),
         holds: AtomicUsize::new(1),
         homeless: AtomicU64::new(UNCOUNTED),
-        fenced: !barrier::register(),
+        fenced,
     });
     if attachment.fenced {
         attachment.arena().header().flags.fetch_or(flag::FENCED, Ordering::AcqRel);
@@ -249,7 +237,7 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
 pub(crate) fn remove(name: &str) -> Result<(), OpenError> {
     fork::install(before_fork, after_fork_in_parent, after_fork_in_child);
     // Nobody forks meanwhile: the child would inherit the descriptor, and with it the control lock, for good.
-    let _attachments = registry().attachments.lock();
+    let _attachments = REGISTRY.get().attachments.lock();
     segment::remove(name)
 }
 
@@ -472,7 +460,7 @@ fn tagged(attachments: &[Entry], tag: Tag) -> Option<NonNull<Attachment>> {
 
 /// Bytes of a record of whole units, header included; `None` in a forked child.
 pub(crate) fn run_bytes(handle: Handle) -> Option<u64> {
-    let attachments = registry().attachments.lock();
+    let attachments = REGISTRY.get().attachments.lock();
     let attachment = tagged(&attachments, handle.tag())?;
     // SAFETY: listed, and the lock is held (invariant 1).
     block::run_bytes(unsafe { attachment.as_ref() }.arena(), handle.granule())
@@ -485,7 +473,7 @@ pub(crate) fn run_bytes(handle: Handle) -> Option<u64> {
 /// The handle is that of a record which existed until now: so its attachment is not freed (invariant 1).
 #[cold]
 pub(crate) unsafe fn free_homeless(handle: Handle) {
-    let mut attachments = registry().attachments.lock();
+    let mut attachments = REGISTRY.get().attachments.lock();
     let Some(attachment) = tagged(&attachments, handle.tag()) else { return };
     // SAFETY: as above.
     let this = unsafe { attachment.as_ref() };
@@ -517,7 +505,7 @@ thread_local! {
 const _: () = assert!(!std::mem::needs_drop::<Cell<Option<ManuallyDrop<MutexGuard<'static, Vec<Entry>>>>>>());
 
 extern "C" fn before_fork() {
-    ACROSS_FORK.set(Some(ManuallyDrop::new(registry().attachments.lock())));
+    ACROSS_FORK.set(Some(ManuallyDrop::new(REGISTRY.get().attachments.lock())));
 }
 
 extern "C" fn after_fork_in_parent() {
@@ -530,7 +518,9 @@ extern "C" fn after_fork_in_child() {
     // The old registry stays locked for ever (unlocking could want to wake threads that are not here), and nobody looks at it
     // again.
     let Some(attachments) = ACROSS_FORK.take() else { return };
-    REGISTRY.store(std::ptr::null_mut(), Ordering::Release);
+    REGISTRY.leave();
+    #[cfg(feature = "async")]
+    waiter::leave();
     for entry in attachments.iter() {
         // SAFETY: listed, so not freed (invariant 1).
         let attachment = unsafe { entry.0.as_ref() };

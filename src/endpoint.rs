@@ -94,7 +94,7 @@ pub(crate) struct Endpoint {
     pub(crate) local: Rc<Local>,
     pub(crate) id: i64,
     pub(crate) side: Side,
-    channel: ChannelRef,
+    pub(crate) channel: ChannelRef,
     attached: Cell<bool>,
     /// Who had the other end when it was found dead.
     dead: Cell<Option<Owner>>,
@@ -102,19 +102,29 @@ pub(crate) struct Endpoint {
     idle: Cell<u32>,
     /// When polling last looked whether the peer lives.
     looked: Cell<Instant>,
-    waits: Waits,
-    strategy: WaitStrategy,
+    pub(crate) waits: Waits,
+    pub(crate) strategy: WaitStrategy,
+    /// Whether a future waits for this end, and is to be woken; see `future`.
+    #[cfg(feature = "async")]
+    pub(crate) parked: Cell<bool>,
 }
 
 impl Attached for Endpoint {
     fn abandon(&self) {
         self.attached.set(false);
+        #[cfg(feature = "async")]
+        self.parked.set(false);
         self.end.abandon();
     }
 
     fn detach(&self) {
         if !self.attached.replace(false) {
             return;
+        }
+        // As long as the bell is its own. The future will answer that the context is closed.
+        #[cfg(feature = "async")]
+        if let Some(waker) = self.unpark() {
+            waker.wake();
         }
         self.end.abandon();
         let Some(hold) = self.local.hold() else { return };
@@ -152,6 +162,8 @@ impl Endpoint {
             looked: Cell::new(Instant::now()),
             waits: Waits::default(),
             strategy,
+            #[cfg(feature = "async")]
+            parked: Cell::new(false),
         });
         let weak: Weak<Self> = Rc::downgrade(&endpoint);
         local.register(weak);
@@ -236,11 +248,10 @@ impl Endpoint {
         wait::answer(self.local.cache().arena(), self.other_bell(), &self.waits, is_due);
     }
 
-    /// How to wait for this end until `deadline`.
-    fn wait(&self, deadline: Option<Instant>) -> Wait<'_> {
+    /// Breaths between two glances at this end.
+    pub(crate) fn pace(&self) -> u32 {
         // The line that a full channel's producer looks at is the one that the consumer writes.
-        let pace = if self.side == Side::Producer { 16 } else { 1 };
-        Wait { bed: self.bed(), strategy: self.strategy, deadline, pace }
+        if self.side == Side::Producer { 16 } else { 1 }
     }
 
     /// For those who poll and never wait: sees now and then if the peer lives. The clock is cheap, but not for each poll.
@@ -331,7 +342,17 @@ impl Endpoint {
         ready: impl FnMut() -> Option<R>,
     ) -> Option<R> {
         let ends = [Rc::clone(self) as Rc<dyn Ready>];
-        wait::until(self.wait(deadline), &ends, glance, ready)
+        let wait = Wait { bed: self.bed(), strategy: self.strategy, deadline, pace: self.pace() };
+        wait::until(wait, &ends, glance, ready)
+    }
+
+    /// The bell by which the other side wakes this one.
+    pub(crate) fn own_bell(&self) -> &'static AtomicU32 {
+        let header = self.end.ring().header;
+        match self.side {
+            Side::Producer => &header.to_consumer,
+            Side::Consumer => &header.to_producer,
+        }
     }
 }
 
@@ -361,11 +382,7 @@ impl Ready for Endpoint {
     }
 
     fn bell(&self) -> &AtomicU32 {
-        let header = self.end.ring().header;
-        match self.side {
-            Side::Producer => &header.to_consumer,
-            Side::Consumer => &header.to_producer,
-        }
+        self.own_bell()
     }
 
     fn waits(&self) -> &Waits {

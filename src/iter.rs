@@ -85,12 +85,22 @@ fn next<T: ?Sized + Payload, M: Message>(channel: &mut Channel<T, Consumer, M>) 
     loop {
         match channel.recv() {
             Ok(message) => return Some(message),
-            Err(RecvError::Corrupted) => {}
-            Err(RecvError::Disconnected) => return None,
-            // Not "no more": the loop would end as if all were well.
-            Err(error @ (RecvError::ContextClosed | RecvError::Forked)) => {
-                panic!("iterating channel {}: {error}", channel.id())
-            }
+            Err(error) if error.ends(channel.id()) => return None,
+            Err(_) => {}
+        }
+    }
+}
+
+impl RecvError {
+    /// Whether this is the end of iterating the channel `id`, or else something to skip.
+    ///
+    /// # Panics
+    /// If it is neither: a loop would end as if all were well.
+    pub(crate) fn ends(self, id: i64) -> bool {
+        match self {
+            RecvError::Corrupted => false,
+            RecvError::Disconnected => true,
+            RecvError::ContextClosed | RecvError::Forked => panic!("iterating channel {id}: {self}"),
         }
     }
 }

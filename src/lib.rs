@@ -41,6 +41,14 @@
 //! Plain data: any [`bytemuck::Pod`] type, or a slice of one. Nothing a peer writes can make an invalid value, and nothing in
 //! a record can point anywhere. Both ends of a channel must agree on size, alignment and a [tag](ChannelOptions::type_tag).
 //!
+//! A channel carries [`Record`]s, or small values by value ([`ValueChannel`]): see [`Message`]. Many at once are a batch, for which
+//! one store does ([`Channel::send_batch`], [`Channel::recv_batch`]).
+//!
+//! # Waiting
+//! `try_send` and `try_recv` never wait; `send` and `recv` do, with a timeout or deadline if you like, by their
+//! [`WaitStrategy`]; a [`Select`] waits for the first of many ends. A wait ends when there is something to do, or when the other
+//! end has left, or was killed. Who sleeps takes no processor time, and costs who does not sleep nothing.
+//!
 //! # Who is trusted
 //! Everyone who may open the segment may write its bytes. What this library reads there is checked before it is used as a
 //! place, a class or a length, so that a corrupted segment gives errors and wrong data, but no access outside of it. Two
@@ -72,6 +80,8 @@ mod channel;
 mod context;
 mod endpoint;
 mod error;
+#[cfg(feature = "async")]
+mod future;
 mod iter;
 mod message;
 mod options;
@@ -89,6 +99,8 @@ mod queue;
 mod ready;
 mod recovery;
 mod wait;
+#[cfg(feature = "async")]
+mod waiter;
 // The bytes: shared format, mapping, leases.
 mod arena;
 mod layout;
@@ -114,6 +126,8 @@ pub use error::{
     AllocError, AttachError, BufferError, Error, OpenError, RecvError, RecvTimeoutError, SendError, SendTimeoutError,
     TryRecvError, TrySendError,
 };
+#[cfg(feature = "async")]
+pub use future::{RecvFut, RecvStream, SendFut, SendSink};
 pub use iter::{IntoIter, Iter, TryIter};
 pub use message::Message;
 pub use options::ChannelOptions;

@@ -113,7 +113,7 @@ impl<T: ?Sized + Payload> Message for Record<T> {
         let start = arena.start(granule).filter(|start| block::is_sendable(start.header()))?;
         // SAFETY: not ours yet, but queued for us: nobody else writes it. If it is no record, it is left to whoever it is.
         #[allow(unsafe_code)]
-        let record = unsafe { Self::from_block(cache.tag(), arena, granule, start) }?;
+        let record = unsafe { Self::from_block(cache, granule, start) }?;
         // SYNC(take)
         start.header().state.store(block::owned(cache.me()).0, Ordering::Relaxed);
         Some(record)

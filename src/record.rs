@@ -13,6 +13,7 @@ use crate::arena::{Arena, Start};
 use crate::attachment;
 use crate::error::AllocError;
 use crate::heap::block::{self, Block, Handle, MAX_COUNT, Meta, Tag};
+use crate::heap::cache::Cache;
 use crate::heap::{self, class};
 use crate::layout::{BLOCK_HEADER, BlockHeader, GRANULE};
 use crate::local::{self, Local};
@@ -209,19 +210,20 @@ impl<T: ?Sized + Payload> Record<T> {
     /// The record in the block at `granule`, if its header and its place say it is one of this type.
     ///
     /// # Safety
-    /// The block is, or is about to be, `OWNED` by this process, and no record names it; `tag` is its attachment's, `arena`
-    /// its arena, `start` the block's start there.
+    /// The block is, or is about to be, `OWNED` by this process, and no record names it; `cache` is one of its contexts',
+    /// `start` the block's start there.
     #[inline(always)]
-    pub(crate) unsafe fn from_block(tag: Tag, arena: &Arena, granule: u32, start: Start) -> Option<Self> {
+    pub(crate) unsafe fn from_block(cache: &Cache, granule: u32, start: Start) -> Option<Self> {
+        let tag = cache.tag();
         // Bounds, class and alignment: the header is shared memory, and a foreign hand may have written it.
         let word = start.header().meta.load(Ordering::Relaxed);
         match Self::USUAL {
             // Here the compiler knows the class.
-            Some((usual, class)) if word == usual && block::is_in_slab(arena, granule, class) => {
+            Some((usual, class)) if word == usual && cache.is_block(granule, class.into()) => {
                 let payload = T::from_raw(start.payload(BLOCK_HEADER), 1);
                 Some(Self { payload, handle: Handle::new(tag, class, granule) })
             }
-            _ => Self::from_any_block(tag, arena, granule, start, word),
+            _ => Self::from_any_block(tag, cache.arena(), granule, start, word),
         }
     }
 

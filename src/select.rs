@@ -92,9 +92,7 @@ pub struct Select {
     /// The end that was ready last; the one behind it is asked first.
     last: usize,
     strategy: WaitStrategy,
-    /// Polls that found nothing.
-    idle: u32,
-    /// When polling last looked whether the peers live.
+    /// When it last looked whether the peers live: whoever is busy with one of them hears of the others too.
     looked: Instant,
 }
 
@@ -106,14 +104,7 @@ impl fmt::Debug for Select {
 
 impl Default for Select {
     fn default() -> Self {
-        Self {
-            ends: Vec::new(),
-            next: 0,
-            last: usize::MAX,
-            strategy: WaitStrategy::default(),
-            idle: 0,
-            looked: Instant::now(),
-        }
+        Self { ends: Vec::new(), next: 0, last: usize::MAX, strategy: WaitStrategy::default(), looked: Instant::now() }
     }
 }
 
@@ -261,15 +252,16 @@ impl Select {
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
     pub fn try_ready(&mut self) -> Option<usize> {
+        if self.looked.elapsed() >= wait::tick() {
+            wait::look_around(&self.live(), wait::tick());
+            self.looked = Instant::now();
+        }
         // The turn passes from the end that was ready last to the next one.
         let turn = self.ends.partition_point(|(number, _)| *number <= self.last);
         let (before, after) = self.ends.split_at(turn);
         let is_ready = |end: &Weak<dyn Ready>| end.upgrade().is_some_and(|end| end.is_ready());
         let found = after.iter().chain(before).find(|(_, end)| is_ready(end)).map(|(number, _)| *number);
-        match found {
-            Some(number) => self.last = number,
-            None => self.polled_in_vain(),
-        }
+        self.last = found.unwrap_or(self.last);
         found
     }
 
@@ -356,14 +348,5 @@ impl Select {
 
     fn live(&self) -> Vec<Rc<dyn Ready>> {
         self.ends.iter().filter_map(|(_, end)| end.upgrade()).collect()
-    }
-
-    /// For those who poll and never wait: sees now and then if the peers live.
-    fn polled_in_vain(&mut self) {
-        self.idle = self.idle.wrapping_add(1);
-        if self.idle.is_multiple_of(16) && self.looked.elapsed() >= wait::tick() {
-            self.looked = Instant::now();
-            wait::look_around(&self.live(), wait::tick());
-        }
     }
 }

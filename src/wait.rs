@@ -3,15 +3,20 @@
 //! Promises: the side that is waited for pays one load of a quiet word; a wake-up is never lost; no sleep is longer than
 //! [`tick`], so what nobody announces (a killed peer, a wake that died with its sender) is seen within that time.
 //!
-//! A context sleeps on one word, its *bed*, whatever it waits for. Each end of a channel has a *bell*, which the other
-//! side looks at after each of its operations. Who goes to sleep writes the bed's name on the bell of each end it waits for;
-//! who finds a name on a bell takes it off and wakes that bed. So waiting for a thousand ends is one sleep, and costs their
-//! other sides what waiting for one does.
+//! A context sleeps on one word, its *bed*, whatever it waits for; a process has one more, for its futures (see `waiter`). Each end
+//! of a channel has a *bell*, which the other side looks at after each of its operations. Who goes to sleep writes the bed's
+//! name on the bell of each end it waits for; who finds a name on a bell takes it off and wakes that bed. So waiting for a
+//! thousand ends is one sleep, and costs their other sides what waiting for one does. A bed that is woken for nothing, by an
+//! old name, a signal or a stranger, looks around and sleeps on.
+//!
+//! Time is the monotonic clock's throughout (`Instant`, and the kernel's for a futex's relative timeout): setting the wall clock
+//! ends no wait and prolongs none.
 //!
 //! # Layout
 //! ```text
 //! bell: 31                      8 7    4   3       2       1      0
-//!       [ bed: context slot + 1  ][     ][EAGER][OFTEN][FENCED][GONE]     0 in steady state
+//!       [ bed                    ][     ][EAGER][OFTEN][FENCED][GONE]     0 in steady state
+//! bed:  0 nobody's, 1 + context slot, 1 + CONTEXTS + process slot
 //! ```
 //!
 //! # Ownership
@@ -41,6 +46,7 @@
 //! | it changed the bed's word | the same | the same |
 
 use crate::arena::Arena;
+use crate::layout::CONTEXTS;
 use crate::ready::Ready;
 use crate::sync::{AtomicU32, Ordering, fence};
 use crate::sys::crash::point;
@@ -114,7 +120,7 @@ pub(crate) fn tick() -> Duration {
 }
 
 /// The first sleep of an end that may be kept waiting for more room, or whose name a peer may not have seen: 5 ms.
-fn nap() -> Duration {
+pub(crate) fn nap() -> Duration {
     tick() / 25
 }
 
@@ -129,7 +135,19 @@ fn has_other_cores() -> bool {
     cores > 1
 }
 
-/// The word that a context sleeps on, and its name on bells.
+#[cfg(feature = "async")]
+impl WaitStrategy {
+    /// Whether a future that began to wait at `since` looks again at once, instead of leaving it to the waiter to wake it.
+    pub(crate) fn looks_on(self, since: Instant) -> bool {
+        match self {
+            WaitStrategy::Spin => true,
+            WaitStrategy::Adaptive => has_other_cores() && since.elapsed() < SPIN,
+            WaitStrategy::Block => false,
+        }
+    }
+}
+
+/// The word that a context sleeps on, or a process's waiter, and its name on bells.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bed<'a> {
     word: &'a AtomicU32,
@@ -142,9 +160,26 @@ impl<'a> Bed<'a> {
         Some(Bed { word: &arena.context(index)?.bed, name: (index + 1) << BED_SHIFT })
     }
 
+    /// The bed of the process slot `index`.
+    pub(crate) fn of_process(arena: &Arena, index: u32) -> Option<Bed<'a>> {
+        Some(Bed { word: &arena.process(index)?.bed, name: (CONTEXTS + index + 1) << BED_SHIFT })
+    }
+
     /// The bed that is named on a bell which says `bell`.
     fn named(arena: &Arena, bell: u32) -> Option<Bed<'a>> {
-        Self::of(arena, (bell >> BED_SHIFT).checked_sub(1)?)
+        let index = (bell >> BED_SHIFT).checked_sub(1)?;
+        index.checked_sub(CONTEXTS).map_or_else(|| Self::of(arena, index), |index| Self::of_process(arena, index))
+    }
+
+    #[cfg(feature = "async")]
+    pub(crate) fn word(self) -> &'a AtomicU32 {
+        self.word
+    }
+
+    /// Whether its name is still on the bell: nobody has rung.
+    #[cfg(feature = "async")]
+    pub(crate) fn is_on(self, bell: &AtomicU32) -> bool {
+        bell.load(Ordering::Acquire) & BED == self.name
     }
 }
 
@@ -176,6 +211,13 @@ pub(crate) struct Wait<'a> {
     pub(crate) deadline: Option<Instant>,
     /// Breaths between two glances, so that the line looked at is left to the other side for a moment.
     pub(crate) pace: u32,
+}
+
+impl Waits {
+    /// A nap is over: whatever stood on the bell, the peer knows it by now.
+    pub(crate) fn have_napped(&self) {
+        self.fences.set(true);
+    }
 }
 
 impl Wait<'_> {
@@ -219,8 +261,9 @@ pub(crate) fn until<R>(
     sleep(wait, ends, ready)
 }
 
+/// Looks some dozens of times.
 #[inline]
-fn look<R>(pace: u32, glance: &impl Fn() -> bool, ready: &mut impl FnMut() -> Option<R>) -> Option<R> {
+pub(crate) fn look<R>(pace: u32, glance: &impl Fn() -> bool, ready: &mut impl FnMut() -> Option<R>) -> Option<R> {
     (0..LOOKS / pace.clamp(1, LOOKS)).find_map(|_| {
         (0..pace).for_each(|_| std::hint::spin_loop());
         if glance() { ready() } else { None }
@@ -275,7 +318,7 @@ fn sleep<R>(wait: Wait<'_>, ends: &[Rc<dyn Ready>], mut ready: impl FnMut() -> O
             }
             if napping && slept >= longest {
                 eager = true;
-                ends.iter().for_each(|end| end.waits().fences.set(true));
+                ends.iter().for_each(|end| end.waits().have_napped());
                 break;
             }
         }
@@ -318,10 +361,13 @@ pub(crate) fn lie_down(ends: &[Rc<dyn Ready>], bed: Bed<'_>, eager: bool) -> boo
 
 /// Takes the name off every bell.
 pub(crate) fn get_up(ends: &[Rc<dyn Ready>]) {
-    for bell in ends.iter().map(|end| end.bell()) {
-        if bell.load(Ordering::Relaxed) & BED != 0 {
-            bell.fetch_and(!(BED | EAGER), Ordering::SeqCst);
-        }
+    ends.iter().for_each(|end| clear(end.bell()));
+}
+
+/// Takes the name off a bell.
+pub(crate) fn clear(bell: &AtomicU32) {
+    if bell.load(Ordering::Relaxed) & BED != 0 {
+        bell.fetch_and(!(BED | EAGER), Ordering::SeqCst);
     }
 }
 

@@ -8,7 +8,8 @@ mod work;
 
 use common::Name;
 use ipc_buffer::{
-    Buffer, Channel, ChannelOptions, Consumer, Producer, RecvError, Select, TryRecvError, TrySendError, WaitStrategy,
+    Buffer, Channel, ChannelOptions, Consumer, Producer, RecvError, Select, ThreadContext, TryRecvError, TrySendError,
+    ValueChannel, WaitStrategy,
 };
 use std::collections::BTreeSet;
 use std::sync::Barrier;
@@ -101,14 +102,72 @@ fn ends_of_two_buffers() {
     work::end(two, &other);
 }
 
+/// The sending end of a channel of one kind or the other.
+enum Tx {
+    Records(Channel<u64, Producer>),
+    Values(ValueChannel<u64, Producer>),
+}
+
+impl Tx {
+    fn new(ctx: &ThreadContext, id: i64) -> Self {
+        match id % 2 {
+            0 => Self::Records(ctx.producer_with(id, &slots(4)).unwrap()),
+            _ => Self::Values(ctx.value_producer_with(id, &slots(4)).unwrap()),
+        }
+    }
+
+    fn add_to(&self, select: &mut Select) -> usize {
+        match self {
+            Self::Records(tx) => select.send(tx),
+            Self::Values(tx) => select.send(tx),
+        }
+    }
+
+    fn sends(&mut self, ctx: &ThreadContext, value: u64) -> bool {
+        match self {
+            Self::Records(tx) => tx.try_send(ctx.record(value).unwrap()).is_ok(),
+            Self::Values(tx) => tx.try_send(value).is_ok(),
+        }
+    }
+}
+
+/// The receiving end.
+enum Rx {
+    Records(Channel<u64, Consumer>),
+    Values(ValueChannel<u64, Consumer>),
+}
+
+impl Rx {
+    fn new(ctx: &ThreadContext, id: i64) -> Self {
+        match id % 2 {
+            0 => Self::Records(ctx.consumer_with(id, &slots(4)).unwrap()),
+            _ => Self::Values(ctx.value_consumer_with(id, &slots(4)).unwrap()),
+        }
+    }
+
+    fn add_to(&self, select: &mut Select) -> usize {
+        match self {
+            Self::Records(rx) => select.recv(rx),
+            Self::Values(rx) => select.recv(rx),
+        }
+    }
+
+    fn receives(&mut self) -> Option<u64> {
+        match self {
+            Self::Records(rx) => rx.try_recv().ok().map(|record| *record),
+            Self::Values(rx) => rx.try_recv().ok(),
+        }
+    }
+}
+
 /// A channel as it should be.
 #[derive(Default)]
 struct Twin {
     queued: usize,
     sent: u64,
     received: u64,
-    tx: Option<(Channel<u64, Producer>, usize)>,
-    rx: Option<(Channel<u64, Consumer>, usize)>,
+    tx: Option<(Tx, usize)>,
+    rx: Option<(Rx, usize)>,
     had_tx: bool,
     had_rx: bool,
 }
@@ -137,13 +196,13 @@ fn what_is_ready_is_what_a_twin_says() {
         let twin = &mut twins[id as usize];
         match rng.below(12) {
             0 if twin.tx.is_none() => {
-                let tx = ctx.producer_with::<u64>(id as i64, &slots(4)).unwrap();
-                let number = select.send(&tx);
+                let tx = Tx::new(&ctx, id as i64);
+                let number = tx.add_to(&mut select);
                 (twin.tx, twin.had_tx) = (Some((tx, number)), true);
             }
             1 if twin.rx.is_none() => {
-                let rx = ctx.consumer_with::<u64>(id as i64, &slots(4)).unwrap();
-                let number = select.recv(&rx);
+                let rx = Rx::new(&ctx, id as i64);
+                let number = rx.add_to(&mut select);
                 (twin.rx, twin.had_rx) = (Some((rx, number)), true);
             }
             2 => twin.tx = None,
@@ -151,15 +210,13 @@ fn what_is_ready_is_what_a_twin_says() {
             4..=7 => {
                 if let Some((tx, _)) = &mut twin.tx {
                     let could = twin.queued < 4 && !(twin.had_rx && twin.rx.is_none());
-                    let sent = tx.try_send(ctx.record(twin.sent).unwrap());
-                    assert_eq!(sent.is_ok(), could);
+                    assert_eq!(tx.sends(&ctx, twin.sent), could);
                     (twin.queued, twin.sent) = (twin.queued + usize::from(could), twin.sent + u64::from(could));
                 }
             }
             _ => {
                 if let Some((rx, _)) = &mut twin.rx {
-                    let received = rx.try_recv();
-                    assert_eq!(received.as_deref().ok(), (twin.queued > 0).then_some(&twin.received));
+                    assert_eq!(rx.receives(), (twin.queued > 0).then_some(twin.received));
                     let one = twin.queued > 0;
                     (twin.queued, twin.received) = (twin.queued - usize::from(one), twin.received + u64::from(one));
                 }
@@ -362,6 +419,42 @@ fn a_closed_context() {
     assert_eq!((0..3).filter_map(|_| select.ready()).sum::<usize>(), 3);
     assert_eq!(*rx3.try_recv().unwrap(), 5);
     drop((rx, tx, rx3, ctx));
+    work::end(buffer, &name);
+}
+
+#[test]
+fn a_busy_end_hides_no_dead_peer() {
+    let _dog = common::watchdog();
+    if let Some((_, buffer)) = common::role() {
+        let ctx = Buffer::open(&buffer).unwrap().context().unwrap();
+        let _tx = ctx.producer::<u64>(1).unwrap();
+        std::thread::sleep(LONG);
+        return;
+    }
+    let name = Name::new("busy");
+    let buffer = Buffer::open(&name).unwrap();
+    let ctx = buffer.context().unwrap();
+    let mut rx = ctx.consumer::<u64>(1).unwrap();
+    let (mut tx, mut busy) = (ctx.producer::<u64>(2).unwrap(), ctx.consumer::<u64>(2).unwrap());
+    let mut select = Select::new();
+    let (dead, busy_number) = (select.recv(&rx), select.recv(&busy));
+    for wait in [Duration::ZERO, Duration::from_millis(20)] {
+        let mut child = common::start("a_busy_end_hides_no_dead_peer", "victim", &name);
+        assert!(rx.wait_for_producer(LONG));
+        child.kill();
+        // Always something there, or always soon.
+        loop {
+            tx.send(ctx.record(1).unwrap()).unwrap();
+            match select.ready_timeout(LONG).unwrap() {
+                number if number == busy_number => drop(busy.try_recv().unwrap()),
+                number => break assert_eq!(number, dead),
+            }
+            std::thread::sleep(wait);
+        }
+        assert_eq!(rx.try_recv().unwrap_err(), GONE);
+        assert_eq!(busy.try_iter().count(), 1);
+    }
+    drop((rx, tx, busy, ctx));
     work::end(buffer, &name);
 }
 

@@ -146,3 +146,66 @@ fn a_ring_of_three_processes() {
     children.into_iter().for_each(common::Process::success);
     work::end(buffer, &name);
 }
+
+/// Where a place of this process is in the segment's file.
+fn file_offset(name: &str, address: *const u64) -> u64 {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let number = |text: &str| u64::from_str_radix(text, 16).unwrap();
+    let address = address.addr() as u64;
+    let found = maps.lines().filter(|line| line.ends_with(name)).find_map(|line| {
+        let mut fields = line.split_whitespace();
+        let (start, end) = fields.next()?.split_once('-')?;
+        let offset = number(fields.nth(1)?);
+        (number(start)..number(end)).contains(&address).then(|| address - number(start) + offset)
+    });
+    found.expect("the record lies in the segment")
+}
+
+/// Bytes of shared memory that this process has touched.
+fn touched() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssShmem:")).expect("RssShmem");
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// 64 MiB go through five processes: each finds the same block at the same place of the file, and looks at its first words only.
+#[test]
+fn a_huge_record_is_handed_on_and_not_copied() {
+    let _dog = common::watchdog();
+    const HOPS: usize = 4;
+    const WORDS: usize = (64 << 20) / 8;
+    if let Some((role, name)) = common::role() {
+        let hop: usize = role.parse().unwrap();
+        let ctx = Buffer::open(&name).unwrap().context().unwrap();
+        let mut tx = ctx.producer::<[u64]>(hop as i64 + 1).unwrap();
+        for mut record in ctx.consumer::<[u64]>(hop as i64).unwrap() {
+            assert_eq!(record.len(), WORDS);
+            record[hop] = file_offset(&name, record.as_ptr());
+            tx.send(record).unwrap();
+        }
+        assert!(touched() < 8 << 20, "{} bytes were touched", touched());
+        return;
+    }
+    let name = Name::new("huge");
+    // Room for one.
+    let buffer = Buffer::options().capacity(100 << 20).open(&name).unwrap();
+    let children: Vec<_> = (0..HOPS)
+        .map(|hop| common::start("a_huge_record_is_handed_on_and_not_copied", &hop.to_string(), &name))
+        .collect();
+    let ctx = buffer.context().unwrap();
+    let (mut tx, mut rx) = (ctx.producer::<[u64]>(0).unwrap(), ctx.consumer::<[u64]>(HOPS as i64).unwrap());
+    let mut record = ctx.slice_uninit::<u64>(WORDS).unwrap().assume_init();
+    let here = file_offset(&name, record.as_ptr());
+    for round in 0..20 {
+        record[..HOPS].fill(0);
+        record[WORDS - 1] = round;
+        tx.send(record).unwrap();
+        record = rx.recv().unwrap();
+        assert!(record[..HOPS].iter().all(|seen| *seen == here), "{here}: {:?}", &record[..HOPS]);
+        assert_eq!((file_offset(&name, record.as_ptr()), record[WORDS - 1]), (here, round));
+    }
+    drop((tx, record));
+    children.into_iter().for_each(common::Process::success);
+    drop((rx, ctx));
+    work::end(buffer, &name);
+}

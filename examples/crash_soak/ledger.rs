@@ -168,9 +168,9 @@ struct End {
     since: u64,
     /// A consumer's: the producer whose record it had last.
     from: Option<u64>,
-    /// A consumer's: whether it is inside a receive.
-    receives: bool,
-    /// That its worker is doomed inside a receive is counted among the excuses.
+    /// A consumer's: how many it may have received that were not noted yet; more than 0 inside a receive only.
+    receives: u64,
+    /// Those are counted among the excuses already, its worker being doomed.
     excused: bool,
 }
 
@@ -216,7 +216,7 @@ pub(crate) struct Checker {
     producers: HashMap<u64, Producer>,
     /// What is queued, or may be: by channel where the channel stays, else by producer.
     lines: HashMap<u64, VecDeque<Item>>,
-    /// Kills of consumers inside a receive, that may each have taken a record along, by channel.
+    /// Records that consumers killed inside a receive may have taken along, by channel.
     excuses: HashMap<u32, u64>,
     /// When a removal was over, last, by channel.
     removed: HashMap<u32, u64>,
@@ -282,7 +282,12 @@ impl Checker {
         if let What::Receives | What::Nothing | What::Received | What::Drained = event.what
             && let Some(end) = self.ends.get_mut(&event.end)
         {
-            end.receives = event.what == What::Receives;
+            end.receives = match event.what {
+                What::Receives => event.seq,
+                // Of a batch, this is one.
+                What::Received => end.receives.saturating_sub(1),
+                _ => 0,
+            };
         }
         if event.what != What::Doomed
             && let Some(channel) = worker.removes.take()
@@ -338,11 +343,8 @@ impl Checker {
 
     /// An end that its process did not leave.
     fn bury(&mut self, id: u64) {
-        if let Some(end) = self.ends.remove(&id)
-            && end.receives
-            && !end.excused
-        {
-            *self.excuses.entry(end.channel).or_default() += 1;
+        if let Some(end) = self.ends.remove(&id).filter(|end| !end.excused) {
+            *self.excuses.entry(end.channel).or_default() += end.receives;
         }
     }
 
@@ -364,8 +366,8 @@ impl Checker {
                 dead.push(*id);
             } else if is_doomed {
                 // Or it is at a removed channel, and not yet dead.
-                *self.excuses.entry(channel).or_default() += u64::from(end.receives && !end.excused);
-                end.excused |= end.receives;
+                *self.excuses.entry(channel).or_default() += if end.excused { 0 } else { end.receives };
+                end.excused |= end.receives > 0;
             } else if is_persistent(channel) || !is_removed(end.since) {
                 robbed.push(end.worker);
             }
@@ -374,7 +376,7 @@ impl Checker {
         robbed
             .into_iter()
             .for_each(|who| self.violation(format_args!("worker {who} lives and has the role: {event:?}")));
-        self.ends.insert(event.end, End { worker, channel, sends, since, from: None, receives: false, excused: false });
+        self.ends.insert(event.end, End { worker, channel, sends, since, from: None, receives: 0, excused: false });
         if sends {
             self.producers.insert(event.end, Producer { worker, channel, at: self.clock, received: None });
         }

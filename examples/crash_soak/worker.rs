@@ -5,7 +5,7 @@ use crate::ledger::{Event, Log, What, is_persistent};
 use crate::rng::Rng;
 use ipc_buffer::{
     AllocError, AttachError, Buffer, BufferError, Channel, ChannelOptions, Consumer, OpenError, Producer, Record,
-    RecvError, RecvTimeoutError, SendTimeoutError, ThreadContext,
+    RecvError, RecvTimeoutError, SendTimeoutError, ThreadContext, TryRecvError, TrySendError,
 };
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use std::fs::File;
@@ -221,8 +221,10 @@ impl Life {
             468..474 => self.leave(true),
             474..480 => self.leave(false),
             480..484 => self.remove(),
-            484..740 => (0..=self.rng.below(8)).for_each(|_| self.send()),
-            _ => (0..=self.rng.below(8)).for_each(|_| self.receive()),
+            484..680 => (0..=self.rng.below(8)).for_each(|_| self.send()),
+            680..740 => self.send_batch(),
+            740..940 => (0..=self.rng.below(8)).for_each(|_| self.receive()),
+            _ => self.receive_batch(),
         }
         true
     }
@@ -417,7 +419,7 @@ impl Life {
         let (form, wait) = (self.rng.below(1000), Duration::from_micros(self.rng.below(2000)));
         let Rx { end, channel, .. } = self.rx[place];
         let for_ever = form == 0 && self.rx[place].rx.has_producer();
-        self.note(What::Receives, channel, end, 0, 0);
+        self.note(What::Receives, channel, end, 0, 1);
         if for_ever {
             self.note(What::Waits, channel, end, 0, 0);
         }
@@ -426,28 +428,72 @@ impl Life {
             0 if for_ever => rx.recv().map_err(RecvTimeoutError::Recv),
             0..50 => rx.recv_timeout(wait),
             _ => rx.try_recv().map_err(|error| match error {
-                ipc_buffer::TryRecvError::Recv(error) => RecvTimeoutError::Recv(error),
+                TryRecvError::Recv(error) => RecvTimeoutError::Recv(error),
                 _ => RecvTimeoutError::Timeout(Duration::ZERO),
             }),
         };
         match result {
-            Ok(record) => {
-                let [peer, seq] = [3, 4].map(|i| record.get(i).copied().unwrap_or(0));
-                self.note(What::Received, channel, end, peer, seq);
-                if let Err(error) = check(&record) {
-                    self.wrong(format_args!("received from channel {channel}: {error}"));
-                }
-                if record[2] != u64::from(channel) {
-                    self.wrong(format_args!("channel {channel} gave what was sent on {}", record[2]));
-                }
-                match self.rng.below(3) {
-                    0 => drop(record),
-                    1 if self.weight <= self.orders.share => self.keep(record),
-                    _ => self.send_on(record),
-                }
-            }
+            Ok(record) => self.received(channel, end, record),
             Err(RecvTimeoutError::Timeout(_)) => self.note(What::Nothing, channel, end, 0, 0),
             Err(RecvTimeoutError::Recv(RecvError::Disconnected)) => self.note(What::Drained, channel, end, 0, 0),
+            Err(error) => self.wrong(format_args!("channel {channel}: {error}")),
+        }
+    }
+
+    fn received(&mut self, channel: u32, end: u64, record: Record<[u64]>) {
+        let [peer, seq] = [3, 4].map(|i| record.get(i).copied().unwrap_or(0));
+        self.note(What::Received, channel, end, peer, seq);
+        if let Err(error) = check(&record) {
+            self.wrong(format_args!("received from channel {channel}: {error}"));
+        }
+        if record[2] != u64::from(channel) {
+            self.wrong(format_args!("channel {channel} gave what was sent on {}", record[2]));
+        }
+        match self.rng.below(3) {
+            0 => drop(record),
+            1 if self.weight <= self.orders.share => self.keep(record),
+            _ => self.send_on(record),
+        }
+    }
+
+    fn send_batch(&mut self) {
+        let Some(place) = self.rng.index(self.tx.len()) else { return };
+        let Tx { end, channel, next, .. } = self.tx[place];
+        let mut batch: Vec<_> = (0..=self.rng.below(20)).map_while(|_| self.make()).collect();
+        self.tx[place].next += batch.len() as u64;
+        for (seq, record) in (next..).zip(&mut batch) {
+            stamp(record, channel, end, seq);
+            self.note(What::Sends, channel, end, 0, seq);
+        }
+        let all = next + batch.len() as u64;
+        let result = self.tx[place].tx.try_send_batch(batch);
+        let rest = match result {
+            Ok(()) => Vec::new(),
+            Err(error @ (TrySendError::Full(_) | TrySendError::Disconnected(_))) => error.into_inner(),
+            Err(error) => self.wrong(error),
+        };
+        let sent = all - rest.len() as u64;
+        (next..sent).for_each(|seq| self.note(What::Sent, channel, end, 0, seq));
+        for (seq, record) in (sent..).zip(rest) {
+            self.note(What::NotSent, channel, end, 0, seq);
+            self.keep(record);
+        }
+    }
+
+    fn receive_batch(&mut self) {
+        let Some(place) = self.rng.index(self.rx.len()) else { return };
+        let most = 1 + self.rng.below(20);
+        let Rx { end, channel, .. } = self.rx[place];
+        self.note(What::Receives, channel, end, 0, most);
+        match self.rx[place].rx.try_recv_batch(most as usize) {
+            Ok(batch) => {
+                for record in batch {
+                    self.received(channel, end, record);
+                }
+                self.note(What::Nothing, channel, end, 0, 0);
+            }
+            Err(TryRecvError::Empty) => self.note(What::Nothing, channel, end, 0, 0),
+            Err(TryRecvError::Recv(RecvError::Disconnected)) => self.note(What::Drained, channel, end, 0, 0),
             Err(error) => self.wrong(format_args!("channel {channel}: {error}")),
         }
     }

@@ -176,12 +176,6 @@ pub(crate) fn is_at(arena: &Arena, granule: u32, class: u8) -> bool {
     usize::from(class) < class::COUNT && reclaim::slab_of(arena, granule, class.into()).is_some()
 }
 
-/// As [`is_at`], but true for slabs of one unit only, as nearly all are: with a class that the compiler knows, a few instructions.
-#[inline(always)]
-pub(crate) fn is_in_slab(arena: &Arena, granule: u32, class: u8) -> bool {
-    unit::is_slab(arena, granule, class.into()) && class::starts_at(class.into(), arena.granules_into_unit(granule))
-}
-
 /// Bytes of the large block at `granule`, if one starts there.
 pub(crate) fn run_bytes(arena: &Arena, granule: u32) -> Option<u64> {
     arena.block(granule)?;

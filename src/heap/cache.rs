@@ -58,7 +58,7 @@
 
 use crate::arena::{Arena, Reach};
 use crate::heap::block::{self, Block, Handle, Tag, state};
-use crate::heap::{self, class, depot, want};
+use crate::heap::{self, class, depot, unit, want};
 use crate::layout::{ContextSlot, Geometry, MAGAZINE_ENTRIES, Magazine, Owner, POOL, Word};
 use crate::sync::{Ordering, compiler_fence};
 use crate::sys::crash::point;
@@ -137,6 +137,8 @@ struct Line {
     /// Entries the current magazine may have: the class's capacity, at most [`MAGAZINE_ENTRIES`], or 0 if there is no magazine.
     room: Cell<u32>,
     reach: Reach,
+    /// A unit that was seen to be a slab of the class.
+    slab: Cell<u32>,
     /// Magazines to pop from next.
     full: Reserve,
     /// Magazines to push to next.
@@ -291,6 +293,7 @@ impl Cache {
             current: Cell::new(Held::NONE),
             room: Cell::new(0),
             reach: arena.reach(class),
+            slab: Cell::new(u32::MAX),
             full: Reserve::new(),
             empty: Reserve::new(),
         };
@@ -395,6 +398,20 @@ impl Cache {
     #[inline(always)]
     pub(crate) fn handle(&self, class: usize, granule: u32) -> Handle {
         Handle::new(self.tag, heap::index(class), granule)
+    }
+
+    /// Whether a block of `class` starts at `granule` of the data, by what its unit says: for slabs of one unit only, as nearly all
+    /// are. What was seen to be a slab is not looked at again: a block that is anybody's keeps its slab in place.
+    #[inline(always)]
+    pub(crate) fn is_block(&self, granule: u32, class: usize) -> bool {
+        let (unit, seen) = (self.arena.unit_of(granule), &self.lines[class].slab);
+        if seen.get() != unit {
+            if !unit::is_slab(&self.arena, granule, class) {
+                return false;
+            }
+            seen.set(unit);
+        }
+        class::starts_at(class, self.arena.granules_into_unit(granule))
     }
 
     /// The holder word of this cache's magazines.

@@ -30,18 +30,29 @@ pub(crate) const fn slot_words(bytes: usize) -> usize {
 /// Copies a value's bytes into the words of its slot.
 #[inline(always)]
 pub(crate) fn store(bytes: &[u8], words: &[AtomicU64]) {
-    for (chunk, word) in bytes.chunks(8).zip(words) {
+    let (eights, rest) = bytes.as_chunks();
+    let Some((whole, last)) = words.split_at_checked(eights.len()) else { return };
+    for (eight, word) in eights.iter().zip(whole) {
+        word.store(u64::from_ne_bytes(*eight), Ordering::Relaxed);
+    }
+    if let ([_, ..], [last, ..]) = (rest, last) {
         let mut eight = [0; 8];
-        eight[..chunk.len()].copy_from_slice(chunk);
-        word.store(u64::from_ne_bytes(eight), Ordering::Relaxed);
+        eight[..rest.len()].copy_from_slice(rest);
+        last.store(u64::from_ne_bytes(eight), Ordering::Relaxed);
     }
 }
 
 /// Copies a value's bytes out of the words of its slot.
 #[inline(always)]
 pub(crate) fn load(bytes: &mut [u8], words: &[AtomicU64]) {
-    for (chunk, word) in bytes.chunks_mut(8).zip(words) {
-        chunk.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes()[..chunk.len()]);
+    let (eights, rest) = bytes.as_chunks_mut();
+    let Some((whole, last)) = words.split_at_checked(eights.len()) else { return };
+    for (eight, word) in eights.iter_mut().zip(whole) {
+        *eight = word.load(Ordering::Relaxed).to_ne_bytes();
+    }
+    if let ([_, ..], [last, ..]) = (&mut *rest, last) {
+        let eight = last.load(Ordering::Relaxed).to_ne_bytes();
+        rest.copy_from_slice(&eight[..rest.len()]);
     }
 }
 

@@ -5,6 +5,8 @@
 
 #![allow(unsafe_code)]
 
+use crate::sync::{AtomicPtr, Ordering};
+use std::ptr;
 use std::sync::Once;
 
 static ONCE: Once = Once::new();
@@ -16,4 +18,39 @@ pub(crate) fn install(prepare: extern "C" fn(), parent: extern "C" fn(), child: 
         let failed = unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
         assert!(failed == 0, "pthread_atfork failed with {failed}: out of memory");
     });
+}
+
+/// The one `T` of this process, made on first use and never freed. Behind locks that a thread may hold when another one forks, and
+/// that nobody will ever open in the child: so a child [leaves](Self::leave) its parent's behind.
+pub(crate) struct PerProcess<T>(AtomicPtr<T>);
+
+impl<T: Default + Sync> PerProcess<T> {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicPtr::new(ptr::null_mut()))
+    }
+
+    pub(crate) fn get(&self) -> &'static T {
+        if let Some(made) = self.made() {
+            return made;
+        }
+        let new = Box::into_raw(Box::<T>::default());
+        if self.0.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            // SAFETY: just leaked; never freed.
+            return unsafe { &*new };
+        }
+        // SAFETY: `new` came from a box above and was never shared.
+        drop(unsafe { Box::from_raw(new) });
+        self.get()
+    }
+
+    /// The one there is.
+    pub(crate) fn made(&self) -> Option<&'static T> {
+        // SAFETY: null, or published by `get` and never freed.
+        unsafe { self.0.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// In a forked child, where no other thread is: the next use makes a new one.
+    pub(crate) fn leave(&self) {
+        self.0.store(ptr::null_mut(), Ordering::Release);
+    }
 }

@@ -31,12 +31,16 @@ pub(crate) fn cores() -> u32 {
     u32::try_from(online).unwrap_or(1).max(1)
 }
 
-/// How long it is until the monotonic clock shows the next multiple of `period`, which is not zero.
-pub(crate) fn until_multiple(period: Duration) -> Duration {
+/// What the monotonic clock shows.
+pub(crate) fn clock() -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes the time to where it may.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    let since_boot = Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0));
-    let part_ns = since_boot.as_nanos() % period.as_nanos();
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+/// How long it is until the monotonic clock shows the next multiple of `period`, which is not zero.
+pub(crate) fn until_multiple(period: Duration) -> Duration {
+    let part_ns = clock().as_nanos() % period.as_nanos();
     period - Duration::from_nanos(u64::try_from(part_ns).unwrap_or(0))
 }

@@ -2,7 +2,9 @@
 
 use crate::tracee::stop;
 use crate::work;
-use ipc_buffer::{Buffer, Channel, ChannelOptions, Consumer, Producer, Select, ThreadContext, WaitStrategy};
+use ipc_buffer::{
+    Buffer, Channel, ChannelOptions, Consumer, Producer, Select, ThreadContext, ValueChannel, WaitStrategy,
+};
 use std::mem::forget;
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -20,10 +22,12 @@ pub struct Survivor {
     pub buffer: Option<Buffer>,
 }
 
-/// The records 0, 1, 2 .. of a channel: which may be the first that is still delivered, and how many were sent.
+/// The records, or values, 0, 1, 2 .. of a channel: which may be the first that is still delivered, and how many were sent.
 #[derive(Clone)]
 pub struct Expect {
     pub id: i64,
+    /// The channel is one of [`Wide`] values.
+    pub values: bool,
     pub first: RangeInclusive<u64>,
     pub sent: RangeInclusive<u64>,
     /// The channel, with all that is queued, may be gone.
@@ -59,7 +63,12 @@ impl Case {
     }
 
     fn expect(mut self, id: i64, first: RangeInclusive<u64>, sent: RangeInclusive<u64>) -> Self {
-        self.expect.push(Expect { id, first, sent, may_vanish: false });
+        self.expect.push(Expect { id, values: false, first, sent, may_vanish: false });
+        self
+    }
+
+    fn expect_values(mut self, id: i64, first: RangeInclusive<u64>, sent: RangeInclusive<u64>) -> Self {
+        self.expect.push(Expect { id, values: true, first, sent, may_vanish: false });
         self
     }
 
@@ -87,6 +96,17 @@ pub fn kept() -> ChannelOptions {
 
 fn passing() -> ChannelOptions {
     ChannelOptions::new().capacity(SLOTS)
+}
+
+/// A value of several words, which shows if they are not of one.
+pub type Wide = [u64; 3];
+
+pub fn wide(number: u64) -> Wide {
+    [number, !number, number.wrapping_mul(0x9e37_79b9_7f4a_7c15)]
+}
+
+fn value_ends(ctx: &ThreadContext) -> (ValueChannel<Wide, Producer>, ValueChannel<Wide, Consumer>) {
+    (ctx.value_producer_with(1, &kept()).unwrap(), ctx.value_consumer_with(1, &kept()).unwrap())
 }
 
 fn send(ctx: &ThreadContext, tx: &mut Channel<[u64], Producer>, numbers: std::ops::Range<u64>) {
@@ -154,6 +174,17 @@ fn wealthy(name: &str) {
     let large = ctx.slice_uninit::<u8>(2 * UNIT + 1).unwrap().assume_init();
     stop();
     forget((received, held, large, tx, rx, other));
+}
+
+/// Dies inside a batch of values, if killed early enough: behind two that are queued.
+fn torn(name: &str) {
+    let ctx = context(name);
+    let (mut tx, rx) = value_ends(&ctx);
+    tx.try_send_batch([wide(0), wide(1)]).unwrap();
+    stop();
+    let _ = tx.try_send_batch([wide(8), wide(9), wide(9)]);
+    stop();
+    drop((tx, rx));
 }
 
 /// Dies making a channel, inside the control lock, if killed late enough.
@@ -318,6 +349,72 @@ pub fn all() -> Vec<Case> {
             drop((tx, rx));
         })
         .expect(1, 0..=3, 2..=5),
+        case("send_batch", |name| {
+            let ctx = context(name);
+            let mut tx = ctx.producer_with::<[u64]>(1, &kept()).unwrap();
+            send(&ctx, &mut tx, 0..1);
+            let batch: Vec<_> = (1..4).map(|number| work::numbered(&ctx, number, 20)).collect();
+            stop();
+            tx.try_send_batch(batch).unwrap();
+            stop();
+            drop(tx);
+        })
+        .survivor(|name| consumes(name, &kept()))
+        .expect(1, 0..=0, 1..=4),
+        case("recv_batch", |name| {
+            let ctx = context(name);
+            let mut rx = ctx.consumer_with::<[u64]>(1, &kept()).unwrap();
+            stop();
+            let batch = rx.try_recv_batch(3).unwrap();
+            stop();
+            drop((rx, batch));
+        })
+        .survivor(produces)
+        .expect(1, 0..=3, 4..=4),
+        case("send_values", |name| {
+            let ctx = context(name);
+            let (mut tx, rx) = value_ends(&ctx);
+            tx.try_send(wide(0)).unwrap();
+            stop();
+            tx.try_send(wide(1)).unwrap();
+            tx.try_send_batch((2..4).map(wide)).unwrap();
+            stop();
+            drop((tx, rx));
+        })
+        .expect_values(1, 0..=0, 1..=4),
+        case("recv_values", |name| {
+            let ctx = context(name);
+            let (mut tx, mut rx) = value_ends(&ctx);
+            tx.try_send_batch((0..4).map(wide)).unwrap();
+            stop();
+            let values = (rx.try_recv().unwrap(), rx.try_recv_batch(3).unwrap());
+            stop();
+            drop((tx, rx, values));
+        })
+        .expect_values(1, 0..=4, 4..=4),
+        case("values_next_lap", |name| {
+            let ctx = context(name);
+            let (mut tx, mut rx) = value_ends(&ctx);
+            tx.try_send_batch((0..4).map(wide)).unwrap();
+            rx.try_recv_batch(3).unwrap();
+            stop();
+            tx.try_send_batch((4..6).map(wide)).unwrap();
+            rx.try_recv_batch(2).unwrap();
+            tx.try_send(wide(6)).unwrap();
+            stop();
+            drop((tx, rx));
+        })
+        .expect_values(1, 3..=5, 4..=7),
+        case("attach_behind_a_torn_batch", |name| {
+            let ctx = context(name);
+            stop();
+            let mut tx = ctx.value_producer_with::<Wide>(1, &kept()).unwrap();
+            tx.try_send(wide(2)).unwrap();
+            stop();
+            drop(tx);
+        })
+        .corpse(torn, 6)
+        .expect_values(1, 0..=0, 2..=3),
         case("attach_producer_creating", |name| {
             let ctx = context(name);
             stop();

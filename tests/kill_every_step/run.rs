@@ -1,10 +1,10 @@
 //! Runs the cases: copies of every state, and kills.
 
-use crate::cases::{self, Case, Expect, Survivor};
+use crate::cases::{self, Case, Expect, Survivor, Wide};
 use crate::common::{self, Name, Watchdog};
 use crate::tracee::{Event, Tracee};
 use crate::work::{self, Rng};
-use ipc_buffer::{Buffer, Reaped, RecvError, RecvTimeoutError, ThreadContext};
+use ipc_buffer::{AttachError, Buffer, Channel, Consumer, Reaped, RecvError, RecvTimeoutError, ThreadContext};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::hash::{DefaultHasher, Hasher};
@@ -303,7 +303,7 @@ fn check_copy(case: &Case, image: &Image, reaper_events: Option<usize>, mut hist
     let mut delivered = 0;
     for expect in &case.expect {
         let numbers = drain(&buffer, &ctx, expect);
-        delivered += numbers.as_ref().map_or(0, Vec::len);
+        delivered += numbers.as_ref().filter(|_| !expect.values).map_or(0, Vec::len);
         judge(expect, numbers.as_deref(), history.as_deref_mut());
     }
     let queued: u64 = audit.queued.iter().map(|queued| queued.records).sum();
@@ -315,9 +315,37 @@ fn check_copy(case: &Case, image: &Image, reaper_events: Option<usize>, mut hist
 /// What the channel delivers to a new consumer; `None` if it is gone.
 fn drain(buffer: &Buffer, ctx: &ThreadContext, expect: &Expect) -> Option<Vec<u64>> {
     buffer.has_channel(expect.id).unwrap().then(|| {
-        let mut rx = ctx.consumer_with::<[u64]>(expect.id, &cases::kept()).unwrap();
-        rx.try_iter().map(|record| work::number(&record)).collect()
+        if !expect.values {
+            let mut rx = ctx.consumer_with::<[u64]>(expect.id, &cases::kept()).unwrap();
+            let left = rx.try_iter().map(|record| work::number(&record)).collect();
+            follow(ctx, &mut rx);
+            return left;
+        }
+        let mut rx = ctx.value_consumer_with::<Wide>(expect.id, &cases::kept()).unwrap();
+        let left: Vec<Wide> = rx.try_iter().collect();
+        assert!(left.iter().all(|value| *value == cases::wide(value[0])), "{left:x?}");
+        let mut tx = ctx.value_producer::<Wide>(expect.id).unwrap();
+        for value in (0..cases::SLOTS as u64).map(cases::wide) {
+            tx.try_send(value).unwrap();
+            assert_eq!(rx.try_recv_batch(usize::MAX), Ok(vec![value]));
+        }
+        left.iter().map(|value| value[0]).collect()
     })
+}
+
+/// Behind what the next producer sends, if nobody else sends, comes nothing of a batch that was never sent.
+fn follow(ctx: &ThreadContext, rx: &mut Channel<[u64], Consumer>) {
+    match ctx.producer::<[u64]>(rx.id()) {
+        Err(AttachError::RoleTaken { .. }) => {}
+        other => {
+            let mut tx = other.unwrap();
+            for number in 0..cases::SLOTS as u64 {
+                tx.try_send(work::numbered(ctx, number, 20)).unwrap();
+                let received: Vec<u64> = rx.try_iter().map(|record| work::number(&record)).collect();
+                assert_eq!(received, [number]);
+            }
+        }
+    }
 }
 
 /// Whether these are the right records.
@@ -417,6 +445,7 @@ fn kill_and_go_on(case: &Case, stage: Stage, reaps_first: bool) {
             None => rx.try_iter().map(|record| work::number(&record)).collect(),
         };
         case.expect.iter().for_each(|expect| judge(expect, Some(&numbers), None));
+        follow(&ctx, &mut rx);
     } else {
         for expect in &case.expect {
             let numbers = drain(&buffer, &ctx, expect);
