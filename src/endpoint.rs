@@ -188,8 +188,14 @@ impl Endpoint {
 
     /// Whether the other end is attached and alive.
     pub(crate) fn has_live_peer(&self) -> bool {
-        self.check_peer();
+        self.look_after_peer();
         self.has_peer()
+    }
+
+    fn look_after_peer(&self) {
+        if !self.check_peer() {
+            self.lend_a_hand();
+        }
     }
 
     /// Waits until the other end is attached; false if it did not come in time.
@@ -254,7 +260,7 @@ impl Endpoint {
         self.idle.set(idle);
         if idle.is_multiple_of(16) && self.looked.get().elapsed() >= wait::tick() {
             self.looked.set(Instant::now());
-            self.check_peer();
+            self.look_after_peer();
         }
     }
 
@@ -388,17 +394,18 @@ impl Ready for Endpoint {
         directory::holder(self.entry()?, self.side.other())
     }
 
-    /// If not, whoever reaps, lends a hand with that.
     fn check_peer(&self) -> bool {
-        if let Some(peer) = self.peer()
-            && self.is_dead(peer)
-            && let Some(hold) = self.local.hold()
-        {
-            self.dead.set(Some(peer));
-            recovery::reap(&hold, Effort::A_MOMENT);
-            return false;
+        let dead = self.peer().filter(|peer| self.is_dead(*peer));
+        if dead.is_some() {
+            self.dead.set(dead);
         }
-        true
+        dead.is_none()
+    }
+
+    fn lend_a_hand(&self) {
+        if let Some(hold) = self.local.hold() {
+            recovery::reap(&hold, Effort::A_MOMENT);
+        }
     }
 }
 

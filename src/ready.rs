@@ -39,6 +39,9 @@ pub(crate) trait Ready {
     /// The process at the other end, dead or alive.
     fn peer(&self) -> Option<Owner>;
 
-    /// Looks whether that process lives; false if not, and then this end knows it.
+    /// Looks whether that process lives; false if not, and then this end knows it, whoever reaps.
     fn check_peer(&self) -> bool;
+
+    /// Reaps for a moment.
+    fn lend_a_hand(&self);
 }

@@ -371,9 +371,11 @@ pub(crate) fn clear(bell: &AtomicU32) {
     }
 }
 
-/// Looks whether the peers live of those ends that were waited for long enough: each live process once.
+/// Looks whether the peers live of those ends that were waited for long enough: each live process once. Lends a hand with reaping
+/// the others, once: however many have died, all who wait for them are to hear of it soon.
 pub(crate) fn look_around(ends: &[Rc<dyn Ready>], waited: Duration) {
     let mut alive = Vec::new();
+    let mut bereaved = None;
     for end in ends {
         let in_vain = end.waits().in_vain.get().saturating_add(waited);
         // The first sleep may be a small part of a tick: the next one is not to be the first to count.
@@ -383,9 +385,17 @@ pub(crate) fn look_around(ends: &[Rc<dyn Ready>], waited: Duration) {
         }
         end.waits().in_vain.set(Duration::ZERO);
         let peer = end.peer();
-        if peer.is_some() && !alive.contains(&peer) && end.check_peer() {
-            alive.push(peer);
+        if peer.is_none() || alive.contains(&peer) {
+            continue;
         }
+        if end.check_peer() {
+            alive.push(peer);
+        } else {
+            bereaved = Some(end);
+        }
+    }
+    if let Some(end) = bereaved {
+        end.lend_a_hand();
     }
 }
 

@@ -1190,10 +1190,13 @@ fn cases(full: bool) -> Vec<Case> {
     for (turn, (act, point, count)) in firsts.iter().enumerate() {
         let case = |reaper, next| Case { act, point, count: *count, reaper, stops: false, next };
         cases.extend(NEXT.iter().map(|next| case(None, *next)));
-        for reaper in reapers(turn) {
+        for (number, reaper) in reapers(turn).enumerate() {
             let of_these: Vec<&str> = if full { NEXT.to_vec() } else { vec![NEXT[cases.len() % NEXT.len()]] };
             cases.extend(of_these.into_iter().map(|next| case(Some((reaper, 1)), next)));
-            cases.push(Case { stops: true, ..case(Some((reaper, 1)), NEXT[cases.len() % NEXT.len()]) });
+            // Every fourth of these, another fourth when that third comes round again.
+            if full || (turn + number).is_multiple_of(4) {
+                cases.push(Case { stops: true, ..case(Some((reaper, 1)), NEXT[cases.len() % NEXT.len()]) });
+            }
         }
     }
     for (turn, point) in ALONE.iter().enumerate() {

@@ -14,7 +14,7 @@ mod work;
 
 use common::{Name, all_free, sound};
 use ipc_buffer::{AttachError, Buffer, Channel, ChannelOptions, Consumer, Reaped, RecvError, ThreadContext};
-use scenarios::{Child, Ended, Scenario, end, fork, hear, quit, tell};
+use scenarios::{Child, Ended, Scenario, end, fork, hear, quit, stay, tell};
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
@@ -112,12 +112,6 @@ fn participant(name: &Name, then: impl FnOnce()) -> Child {
             tell(&mut ready);
             stay()
         }
-    }
-}
-
-fn stay() -> ! {
-    loop {
-        std::thread::park();
     }
 }
 

@@ -218,32 +218,6 @@ fn an_audit_under_traffic_does_not_panic() {
 }
 
 #[test]
-fn short_timeouts_in_a_row_see_a_killed_peer() {
-    let _dog = common::watchdog();
-    let name = Name::new("short");
-    let buffer = Buffer::open(&name).unwrap();
-    let ctx = buffer.context().unwrap();
-    let mut rx = ctx.consumer::<u64>(1).unwrap();
-    Forked::killed_after(|| {
-        let b = Buffer::open(&name).unwrap();
-        let ctx = b.context().unwrap();
-        let _tx = ctx.producer::<u64>(1).unwrap();
-        die();
-    });
-    let start = std::time::Instant::now();
-    loop {
-        match rx.recv_timeout(std::time::Duration::from_millis(90)) {
-            Err(ipc_buffer::RecvTimeoutError::Timeout(_)) => {}
-            other => {
-                assert!(other.is_err());
-                break;
-            }
-        }
-    }
-    assert!(start.elapsed() < std::time::Duration::from_millis(400), "{:?}", start.elapsed());
-}
-
-#[test]
 fn a_forked_child_gets_no_memory() {
     let name = Name::new("forkpop");
     let buffer = Buffer::open(&name).unwrap();

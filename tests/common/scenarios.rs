@@ -115,6 +115,13 @@ pub fn end() -> ! {
     quit(0)
 }
 
+/// Stays as it is until it is killed.
+pub fn stay() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
+
 pub fn end_after(work: impl FnOnce()) -> ! {
     work();
     end()
