@@ -74,9 +74,11 @@ impl Line {
     fn look(&self) -> (&'static str, f64, &'static str) {
         match self.name.as_str() {
             "ours" => ("#c1121f", 3.5, ""),
+            "ours by value" => ("#f07167", 3.5, ""),
             floor::PING_PONG | "memcpy" => ("#888888", 1.5, "2 4"),
             "rtrb+snmalloc" => ("#0b6e4f", 1.8, "7 3"),
             "rtrb+mimalloc" => ("#5fb04a", 1.8, "7 3"),
+            "rtrb by value" => ("#95c623", 1.8, "7 3"),
             "crossbeam" => ("#9a7b00", 1.8, "7 3"),
             "iceoryx2" => ("#1f4fbf", 1.8, ""),
             "shaq+rts-alloc" => ("#7b2d9b", 1.8, ""),
