@@ -206,6 +206,9 @@ fn so_they_do_while_the_control_lock_is_stuck(name: &Name) {
         assert_eq!(*rx.recv().unwrap(), 7);
         assert_eq!(rx.recv().unwrap_err(), RecvError::Disconnected);
         assert!(!reaper.is_finished(), "nobody waited for it");
+        // Nor does who has memory, and there is an end to waiting for who has none.
+        drop(ctx.record(1_u64).unwrap());
+        assert!(matches!(ctx.slice_zeroed::<u8>(5 << 20), Err(AllocError::OutOfMemory { .. })));
         assert!(matches!(reaper.join().unwrap(), Err(BufferError::Busy { .. })));
     });
     drop(guard);
@@ -309,6 +312,7 @@ fn a_reaper_stopped_anywhere_then_killed(name: &Name) {
     let locks = file(name);
     let done = shared();
     let mut rng = work::Rng::new(7);
+    let mut named = false;
     for round in 0..6 {
         done[0].store(0, SeqCst);
         let ctx = buffer.context().unwrap();
@@ -344,6 +348,10 @@ fn a_reaper_stopped_anywhere_then_killed(name: &Name) {
         assert!(own.drain(..).zip(0..).all(|(record, i)| *record == i));
         assert!((0..100).all(|i| *rx.recv().unwrap() == i), "round {round}");
         assert_eq!(rx.recv().unwrap_err(), RecvError::Disconnected);
+        if is_held(&locks, REAP) && !std::mem::replace(&mut named, true) {
+            let busy = buffer.reap();
+            assert!(matches!(busy, Err(BufferError::Busy { pid }) if pid == reaper.0.unsigned_abs()), "{busy:?}");
+        }
         reaper.kill();
         // Two dead, or one if the reaper had come to its end.
         assert!(buffer.reap().unwrap().processes <= 2);
