@@ -30,6 +30,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("so_they_do_while_a_reaper_is_stopped", so_they_do_while_a_reaper_is_stopped),
     ("so_they_do_while_the_control_lock_is_stuck", so_they_do_while_the_control_lock_is_stuck),
     ("so_they_do_however_much_there_is_to_reap", so_they_do_however_much_there_is_to_reap),
+    ("waiting_gives_back_what_the_dead_had", waiting_gives_back_what_the_dead_had),
     (
         "roles_are_taken_from_the_dead_while_a_reaper_is_stopped",
         roles_are_taken_from_the_dead_while_a_reaper_is_stopped,
@@ -220,6 +221,32 @@ fn so_they_do_while_the_control_lock_is_stuck(name: &Name) {
 fn so_they_do_however_much_there_is_to_reap(name: &Name) {
     // Far more than one who waits may spend on it.
     all_hear_in_time(name, &["recv"], 128 << 20, 1_000_000, || None);
+}
+
+/// Nobody opens, asks for memory, or calls `reap`: who waits, or polls, gives back what the dead one had, if that is soon done.
+fn waiting_gives_back_what_the_dead_had(name: &Name) {
+    for polls in [false, true] {
+        let done = (0..20).any(|_| {
+            let buffer = Buffer::options().capacity(4 << 20).open(name).unwrap();
+            let ctx = buffer.context().unwrap();
+            let mut rx = ctx.consumer::<u64>(1).unwrap();
+            let victim = child(|| {
+                let ctx = Buffer::open(name).unwrap().context().unwrap();
+                let alone = ctx.producer::<u64>(2).unwrap();
+                forget((ctx.producer::<u64>(1).unwrap(), alone, hoard(&ctx, 500), ctx));
+            });
+            victim.kill();
+            if polls {
+                while rx.try_recv().unwrap_err() != RecvError::Disconnected.into() {}
+            } else {
+                assert_eq!(rx.recv().unwrap_err(), RecvError::Disconnected);
+            }
+            // A busy machine may not have let it come to an end in the time that it gives.
+            let channels = buffer.channels().unwrap().len();
+            buffer.reap().unwrap().processes == 0 && channels == 1
+        });
+        assert!(done, "polls: {polls}");
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------- a stopped reaper
