@@ -114,6 +114,9 @@ impl Endpoint {
         if news.peer_died {
             self.check_peer();
         }
+        if news.is_asked_to_reap {
+            self.lend_a_hand();
+        }
         if news.was_due {
             self.waits.have_napped();
             pause.napped = true;

@@ -55,6 +55,13 @@
 //! processes that follow the protocol never see each other's records; one that does not can spoil what is in the buffer.
 //! Permission bits ([`BufferOptions::mode`]) say who may come in.
 //!
+//! # Waiting and awaiting
+//! `send` and `recv` block, with timeouts and deadlines if wanted; [`Select`] waits for the first of many ends; [`WaitStrategy`] says
+//! whether to look or to sleep meanwhile. With the feature `async` everything can be awaited, on any runtime: `recv_async`,
+//! `send_async`, `stream` and `sink` of a [`Channel`]. Such a future stays in its thread, as its endpoint does: it belongs in a runtime
+//! of one thread, in a `LocalSet` or its like (in a runtime of many threads, too), or in `block_on`. What is received may go to
+//! any task.
+//!
 //! # When processes die or fork
 //! No signal handler is needed or installed. Each process holds a lock that the kernel drops when it dies, however it dies; who
 //! notices gives back what it held: see [`Buffer::reap`], and [`docs::guarantees`] for what a

@@ -337,7 +337,7 @@ impl Select {
         let ends = self.live();
         let strategy = self.strategy;
         // Many ends are a long look by themselves: so many fewer of them.
-        let pace = u32::try_from(ends.len()).unwrap_or(u32::MAX);
+        let pace = u32::try_from(ends.len()).unwrap_or(u32::MAX).min(64);
         let wait = Wait { bed: ends.first()?.bed(), strategy, deadline, pace };
         wait::until(wait, &ends, || ends.iter().any(|end| end.has_work()), || self.try_ready())
     }

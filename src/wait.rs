@@ -20,8 +20,9 @@
 //! ```
 //!
 //! # Ownership
-//! Of a bell: the bed, `EAGER` and `OFTEN` are set by the side that sleeps, and cleared by either; `GONE` and `FENCED` are the
-//! directory's, under the control lock (and `FENCED` the sleeper's, see below). A bed's word is changed by whoever wakes it.
+//! Of a bell: the bed, `EAGER` and `OFTEN` are set by the side that sleeps, and cleared by it, the other side, or whoever changes
+//! the channel under the control lock; `GONE` and `FENCED` are the directory's, under that lock (and `FENCED` the sleeper's, see
+//! below). A bed's word is changed by whoever wakes it.
 //!
 //! # Orderings
 //! `SYNC(wake)`: the sleeper reads its bed's word, writes its name on the bell, makes a barrier, and looks for what it waits for
@@ -427,6 +428,7 @@ pub(crate) fn wake(arena: &Arena, bell: &AtomicU32) {
     let old = bell.fetch_and(!(BED | EAGER), Ordering::SeqCst);
     if let Some(bed) = Bed::named(arena, old) {
         point!("wake: cleared");
+        // SYNC(rung)
         announce(bed.word);
     }
 }

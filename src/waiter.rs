@@ -101,8 +101,10 @@ struct Parked {
 /// What a future can't see for itself, when it is polled again.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct News {
-    /// The process at the other end is dead, and has to be reaped.
+    /// The process at the other end is dead.
     pub(crate) peer_died: bool,
+    /// This one of all whose peers have died is to help reaping them; the others would only be late.
+    pub(crate) is_asked_to_reap: bool,
     /// It was woken because it was due.
     pub(crate) was_due: bool,
 }
@@ -269,6 +271,7 @@ impl Place {
         // SAFETY: invariant 1.
         let attachment = unsafe { self.attachment.as_ref() };
         let mut seen: Vec<(Owner, bool)> = Vec::new();
+        let mut somebody_reaps = false;
         for parked in self.parked.values_mut() {
             let entry = attachment.arena().directory_entry(parked.watched.channel);
             let Some(peer) = entry.and_then(|entry| directory::holder(entry, parked.watched.peer)) else { continue };
@@ -280,6 +283,7 @@ impl Place {
             });
             if !is_alive {
                 parked.news.peer_died = true;
+                parked.news.is_asked_to_reap |= !mem::replace(&mut somebody_reaps, true);
                 woken.extend(parked.waker.take());
             }
         }

@@ -207,11 +207,19 @@ fn pid(peer: &Peer) -> Pid {
     Pid::from_raw(i32::try_from(peer.process.pid()).unwrap()).unwrap()
 }
 
-/// The state of the thread that obeys: the one of all with most to do.
+/// The states of its threads.
 fn states(peer: &Peer) -> String {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", peer.process.pid())).unwrap();
     let stats = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
     stats.filter_map(|stat| stat.rsplit_once(") ")?.1.chars().next()).collect()
+}
+
+/// Stops the process; it is stopped when this returns, and not only about to be.
+fn stop(peer: &Peer) {
+    kill_process(pid(peer), Signal::STOP).unwrap();
+    while !states(peer).chars().all(|state| state == 'T') {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Gives the command, and time to fall asleep over it (or to spin a while, for who never sleeps).
@@ -332,11 +340,10 @@ fn unannounced(strategy: &str, [one, other]: [Barriers; 2]) {
     one.does("consumer 1 2");
     one.does("consumer 2 2");
     other.does("producer 1 2");
-    let stopped = pid(&other);
-    kill_process(stopped, Signal::STOP).unwrap();
+    stop(&other);
     assert_eq!(one.ask("recv 1 350"), "timeout");
     assert_eq!(one.ask("select 350 2 1"), "timeout");
-    kill_process(stopped, Signal::CONT).unwrap();
+    kill_process(pid(&other), Signal::CONT).unwrap();
     falls_asleep(&mut one, "recv 1");
     other.does("send 1 9 0");
     answers(&mut one, "9");
@@ -525,7 +532,7 @@ fn a_killed_sleeper_takes_a_wake_with_it() {
         victim.does("fill 2");
         let receives = round % 2 == 0;
         falls_asleep(&mut victim, if receives { "recv 1" } else { "send 2 7 100000" });
-        kill_process(pid(&victim), Signal::STOP).unwrap();
+        stop(&victim);
         other.does(&format!("send 1 {round} 0"));
         assert_eq!(other.ask("recv 2"), "0");
         // It has been woken, and never knew.

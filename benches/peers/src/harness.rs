@@ -215,11 +215,13 @@ pub fn run(case: &Case, cores: [usize; 2], effort: Effort, style: Style) {
             all[i].rounds_ns.push(checked(case.name, entries[i].0, &mut *entries[i].1, ops[i]));
         }
     }
-    for ((measured, ops), (_, contender)) in all.iter_mut().zip(ops).zip(&mut entries) {
-        measured.rounds_ns.sort_by(f64::total_cmp);
-        measured.trips_ns = contender.trips(effort.trips.min(3 * ops));
-        if let Some(trips) = &mut measured.trips_ns {
-            trips.sort_unstable();
+    // The floor's trips are worth the time where others make some.
+    for i in (0..entries.len()).rev() {
+        all[i].rounds_ns.sort_by(f64::total_cmp);
+        if i > 0 || all.iter().any(|one| one.trips_ns.is_some()) {
+            let mut trips = entries[i].1.trips(effort.trips.min(3 * ops[i]));
+            trips.iter_mut().for_each(|trips| trips.sort_unstable());
+            all[i].trips_ns = trips;
         }
         progress::tick();
     }

@@ -74,9 +74,11 @@ impl Line {
     fn look(&self) -> (&'static str, f64, &'static str) {
         match self.name.as_str() {
             "ours" => ("#c1121f", 3.5, ""),
+            "ours by value" => ("#f07167", 3.5, ""),
             floor::PING_PONG | "memcpy" => ("#888888", 1.5, "2 4"),
             "rtrb+snmalloc" => ("#0b6e4f", 1.8, "7 3"),
             "rtrb+mimalloc" => ("#5fb04a", 1.8, "7 3"),
+            "rtrb by value" => ("#95c623", 1.8, "7 3"),
             "crossbeam" => ("#9a7b00", 1.8, "7 3"),
             "iceoryx2" => ("#1f4fbf", 1.8, ""),
             "shaq+rts-alloc" => ("#7b2d9b", 1.8, ""),
@@ -112,7 +114,7 @@ fn svg(panels: &[Panel]) -> String {
     panels.iter().for_each(|panel| panel.draw(&mut out));
     let machine = report::machine(cores::pair()).map(|(name, value)| format!("{name}: {value}")).join(" | ");
     let notes = [
-        "Medians. Every byte written and read; both sides spin on cores of their own. Solid: two processes; dashed: two threads of one process; dotted: floors.",
+        "Medians. Every byte written and read; both sides spin (ipc-channel sleeps) on cores of their own. Solid: two processes; dashed: two threads of one process; dotted: floors.",
         machine.as_str(),
     ];
     for (note, y) in notes.iter().zip([HEIGHT - 34.0, HEIGHT - 16.0]) {
@@ -151,7 +153,8 @@ impl Panel {
             text(out, at, bottom + 20.0, r#"text-anchor="middle""#, &size(*bytes));
         }
         let mut labels = Vec::new();
-        for line in &self.lines {
+        // Ours comes first, so it is drawn last.
+        for line in self.lines.iter().rev() {
             let (colour, width, dashes) = line.look();
             let points: Vec<String> =
                 line.points.iter().map(|(bytes, ns)| format!("{:.1},{:.1}", x(*bytes), y(*ns))).collect();

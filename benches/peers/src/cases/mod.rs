@@ -26,18 +26,22 @@ pub const ALL: &[Case] = &[
     stream::B8,
     stream::KIB1,
     stream::KIB64,
+    stream::INLINE_8B,
     rtt::RECORD,
+    rtt::INLINE,
     rtt::ADAPTIVE,
     rtt::BLOCKING,
+    #[cfg(feature = "tokio")]
+    rtt::ASYNC,
     handover::CASE,
     open_attach::CASE,
 ];
 
 /// Streams and round trips of payloads of all sizes: their bytes, and the two cases.
 pub const SIZES: &[(usize, Case, Case)] = &[
-    size::<1>("stream_8B", "rtt_8B"),
-    size::<8>("stream_64B", "rtt_64B"),
-    size::<32>("stream_256B", "rtt_256B"),
+    small::<1>("stream_8B", "rtt_8B"),
+    small::<8>("stream_64B", "rtt_64B"),
+    small::<32>("stream_256B", "rtt_256B"),
     size::<128>("stream_1KiB", "rtt_1KiB"),
     size::<512>("stream_4KiB", "rtt_4KiB"),
     size::<2_048>("stream_16KiB", "rtt_16KiB"),
@@ -48,6 +52,10 @@ pub const SIZES: &[(usize, Case, Case)] = &[
 
 const fn size<const W: usize>(stream: &'static str, rtt: &'static str) -> (usize, Case, Case) {
     (W * size_of::<u64>(), stream::case::<W>(stream), rtt::case::<W>(rtt))
+}
+
+const fn small<const W: usize>(stream: &'static str, rtt: &'static str) -> (usize, Case, Case) {
+    (W * size_of::<u64>(), stream::small::<W>(stream), rtt::small::<W>(rtt))
 }
 
 pub fn find(name: &str) -> Option<&'static Case> {

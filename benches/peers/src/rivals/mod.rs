@@ -10,11 +10,18 @@ pub mod ours;
 pub mod rtrb;
 #[cfg(feature = "shaq")]
 pub mod shaq;
+#[cfg(feature = "tokio")]
+pub mod tokio;
 
 use crate::harness::Entrant;
 use crate::links::{Task, processes, threads};
 use crate::snmalloc::SnMalloc;
 use mimalloc::MiMalloc;
+
+/// Who can do `T` with `W` words in the queue's own slots: for small ones.
+pub fn by_value<T: Task, const W: usize>() -> [Entrant; 2] {
+    [processes::<T, ours::Values<W>>(), threads::<T, rtrb::Values<W>>()]
+}
 
 /// All who can do `T` with messages of `W` words.
 pub fn all<T: Task, const W: usize>() -> Vec<Entrant> {

@@ -1,9 +1,12 @@
-//! Ours: records through channels, between processes.
+//! Ours: records and values through channels, between processes.
 
 use crate::heaps::{Block, Heap, Ours};
 use crate::links::{Link, Rx, Tx, capacity};
+#[cfg(feature = "tokio")]
+use crate::rivals::tokio::{AwaitRx, AwaitTx};
 use crate::side::Far;
-use ipc_buffer::{Channel, ChannelOptions, Consumer, Producer, TryRecvError, TrySendError, WaitStrategy};
+use crate::words;
+use ipc_buffer::{Channel, ChannelOptions, Consumer, Producer, TryRecvError, TrySendError, ValueChannel, WaitStrategy};
 use std::hint::spin_loop;
 use std::rc::Rc;
 
@@ -13,7 +16,7 @@ const BACK: i64 = 2;
 /// Records of `W` words; waits as the others do.
 pub struct Records<const W: usize>;
 
-/// The same, waiting with the library's own `send` and `recv`: as they do by default, or asleep at once.
+/// The same, waiting with the library's own `send` and `recv` (or their futures): as they do by default, or asleep at once.
 pub struct Waiting<const W: usize, const SLEEPS: bool>;
 
 /// Drops its endpoint before the buffer.
@@ -127,5 +130,82 @@ impl<const W: usize> Rx for WaitingRx<W> {
     #[inline(always)]
     fn recv(&mut self) -> u64 {
         self.0.0.recv().expect("a record").read()
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<const W: usize> AwaitTx for WaitingTx<W> {
+    async fn send(&mut self, value: u64) {
+        let RecordTx(channel, ours) = &mut self.0;
+        let mut record = ours.fixed::<W>();
+        record.fill(value);
+        channel.send_async(record).await.expect("a send");
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<const W: usize> AwaitRx for WaitingRx<W> {
+    async fn recv(&mut self) -> u64 {
+        self.0.0.recv_async().await.expect("a record").read()
+    }
+}
+
+/// `W` words by value, in the channel's own slots.
+pub struct Values<const W: usize>;
+
+/// See [`RecordTx`].
+pub struct ValueTx<const W: usize>(ValueChannel<[u64; W], Producer>, #[allow(dead_code)] Rc<Ours>);
+
+/// See [`RecordTx`].
+pub struct ValueRx<const W: usize>(ValueChannel<[u64; W], Consumer>, #[allow(dead_code)] Rc<Ours>);
+
+impl<const W: usize> Values<W> {
+    fn ends(ours: &Rc<Ours>, tx: i64, rx: i64) -> (ValueTx<W>, ValueRx<W>) {
+        let options = ChannelOptions::new().capacity(capacity::<W>());
+        let tx = ours.ctx.value_producer_with(tx, &options).expect("the producer's role");
+        let rx = ours.ctx.value_consumer_with(rx, &options).expect("the consumer's role");
+        (ValueTx(tx, Rc::clone(ours)), ValueRx(rx, Rc::clone(ours)))
+    }
+}
+
+impl<const W: usize> Link for Values<W> {
+    const NAME: &'static str = "ours by value";
+    type Tx = ValueTx<W>;
+    type Rx = ValueRx<W>;
+
+    fn near(name: &str, start: impl FnOnce(&str) -> Far) -> (Far, ValueTx<W>, ValueRx<W>) {
+        let ours = Rc::new(Ours::create(name));
+        let (tx, rx) = Self::ends(&ours, THERE, BACK);
+        let far = start(name);
+        ours.hide();
+        (far, tx, rx)
+    }
+
+    fn far(key: &str) -> (ValueRx<W>, ValueTx<W>) {
+        let (tx, rx) = Self::ends(&Rc::new(Ours::open(key)), BACK, THERE);
+        (rx, tx)
+    }
+}
+
+impl<const W: usize> Tx for ValueTx<W> {
+    #[inline(always)]
+    fn send(&mut self, value: u64) {
+        while let Err(refused) = self.0.try_send([value; W]) {
+            let TrySendError::Full(_) = refused else { panic!("{refused}") };
+            spin_loop();
+        }
+    }
+}
+
+impl<const W: usize> Rx for ValueRx<W> {
+    #[inline(always)]
+    fn recv(&mut self) -> u64 {
+        loop {
+            match self.0.try_recv() {
+                Ok(value) => return words::read(&value),
+                Err(TryRecvError::Empty) => spin_loop(),
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 }
