@@ -68,6 +68,7 @@ pub(crate) fn leave(segment: &Segment, me: Owner) {
 
 /// How far reaping all of `dead` has come, as [noted](note): the pass, and where in it to go on.
 pub(crate) fn reaped_to(arena: &Arena, dead: &[Owner]) -> Word {
+    // SYNC(note)
     let noted = |who: &Owner| arena.process(who.index()).map_or(0, |slot| slot.reaped_to.load(Ordering::Acquire));
     Word(dead.iter().map(noted).min().unwrap_or(0))
 }
@@ -76,6 +77,7 @@ pub(crate) fn reaped_to(arena: &Arena, dead: &[Owner]) -> Word {
 /// act, and what is made in their stead bears another's name. The caller is the one reaper, or has taken a dead one's place.
 pub(crate) fn note(arena: &Arena, dead: &[Owner], so_far: Word) {
     for slot in dead.iter().filter_map(|who| arena.process(who.index())) {
+        // SYNC(note)
         slot.reaped_to.store(so_far.0, Ordering::Release);
     }
 }

@@ -30,6 +30,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("so_they_do_while_a_reaper_is_stopped", so_they_do_while_a_reaper_is_stopped),
     ("so_they_do_while_the_control_lock_is_stuck", so_they_do_while_the_control_lock_is_stuck),
     ("so_they_do_however_much_there_is_to_reap", so_they_do_however_much_there_is_to_reap),
+    ("waiting_gives_back_what_the_dead_had", waiting_gives_back_what_the_dead_had),
     (
         "roles_are_taken_from_the_dead_while_a_reaper_is_stopped",
         roles_are_taken_from_the_dead_while_a_reaper_is_stopped,
@@ -206,6 +207,9 @@ fn so_they_do_while_the_control_lock_is_stuck(name: &Name) {
         assert_eq!(*rx.recv().unwrap(), 7);
         assert_eq!(rx.recv().unwrap_err(), RecvError::Disconnected);
         assert!(!reaper.is_finished(), "nobody waited for it");
+        // Nor does who has memory, and there is an end to waiting for who has none.
+        drop(ctx.record(1_u64).unwrap());
+        assert!(matches!(ctx.slice_zeroed::<u8>(5 << 20), Err(AllocError::OutOfMemory { .. })));
         assert!(matches!(reaper.join().unwrap(), Err(BufferError::Busy { .. })));
     });
     drop(guard);
@@ -217,6 +221,32 @@ fn so_they_do_while_the_control_lock_is_stuck(name: &Name) {
 fn so_they_do_however_much_there_is_to_reap(name: &Name) {
     // Far more than one who waits may spend on it.
     all_hear_in_time(name, &["recv"], 128 << 20, 1_000_000, || None);
+}
+
+/// Nobody opens, asks for memory, or calls `reap`: who waits, or polls, gives back what the dead one had, if that is soon done.
+fn waiting_gives_back_what_the_dead_had(name: &Name) {
+    for polls in [false, true] {
+        let done = (0..20).any(|_| {
+            let buffer = Buffer::options().capacity(4 << 20).open(name).unwrap();
+            let ctx = buffer.context().unwrap();
+            let mut rx = ctx.consumer::<u64>(1).unwrap();
+            let victim = child(|| {
+                let ctx = Buffer::open(name).unwrap().context().unwrap();
+                let alone = ctx.producer::<u64>(2).unwrap();
+                forget((ctx.producer::<u64>(1).unwrap(), alone, hoard(&ctx, 500), ctx));
+            });
+            victim.kill();
+            if polls {
+                while rx.try_recv().unwrap_err() != RecvError::Disconnected.into() {}
+            } else {
+                assert_eq!(rx.recv().unwrap_err(), RecvError::Disconnected);
+            }
+            // A busy machine may not have let it come to an end in the time that it gives.
+            let channels = buffer.channels().unwrap().len();
+            buffer.reap().unwrap().processes == 0 && channels == 1
+        });
+        assert!(done, "polls: {polls}");
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------- a stopped reaper
@@ -309,6 +339,7 @@ fn a_reaper_stopped_anywhere_then_killed(name: &Name) {
     let locks = file(name);
     let done = shared();
     let mut rng = work::Rng::new(7);
+    let mut named = false;
     for round in 0..6 {
         done[0].store(0, SeqCst);
         let ctx = buffer.context().unwrap();
@@ -344,6 +375,10 @@ fn a_reaper_stopped_anywhere_then_killed(name: &Name) {
         assert!(own.drain(..).zip(0..).all(|(record, i)| *record == i));
         assert!((0..100).all(|i| *rx.recv().unwrap() == i), "round {round}");
         assert_eq!(rx.recv().unwrap_err(), RecvError::Disconnected);
+        if is_held(&locks, REAP) && !std::mem::replace(&mut named, true) {
+            let busy = buffer.reap();
+            assert!(matches!(busy, Err(BufferError::Busy { pid }) if pid == reaper.0.unsigned_abs()), "{busy:?}");
+        }
         reaper.kill();
         // Two dead, or one if the reaper had come to its end.
         assert!(buffer.reap().unwrap().processes <= 2);

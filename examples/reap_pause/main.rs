@@ -8,7 +8,8 @@
 //! observer on another core does one thing again and again, and notes how long each took. For each thing there are three
 //! numbers: the longest while nothing happens, which is what the machine does to anybody; the longest while a neighbour on the
 //! reaper's core reads as much memory; and the longest while the reaper is at work. `clock` reads the clock and nothing else: what
-//! it says is not the library's doing. Last, how soon the victim's own peer hears of its death.
+//! it says is not the library's doing. Last, how soon the victim's own peer hears of its death: the system takes its time to take
+//! down the memory of a process, and until then it is alive.
 
 mod roles;
 
@@ -126,19 +127,22 @@ fn direct(args: &[String]) -> Outcome {
     let wanted = |chosen: &Option<String>, name: &str| chosen.as_ref().is_none_or(|chosen| chosen == name);
     let cores = thread::available_parallelism()?.get();
     println!("a buffer of {mib} MiB, {cores} cores; longest pauses in us, and in brackets how many were over 1 ms");
-    for (load, what) in LOADS.iter().filter(|(name, _)| wanted(&load, name)) {
+    let loads: Vec<_> = LOADS.iter().filter(|(name, _)| wanted(&load, name)).collect();
+    let things: Vec<_> = THINGS.iter().filter(|(name, _)| wanted(&only, name)).collect();
+    for (load, what) in loads.iter().filter(|_| !things.is_empty()) {
         println!("\n{load}: {what}");
         println!("{:8} {:>16} {:>16} {:>16}   reaping", "", "nothing happens", "busy neighbour", "reaping");
-        for (thing, _) in THINGS.iter().filter(|(name, _)| wanted(&only, name)) {
+        for (thing, _) in &things {
             observe(mib, load, thing, cores)?;
         }
     }
     if wanted(&only, "peer") {
-        println!("\npeer: from the kill until the blocked peer heard of it, in ms");
-        for (load, _) in LOADS.iter().filter(|(name, _)| wanted(&load, name)) {
-            let times: Result<Vec<u64>, _> = (0..5).map(|_| lose(mib, load, cores)).collect();
-            let times: Vec<String> = times?.iter().map(|ns| format!("{}", ns / 1_000_000)).collect();
-            println!("{load:8} {}", times.join(" "));
+        println!(
+            "\npeer: when the blocked peer heard of it, in ms after the kill, and after the system was done with the victim"
+        );
+        for (load, _) in loads {
+            let times: Result<Vec<String>, _> = (0..5).map(|_| lose(mib, load, cores)).collect();
+            println!("{load:8} {}", times?.join(" "));
         }
     }
     Ok(())
@@ -184,7 +188,7 @@ fn observe(mib: u64, load: &str, thing: &str, cores: usize) -> Outcome {
 }
 
 /// How long the victim's peer waits for it.
-fn lose(mib: u64, load: &str, cores: usize) -> Outcome<u64> {
+fn lose(mib: u64, load: &str, cores: usize) -> Outcome<String> {
     let name = format!("reap-pause-{}", std::process::id());
     let _unlink = Unlink(name.clone());
     let buffer = Buffer::options().capacity(mib << 20).open(&name)?;
@@ -195,7 +199,9 @@ fn lose(mib: u64, load: &str, cores: usize) -> Outcome<u64> {
     thread::sleep(Duration::from_millis(50));
     let killed = roles::now_ns();
     victim.kill();
+    let gone = roles::now_ns();
     let heard = peer.hear()?.parse::<u64>()?;
     drop(ctx);
-    Ok(heard - killed)
+    let ms = |from: u64| heard.saturating_sub(from) / 1_000_000;
+    Ok(format!("{}/{}", ms(killed), ms(gone)))
 }
