@@ -1,7 +1,7 @@
 //! Hands records over between two processes that sleep at every chance, and finds every wake-up that is lost.
 //!
 //! ```text
-//! cargo run --release --example wake_soak -- [--count N] [--seed S] [--only WORD]
+//! cargo run --release --features async --example wake_soak -- [--count N] [--seed S] [--only WORD]
 //! ```
 //!
 //! No sleep has a bound here (`IPC_BUFFER_TICK_MS`), so that a lost wake-up is a hang: whoever makes no step for 30 seconds says
@@ -11,6 +11,7 @@
 
 use ipc_buffer::{Buffer, Channel, ChannelOptions, Consumer, Producer, Select, ThreadContext, WaitStrategy};
 use rustix::process::{Signal, set_parent_process_death_signal};
+use std::cell::Cell;
 use std::error::Error;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,11 +19,22 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+type Tx = Channel<u64, Producer>;
+type Rx = Channel<u64, Consumer>;
 
 /// Longer than any two cores keep a process waiting for its turn.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-const SHAPES: [&str; 6] = ["ping-pong", "stream-2", "stream-16", "stream-256", "values-16", "select"];
+const SHAPES: &[&str] = &[
+    "ping-pong",
+    "stream-2",
+    "stream-16",
+    "stream-256",
+    "values-16",
+    "select",
+    #[cfg(feature = "async")]
+    "await",
+];
 const STRATEGIES: [&str; 2] = ["adaptive", "block"];
 /// What the first process may do, and what the second.
 const BARRIERS: [(&str, &str); 4] =
@@ -74,7 +86,7 @@ fn run(args: &[String]) -> Outcome {
         }
     }
     let mut cases = Vec::new();
-    for shape in SHAPES {
+    for &shape in SHAPES {
         for strategy in STRATEGIES {
             for (one, other) in BARRIERS {
                 cases.push((format!("{shape} {strategy} {one}/{other}"), [shape, strategy], [one, other]));
@@ -123,7 +135,7 @@ struct Side {
     ctx: ThreadContext,
     options: ChannelOptions,
     count: u64,
-    rng: u64,
+    rng: Cell<u64>,
 }
 
 impl Side {
@@ -136,12 +148,14 @@ impl Side {
         let slots = shape.rsplit('-').next().and_then(|slots| slots.parse().ok()).unwrap_or(2);
         let options = ChannelOptions::new().capacity(slots).wait_strategy(strategy);
         let ctx = Buffer::options().capacity(1 << 20).open(name)?.context()?;
-        let mut this = Self { first, ctx, options, count, rng: seed * 2 + u64::from(first) };
+        let this = Self { first, ctx, options, count, rng: Cell::new(seed * 2 + u64::from(first)) };
         let who = format!("{shape}, side {side}");
         thread::spawn(move || watch(&who));
         match shape.as_str() {
             "ping-pong" => this.ping_pong()?,
             "select" => this.select(strategy)?,
+            #[cfg(feature = "async")]
+            "await" => this.awaiting()?,
             "values-16" => this.values()?,
             _ => this.stream()?,
         }
@@ -151,14 +165,15 @@ impl Side {
         Ok(())
     }
 
-    fn random(&mut self) -> u64 {
-        self.rng = self.rng.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.rng ^ (self.rng >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    fn random(&self) -> u64 {
+        let next = self.rng.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.rng.set(next);
+        let mixed = (next ^ (next >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed ^ (mixed >> 27)
     }
 
     /// About what the other side needs to look, to fall asleep, or to wake up; or nothing.
-    fn pause(&mut self) {
+    fn pause(&self) {
         STEPS.fetch_add(1, Ordering::Relaxed);
         let random = self.random();
         let limit_ns = match random & 15 {
@@ -177,15 +192,15 @@ impl Side {
         }
     }
 
-    fn producer(&self, id: i64) -> Outcome<Channel<u64, Producer>> {
+    fn producer(&self, id: i64) -> Outcome<Tx> {
         Ok(self.ctx.producer_with(id, &self.options)?)
     }
 
-    fn consumer(&self, id: i64) -> Outcome<Channel<u64, Consumer>> {
+    fn consumer(&self, id: i64) -> Outcome<Rx> {
         Ok(self.ctx.consumer_with(id, &self.options)?)
     }
 
-    fn ping_pong(&mut self) -> Outcome {
+    fn ping_pong(&self) -> Outcome {
         let (there, back) = if self.first { (1, 2) } else { (2, 1) };
         let (mut tx, mut rx) = (self.producer(there)?, self.consumer(back)?);
         if !tx.wait_for_consumer(PATIENCE) {
@@ -207,7 +222,7 @@ impl Side {
         Ok(())
     }
 
-    fn stream(&mut self) -> Outcome {
+    fn stream(&self) -> Outcome {
         if self.first {
             let mut tx = self.producer(1)?;
             if !tx.wait_for_consumer(PATIENCE) {
@@ -229,7 +244,7 @@ impl Side {
         Ok(())
     }
 
-    fn values(&mut self) -> Outcome {
+    fn values(&self) -> Outcome {
         if self.first {
             let mut tx = self.ctx.value_producer_with::<u64>(1, &self.options)?;
             if !tx.wait_for_consumer(PATIENCE) {
@@ -251,14 +266,46 @@ impl Side {
         Ok(())
     }
 
-    /// Sends and receives on three channels each way, whichever is ready.
-    fn select(&mut self, strategy: WaitStrategy) -> Outcome {
+    /// Sends and receives on three channels each way, all at the same time.
+    #[cfg(feature = "async")]
+    fn awaiting(&self) -> Outcome {
+        use futures_util::future::{try_join, try_join_all};
+        let (mut outputs, mut inputs) = self.three_each_way()?;
+        let each = self.count / 6;
+        let sending = outputs.iter_mut().map(async |tx| -> Outcome {
+            for number in 0..each {
+                tx.send_async(self.ctx.record(number)?).await?;
+                self.pause();
+            }
+            Ok(())
+        });
+        let receiving = inputs.iter_mut().map(async |rx| -> Outcome {
+            for number in 0..each {
+                if *rx.recv_async().await? != number {
+                    return Err(format!("received another one than {number}").into());
+                }
+                self.pause();
+            }
+            Ok(())
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        runtime.block_on(try_join(try_join_all(sending), try_join_all(receiving)))?;
+        Ok(())
+    }
+
+    fn three_each_way(&self) -> Outcome<([Tx; 3], [Rx; 3])> {
         let (there, back) = if self.first { (0, 10) } else { (10, 0) };
-        let mut outputs = (0..3).map(|i| self.producer(there + i)).collect::<Outcome<Vec<_>>>()?;
-        let mut inputs = (0..3).map(|i| self.consumer(back + i)).collect::<Outcome<Vec<_>>>()?;
+        let outputs = [self.producer(there)?, self.producer(there + 1)?, self.producer(there + 2)?];
+        let inputs = [self.consumer(back)?, self.consumer(back + 1)?, self.consumer(back + 2)?];
         if !outputs.iter().all(|tx| tx.wait_for_consumer(PATIENCE)) {
             return Err("nobody came".into());
         }
+        Ok((outputs, inputs))
+    }
+
+    /// Sends and receives on three channels each way, whichever is ready.
+    fn select(&self, strategy: WaitStrategy) -> Outcome {
+        let (mut outputs, mut inputs) = self.three_each_way()?;
         let mut select = Select::new().wait_strategy(strategy);
         outputs.iter().for_each(|tx| _ = select.send(tx));
         inputs.iter().for_each(|rx| _ = select.recv(rx));
