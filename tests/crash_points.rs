@@ -1193,8 +1193,8 @@ fn cases(full: bool) -> Vec<Case> {
         for (number, reaper) in reapers(turn).enumerate() {
             let of_these: Vec<&str> = if full { NEXT.to_vec() } else { vec![NEXT[cases.len() % NEXT.len()]] };
             cases.extend(of_these.into_iter().map(|next| case(Some((reaper, 1)), next)));
-            // Every fourth of these, another fourth when that third comes round again.
-            if full || (turn + number).is_multiple_of(4) {
+            // Every fourth of these, another fourth when that third comes round again; and those that few victims lead to.
+            if full || (turn + number).is_multiple_of(4) || reaper.starts_with("drop: ") {
                 cases.push(Case { stops: true, ..case(Some((reaper, 1)), NEXT[cases.len() % NEXT.len()]) });
             }
         }
