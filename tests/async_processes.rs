@@ -6,6 +6,8 @@
 mod common;
 #[path = "common/executor.rs"]
 mod executor;
+#[path = "common/sandbox.rs"]
+mod sandbox;
 
 use common::{Name, all_free, start_with, watchdog};
 use executor::{Bell, block_on, tokio};
@@ -86,6 +88,31 @@ fn there_and_back() {
         start_with(TEST, asks, &name, theirs).success();
         answers.success();
         all_free(&buffer);
+    }
+}
+
+/// Where nobody can sleep on two words, the second buffer's news comes late, but it comes.
+#[test]
+fn two_buffers_on_an_old_kernel() {
+    let _dog = watchdog();
+    if common::role().is_none() {
+        return common::start("two_buffers_on_an_old_kernel", "alone", "none").success();
+    }
+    sandbox::forbid(libc::SYS_futex_waitv);
+    let names = [Name::new("async-old-one"), Name::new("async-old-two")];
+    let ctxs = names.each_ref().map(|name| Buffer::open(name).unwrap().context().unwrap());
+    let mut txs = ctxs.each_ref().map(|ctx| ctx.producer_with::<u64>(1, &options(BLOCK)).unwrap());
+    let mut rxs = ctxs.each_ref().map(|ctx| ctx.consumer_with::<u64>(1, &options(BLOCK)).unwrap());
+    for order in [[0, 1], [1, 0]] {
+        let bells = [Bell::new(), Bell::new()];
+        let mut next = rxs.each_mut().map(|rx| rx.recv_async());
+        assert!(next.iter_mut().zip(&bells).all(|(next, bell)| bell.settle(next).is_pending()));
+        for i in order {
+            thread::sleep(Duration::from_millis(5));
+            txs[i].send(ctxs[i].record(7).unwrap()).unwrap();
+            bells[i].wait(0);
+            assert!(matches!(bells[i].poll(&mut next[i]), Poll::Ready(Ok(record)) if *record == 7));
+        }
     }
 }
 

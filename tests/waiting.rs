@@ -1,10 +1,12 @@
 //! Waiting: every way a wait can end, between processes that really sleep, with heavy barriers and without.
 #![allow(clippy::unwrap_used, unreachable_pub)]
-#![allow(unsafe_code)] // seccomp, signal handlers, a foreign mapping
+#![allow(unsafe_code)] // signal handlers, a foreign mapping
 
 mod common;
 #[path = "common/peer.rs"]
 mod peer;
+#[path = "common/sandbox.rs"]
+mod sandbox;
 
 use common::Name;
 use ipc_buffer::{
@@ -38,12 +40,12 @@ fn puppet() {
     // SAFETY: sets a timer of this process.
     unsafe { libc::alarm(150) };
     if role.contains("forbidden") {
-        forbid_membarrier();
+        sandbox::forbid(libc::SYS_membarrier);
     }
     let buffer = Buffer::open(&name).unwrap();
     let ctx = buffer.context().unwrap();
     if role.contains("late") {
-        forbid_membarrier();
+        sandbox::forbid(libc::SYS_membarrier);
     }
     let strategy = match role.split(' ').next() {
         Some("spin") => WaitStrategy::Spin,
@@ -142,28 +144,6 @@ impl Puppet {
     fn options(&self, slots: i64) -> ChannelOptions {
         ChannelOptions::new().capacity(usize::try_from(slots).unwrap()).wait_strategy(self.strategy)
     }
-}
-
-/// From now on membarrier(2) is refused to this thread, as a sandbox may do.
-fn forbid_membarrier() {
-    let statement =
-        |code: u32, jump_false, k| libc::sock_filter { code: u16::try_from(code).unwrap(), jt: 0, jf: jump_false, k };
-    let refused = libc::SECCOMP_RET_ERRNO | libc::EPERM.unsigned_abs();
-    let mut filter = [
-        // The number of the system call comes first in what a filter sees.
-        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
-        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, u32::try_from(libc::SYS_membarrier).unwrap()),
-        statement(libc::BPF_RET | libc::BPF_K, 0, refused),
-        statement(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
-    // SAFETY: sets a flag of this thread.
-    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
-    // SAFETY: the filter is well-formed and lives for the call.
-    assert_eq!(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) }, 0);
-    // SAFETY: asks what is supported.
-    assert_eq!(unsafe { libc::syscall(libc::SYS_membarrier, 0, 0, 0) }, -1);
-    assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(libc::EPERM));
 }
 
 static CAUGHT: AtomicU32 = AtomicU32::new(0);
