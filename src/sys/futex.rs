@@ -40,7 +40,7 @@ pub(crate) fn wait_any(words: &[(&AtomicU32, u32)], timeout: Duration) {
     // Unlike the other form, it takes a time, and not a length of time.
     let until = timespec(task::clock().saturating_add(timeout));
     let result = sys::waitv(&all, sys::WaitvFlags::empty(), Some(&until), ClockId::Monotonic);
-    if matches!(result, Err(Errno::NOSYS | Errno::PERM | Errno::INVAL)) {
+    if !matches!(result, Ok(_) | Err(Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT)) {
         wait(first, expected, timeout);
     }
 }
