@@ -115,7 +115,7 @@ impl<T: ?Sized + Payload> Message for Record<T> {
         #[allow(unsafe_code)]
         let record = unsafe { Self::from_block(cache, granule, start) }?;
         // SYNC(take)
-        start.header().state.store(block::owned(cache.me()).0, Ordering::Relaxed);
+        start.header().state.store(cache.owned().0, Ordering::Relaxed);
         Some(record)
     }
 }

@@ -261,7 +261,7 @@ impl<'a> Work<'a> {
         let is_victims =
             |index: u32| participant::context_owner(arena, index).is_some_and(|who| self.victims.contains(&who));
         // Nobody takes an idle context's magazines meanwhile, or ours.
-        let mut control = self.control().map_err(|error| self.stop(pass::MAGAZINES, from, End::Stuck(error)))?;
+        let mut control = self.control_at(pass::MAGAZINES, from)?;
         for slot in (0..CONTEXTS).filter_map(|index| arena.context(index)) {
             self.victims.iter().for_each(|victim| cache::settle(arena, slot, *victim));
         }
@@ -339,7 +339,7 @@ impl<'a> Work<'a> {
     /// Pass 3.
     fn clear_names(&self, from: u64) -> Result<(), End> {
         let arena = self.attachment.arena();
-        let mut control = self.control().map_err(|error| self.stop(pass::NAMES, from, End::Stuck(error)))?;
+        let mut control = self.control_at(pass::NAMES, from)?;
         let top = arena.header().magazine_top.load(Ordering::Acquire);
         for index in u32::try_from(from).unwrap_or(top)..top {
             depot::clear_names(arena, index, self.victims);
@@ -351,34 +351,32 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Lets others have the control lock, if it is time, and stops if ours is up.
+    /// The control lock, for a pass that has come to `at`.
+    fn control_at(&self, pass: u64, at: impl Into<u64>) -> Result<Control<'a>, End> {
+        self.control().map_err(|error| self.stop(pass, at, End::Stuck(error)))
+    }
+
+    /// Lets others have the control lock if it is overdue, and stops if our time is up.
     fn breathe(&self, control: Control<'a>, pass: u64, at: u32) -> Result<Control<'a>, End> {
-        let control = control.breathe(self.patience()).map_err(|error| self.stop(pass, at, End::Stuck(error)))?;
-        if self.has_time() { Ok(control) } else { Err(self.stop(pass, at, End::TimeIsUp)) }
+        if !control.is_overdue() {
+            return Ok(control);
+        }
+        control.release();
+        if !self.has_time() {
+            return Err(self.stop(pass, at, End::TimeIsUp));
+        }
+        self.control_at(pass, at)
     }
 
     /// Pass 4, and what no magazine had room for.
     fn free_owned(&mut self, cache: &Cache, from: u64) -> Result<(), End> {
         let mut at = u32::try_from(from).unwrap_or(u32::MAX);
-        let mut control = match self.control() {
-            Ok(control) => control,
-            Err(error) => return Err(self.stop(pass::HEADERS, at, End::Stuck(error))),
-        };
+        let mut control = self.control_at(pass::HEADERS, at)?;
         // Under the lock, so that nobody trims away the memory we look at.
         while let Some((head, what)) = unit::heads_from(cache.arena(), at).next() {
             self.reaped.records += free_owned(cache, head, what, self.victims);
             at = head + 1;
-            if !control.is_overdue() {
-                continue;
-            }
-            control.release();
-            if !self.has_time() {
-                return Err(self.stop(pass::HEADERS, at, End::TimeIsUp));
-            }
-            control = match self.control() {
-                Ok(control) => control,
-                Err(error) => return Err(self.stop(pass::HEADERS, at, End::Stuck(error))),
-            };
+            control = self.breathe(control, pass::HEADERS, at)?;
         }
         point!("reap: records done");
         Ok(())

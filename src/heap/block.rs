@@ -19,7 +19,7 @@ use crate::sync::Ordering;
 
 /// Kinds of a block's state word.
 pub(crate) mod state {
-    /// In a magazine.
+    /// In a magazine, and the name of its last owner was taken off; most free blocks still bear one.
     pub(crate) const FREE: u64 = 0;
     /// A process holds it (names the process), or has queued it and nobody has received it yet.
     pub(crate) const OWNED: u64 = 1;

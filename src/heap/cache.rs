@@ -40,10 +40,10 @@
 //!
 //! | after | the block is | repaired by |
 //! |---|---|---|
-//! | pop: `state = OWNED(me)` | still in the magazine: free | the magazines pass sets it FREE |
+//! | pop: `state = OWNED(me)` | still in the magazine: free | the names pass takes the name off |
 //! | pop: `n - 1` | owned, in nobody's hands | the header scan frees it |
 //! | push: entry | owned, beyond `n` | the header scan frees it |
-//! | push: `n + 1` | in the magazine: free | the magazines pass sets it FREE |
+//! | push: `n + 1` | in the magazine: free | the names pass takes the name off |
 //! | the spare, named or not | owned, in nobody's hands | the header scan frees it |
 //!
 //! So a block is free if and only if it is in a magazine, or a spare (or `LOOSE`), whatever its state word says: a push
@@ -389,6 +389,12 @@ impl Cache {
         self.me
     }
 
+    /// The state word of this process's blocks.
+    #[inline(always)]
+    pub(crate) fn owned(&self) -> Word {
+        self.owned
+    }
+
     #[inline(always)]
     pub(crate) fn tag(&self) -> Tag {
         self.tag
@@ -677,7 +683,7 @@ impl Cache {
         let n = held.n().checked_sub(1)?;
         let granule = held.magazine.entries.get(n as usize)?.load(Ordering::Relaxed);
         let block = self.arena.block(granule)?;
-        block.state.store(block::owned(self.me).0, Ordering::Relaxed);
+        block.state.store(self.owned.0, Ordering::Relaxed);
         point!("merge: owned");
         held.magazine.n.store(n, Ordering::Release);
         point!("merge: popped");

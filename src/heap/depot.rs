@@ -204,17 +204,20 @@ pub(crate) fn claim(arena: &Arena, index: u32, from: Word, to: Word) -> bool {
         .is_some_and(|m| m.holder.compare_exchange(from.0, to.0, Ordering::Acquire, Ordering::Relaxed).is_ok())
 }
 
+/// Where a magazine belongs that lists blocks of `class`, or nothing.
+fn list_of(magazine: &Magazine, class: usize) -> usize {
+    if magazine.n.load(Ordering::Relaxed) == 0 { POOL } else { class }
+}
+
 /// Puts a held magazine where its contents belong: the depot of `class`, or the pool if it is empty. Tells those who wait for
 /// memory.
 pub(crate) fn put(arena: &Arena, index: u32, magazine: &Magazine, class: usize) {
-    let list = if magazine.n.load(Ordering::Relaxed) == 0 { POOL } else { class };
-    put_chain(arena, list, &[(index, magazine)]);
+    put_chain(arena, list_of(magazine, class), &[(index, magazine)]);
 }
 
 /// As [`put`], for a magazine that was only looked at: nobody need be told.
 pub(crate) fn put_back(arena: &Arena, index: u32, magazine: &Magazine, class: usize) {
-    let list = if magazine.n.load(Ordering::Relaxed) == 0 { POOL } else { class };
-    link_chain(arena, list, &[(index, magazine)]);
+    link_chain(arena, list_of(magazine, class), &[(index, magazine)]);
 }
 
 /// Puts held magazines of `list` there, chained: all of them empty for the pool, none of them for a class. Tells those who wait
@@ -323,7 +326,8 @@ pub(crate) fn rebuild(arena: &Arena) {
 }
 
 /// Takes the names of `gone` off the free blocks of a magazine, which keep the name of their last owner: what still has such a name
-/// when this was done to all magazines is in none. `gone` allocate and free nothing meanwhile, and the caller holds the control lock, so that no slab is given back.
+/// when this was done to all magazines is in none. `gone` allocate and free nothing meanwhile, and the caller holds the control
+/// lock, so that no slab is given back.
 ///
 /// A block whose header names one of them and which is listed was pushed by them, and not popped since: a pop writes the new owner's
 /// name before it takes the block off the list. So whatever happens to the magazine meanwhile, the CAS hits free blocks only.

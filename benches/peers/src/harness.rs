@@ -16,15 +16,16 @@ pub trait Work {
         None
     }
 
-    /// Whether each operation is a round trip, worth timing one by one with [`trips`](Self::trips).
-    fn makes_trips(&self) -> bool {
-        false
+    /// If each operation is a round trip, worth timing one by one: what does that.
+    fn trips(&mut self) -> Option<&mut dyn TimedTrips> {
+        None
     }
+}
 
-    /// As [`run`](Self::run), noting how long each took.
-    fn trips(&mut self, _ops: u64, _each_ns: &mut Vec<u64>) -> u64 {
-        unimplemented!("see makes_trips")
-    }
+/// Work of round trips that can be timed one by one.
+pub trait TimedTrips {
+    /// As [`Work::run`], noting how long each took.
+    fn run_timed(&mut self, ops: u64, each_ns: &mut Vec<u64>) -> u64;
 }
 
 impl<F: FnMut(u64) -> u64> Work for F {
@@ -41,11 +42,13 @@ impl<F: FnMut(u64) -> bool> Work for Trips<F> {
         (0..ops).map(|i| u64::from((self.0)(i))).sum()
     }
 
-    fn makes_trips(&self) -> bool {
-        true
+    fn trips(&mut self) -> Option<&mut dyn TimedTrips> {
+        Some(self)
     }
+}
 
-    fn trips(&mut self, ops: u64, each_ns: &mut Vec<u64>) -> u64 {
+impl<F: FnMut(u64) -> bool> TimedTrips for Trips<F> {
+    fn run_timed(&mut self, ops: u64, each_ns: &mut Vec<u64>) -> u64 {
         let mut before = Instant::now();
         let timed = |i| {
             let good = (self.0)(i);

@@ -1,7 +1,7 @@
 //! From nothing to the first message, under a fresh name each time. Both processes run already, and take turns: the far side
 //! opens and attaches its consumer, then the near one opens, attaches its producer and sends. Leaving again is not timed.
 
-use crate::harness::{Case, Contender, Entrant, Lab, Work};
+use crate::harness::{Case, Contender, Entrant, Lab, TimedTrips, Work};
 use crate::links::{Rx, Tx};
 use crate::rivals::ice;
 use crate::shared::Shared;
@@ -144,11 +144,13 @@ impl<D: Door> Work for Near<D> {
         Some(self.counted_ns)
     }
 
-    fn makes_trips(&self) -> bool {
-        true
+    fn trips(&mut self) -> Option<&mut dyn TimedTrips> {
+        Some(self)
     }
+}
 
-    fn trips(&mut self, ops: u64, each_ns: &mut Vec<u64>) -> u64 {
+impl<D: Door> TimedTrips for Near<D> {
+    fn run_timed(&mut self, ops: u64, each_ns: &mut Vec<u64>) -> u64 {
         each_ns.extend((0..ops).map(|_| self.one()));
         ops
     }

@@ -2,7 +2,7 @@
 //!
 //! And the round trip by `await` that it is measured with: ours awaits on the same runtime, between processes.
 
-use crate::harness::{Entrant, Work};
+use crate::harness::{Entrant, TimedTrips, Work};
 use crate::links::Link;
 use crate::side::{Far, Pair, Span};
 use std::time::Instant;
@@ -87,11 +87,13 @@ impl<T: AwaitTx, R: AwaitRx> Work for Awaited<T, R> {
         self.trips_and(ops, || ())
     }
 
-    fn makes_trips(&self) -> bool {
-        true
+    fn trips(&mut self) -> Option<&mut dyn TimedTrips> {
+        Some(self)
     }
+}
 
-    fn trips(&mut self, ops: u64, each_ns: &mut Vec<u64>) -> u64 {
+impl<T: AwaitTx, R: AwaitRx> TimedTrips for Awaited<T, R> {
+    fn run_timed(&mut self, ops: u64, each_ns: &mut Vec<u64>) -> u64 {
         let mut before = Instant::now();
         self.trips_and(ops, || {
             let now = Instant::now();
