@@ -43,6 +43,11 @@ pub(crate) struct Arena {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reach(u32);
 
+impl Reach {
+    /// Where there is no arena.
+    pub(crate) const NONE: Self = Self(0);
+}
+
 /// Where a block starts in this process: aligned to a granule, and at least a header inside the data.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Start(NonNull<u8>);

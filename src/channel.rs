@@ -387,7 +387,7 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     #[inline(always)]
     pub(crate) fn prefetch(&self, ring: Ring, position: u64) {
         if M::NAMES_GRANULES
-            && let Some(granule) = ring.glimpse(position.wrapping_add(8), M::SLOT_WORDS)
+            && let Some(granule) = ring.glimpse(position.wrapping_add(16), M::SLOT_WORDS)
         {
             self.endpoint.prefetch(granule);
         }

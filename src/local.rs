@@ -8,7 +8,7 @@
 //! and its endpoints have no slots, so every operation ends on its slow path, which asks [`Local::check`].
 //!
 //! # Invariants
-//! 1. `CURRENT` is null or points to a `Local` of this thread whose status is `Open`: it is set by its owner thread and
+//! 1. `CURRENT` is nobody's, or the front of the cache of a `Local` of this thread whose status is `Open`: it is set by its owner thread and
 //!    cleared before the status changes or the `Local` is freed.
 //! 2. While the status is `Open`, `hold` is there, so the segment is mapped.
 
@@ -17,7 +17,7 @@
 use crate::attachment::{self, Hold};
 use crate::error::{AllocError, BufferError};
 use crate::heap::block::{Block, Handle, Tag};
-use crate::heap::cache::Cache;
+use crate::heap::cache::{Cache, Front, NOBODYS};
 use crate::heap::unit::{self, NoUnits};
 use crate::heap::{self, depot, reclaim, want};
 use crate::layout::{BLOCK_HEADER, CONTEXTS, Owner, UNIT};
@@ -30,8 +30,8 @@ use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
 thread_local! {
-    /// The context last used on this thread. No destructor, so it can be asked at any time.
-    static CURRENT: Cell<*const Local> = const { Cell::new(std::ptr::null()) };
+    /// The cache last used on this thread. No destructor, so it can be asked at any time.
+    static CURRENT: Cell<*const Front> = const { Cell::new(NOBODYS) };
     /// Every open context of this thread.
     static CONTEXTS_HERE: RefCell<Vec<Weak<Local>>> = const { RefCell::new(Vec::new()) };
 }
@@ -112,7 +112,7 @@ pub(crate) fn enter(hold: &Hold) -> Result<Rc<Local>, BufferError> {
         }
     };
     local.handles.set(local.handles.get() + 1);
-    CURRENT.set(Rc::as_ptr(&local));
+    CURRENT.set(local.cache.front());
     Ok(local)
 }
 
@@ -123,10 +123,9 @@ pub(crate) fn enter(hold: &Hold) -> Result<Rc<Local>, BufferError> {
 #[inline(always)]
 pub(crate) unsafe fn free(handle: Handle) {
     // SAFETY: invariant 1.
-    match unsafe { CURRENT.get().as_ref() } {
-        Some(local) if handle.is_small_of(local.cache.tag()) => local.cache.push(handle),
+    if !unsafe { &*CURRENT.get() }.push(handle) {
         // SAFETY: by the caller.
-        _ => unsafe { free_elsewhere(handle) },
+        unsafe { free_slow(handle) };
     }
 }
 
@@ -134,10 +133,10 @@ pub(crate) unsafe fn free(handle: Handle) {
 /// As [`free`].
 #[cold]
 #[inline(never)]
-unsafe fn free_elsewhere(handle: Handle) {
+unsafe fn free_slow(handle: Handle) {
     match find(handle.tag()) {
         Some(local) => {
-            CURRENT.set(Rc::as_ptr(&local));
+            CURRENT.set(local.cache.front());
             heap::free(&local.cache, handle);
         }
         // SAFETY: by the caller.
@@ -147,7 +146,7 @@ unsafe fn free_elsewhere(handle: Handle) {
 
 /// In a forked child: this thread's contexts are the parent's.
 pub(crate) fn abandon_all() {
-    CURRENT.set(std::ptr::null());
+    CURRENT.set(NOBODYS);
     let _ = CONTEXTS_HERE.try_with(|here| {
         // The only thread here, but the fork may have come from inside a borrow.
         let Ok(mut here) = here.try_borrow_mut() else { return };
@@ -219,8 +218,8 @@ impl Local {
         point!("close: flushed");
         self.cache.forget();
         self.status.set(Err(Inert::Closed));
-        if std::ptr::eq(CURRENT.get(), self) {
-            CURRENT.set(std::ptr::null());
+        if std::ptr::eq(CURRENT.get(), self.cache.front()) {
+            CURRENT.set(NOBODYS);
         }
         let hold = self.hold.take();
         if let Some(hold) = hold {
@@ -266,11 +265,17 @@ impl Local {
             Inert::Forked => AllocError::Forked,
             Inert::Closed => AllocError::ContextClosed,
         })?;
-        let hold = self.hold().ok_or(AllocError::ContextClosed)?;
-        let attempt = || heap::alloc(&self.cache, bytes);
-        if let Ok(block) = attempt() {
+        if let Ok(block) = heap::alloc(&self.cache, bytes) {
             return Ok(block);
         }
+        self.make_room(bytes)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn make_room(&self, bytes: u64) -> Result<Block, AllocError> {
+        let hold = self.hold().ok_or(AllocError::ContextClosed)?;
+        let attempt = || heap::alloc(&self.cache, bytes);
         // What the dead had, as much of it as is needed.
         let from_the_dead = |patience| {
             let give_up = Instant::now() + patience;

@@ -606,11 +606,10 @@ const ALONE: &[&str] = &[
 
 /// Act, point, and which times of coming there.
 const KILLS: &[(&str, &str, &[u32])] = &[
-    ("alloc", "pop: owned", &[1]),
     ("alloc", "pop: counted", &[1]),
     ("free", "push: listed", &[1, 2]),
     ("free", "push: counted", &[1, 2]),
-    ("churn", "pop: owned", &[60, 900]),
+    ("churn", "name: owned", &[1, 15, 16, 900]),
     ("churn", "pop: counted", &[777]),
     ("churn", "push: listed", &[61, 500]),
     ("churn", "push: counted", &[60, 1000]),

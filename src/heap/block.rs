@@ -46,6 +46,16 @@ impl Tag {
     pub(crate) const fn number(self) -> u32 {
         ((self.0 & !Handle::MARK) >> 40) as u32
     }
+
+    pub(crate) const fn word(self) -> u64 {
+        self.0
+    }
+
+    /// Whether this is what the word says.
+    #[inline(always)]
+    pub(crate) const fn is_in(self, word: u64) -> bool {
+        self.0 == word
+    }
 }
 
 /// Whose a block is in this process, its class and its place, in one word.
@@ -87,10 +97,10 @@ impl Handle {
         Tag(self.0 & !Self::RUN & !0 << 40)
     }
 
-    /// Whether it belongs to the attachment and is no run: one comparison.
+    /// Whether it belongs to the attachment whose tag the word is, and is no run: one comparison.
     #[inline(always)]
-    pub(crate) const fn is_small_of(self, tag: Tag) -> bool {
-        self.0 >> 40 == tag.0 >> 40
+    pub(crate) const fn is_small_of(self, tag: u64) -> bool {
+        self.0 >> 40 == tag >> 40
     }
 
     /// Whether it belongs to the attachment and is of this class: one comparison.
@@ -102,6 +112,13 @@ impl Handle {
     #[inline(always)]
     pub(crate) const fn class(self) -> u8 {
         (self.0 >> 32 & 0xff) as u8
+    }
+
+    /// The class, if it is below `END`, a power of two; something else below, if it isn't.
+    #[inline(always)]
+    pub(crate) const fn class_below<const END: usize>(self) -> usize {
+        const { assert!(END.is_power_of_two()) };
+        (self.0 >> 32) as usize & (END - 1)
     }
 
     #[inline(always)]

@@ -19,15 +19,16 @@
 //! other: either the thief sees the owner inside and leaves it alone, or the owner sees the thief's name. Then one CAS on
 //! `revoked` decides: the owner refuses, or the thief has it, and the owner keeps out until the thief is done, or dead.
 //! ```text
-//! gate      INSIDE (0) | outside: OUTSIDE, class and granule of the spare          written by the owner only
-//! revoked   0 -> TAKING thief                     by the thief
+//! gate      INSIDE | BARE | the handle of the spare                                 written by the owner only
+//! revoked   idle: 0, or the owner's tag, which the owner puts there when it next looks
+//!           idle -> TAKING thief                  by the thief
 //!           TAKING -> 0                           by the owner, who is awake
 //!           TAKING -> TAKEN thief                 by the thief, who saw the owner outside
 //!           TAKEN -> EMPTIED thief                by the thief, when the spare is its own
 //!           TAKEN -> VERIFY, EMPTIED -> FORGET    by the thief when done, or by who sees that it is dead
 //!           VERIFY -> 0, FORGET -> 0              by the owner, once it has dropped what it no longer holds
 //!           VERIFY -> TAKEN, FORGET -> EMPTIED    by the next thief: the owner is outside still
-//!           0 -> ASKED, ASKED -> 0                by who waits for memory, and by the owner, who then gives back what it caches
+//!           idle -> ASKED, ASKED -> 0             by who waits for memory, and by the owner, who then gives back what it caches
 //! ```
 //!
 //! # If a process dies
@@ -40,7 +41,7 @@
 //!
 //! | after | the block is | repaired by |
 //! |---|---|---|
-//! | pop: `state = OWNED(me)` | still in the magazine: free | the names pass takes the name off |
+//! | naming: `state = OWNED(me)` | still in the magazine: free | the names pass takes the name off |
 //! | pop: `n - 1` | owned, in nobody's hands | the header scan frees it |
 //! | push: entry | owned, beyond `n` | the header scan frees it |
 //! | push: `n + 1` | in the magazine: free | the names pass takes the name off |
@@ -49,10 +50,15 @@
 //! So a block is free if and only if it is in a magazine, or a spare (or `LOOSE`), whatever its state word says: a push
 //! leaves the name of the last owner there, because the header's line is far away when records are freed in any order.
 //!
+//! # Names
+//! A pop writes no name either: what this process has pushed bears its name, and the blocks of a magazine that others have filled
+//! get it a few at a time before they are popped, so that their headers, which are in other cores' caches, come together.
+//!
 //! # Invariants
-//! 1. Each magazine of a line is held by this context in the segment; `unusable` is held by nobody and is never written,
+//! 1. Each magazine of a line is held by this context in the segment; `UNUSABLE` is held by nobody and is never written,
 //!    because its line has `room` 0.
 //! 2. The segment stays mapped while the cache lives (the context holds the process's attachment).
+//! 3. The blocks of a held magazine from `named` on are `OWNED(me)`, and every block that is pushed.
 
 #![allow(unsafe_code)]
 
@@ -72,7 +78,7 @@ unsafe impl Sync for Unusable {}
 // SAFETY: all zeroes is a valid magazine (`Shared`).
 static UNUSABLE: Unusable = Unusable(unsafe { std::mem::zeroed() });
 
-/// The slot of a cache that has none any more: it looks revoked for good.
+/// The slot of a cache that has none any more, and of a thread that has no cache: it looks revoked for good.
 struct Nowhere(ContextSlot);
 // SAFETY: atomics throughout; nobody acts on what is written there.
 unsafe impl Sync for Nowhere {}
@@ -82,10 +88,12 @@ static NOWHERE: Nowhere = Nowhere(ContextSlot::revoked_for_good(Word::number(rev
 struct Held {
     magazine: &'static Magazine,
     index: u32,
+    /// Its entries from here on bear this process's name.
+    named: u32,
 }
 
 impl Held {
-    const NONE: Self = Self { magazine: &UNUSABLE.0, index: u32::MAX };
+    const NONE: Self = Self { magazine: &UNUSABLE.0, index: u32::MAX, named: 0 };
 
     fn is_real(self) -> bool {
         self.index != u32::MAX
@@ -118,6 +126,10 @@ impl Reserve {
         }
     }
 
+    fn last(&self) -> Option<Held> {
+        Some(self.held.get(self.len.get().wrapping_sub(1))?.get())
+    }
+
     fn pop(&self) -> Option<Held> {
         let held = self.held.get(self.len.get().wrapping_sub(1))?.replace(Held::NONE);
         self.len.set(self.len.get() - 1);
@@ -130,19 +142,58 @@ impl Reserve {
     }
 }
 
-/// What a context holds of one class.
-#[repr(align(64))]
+/// Of the first `end` entries, the last that are named together.
+fn last_of(magazine: &Magazine, end: u32) -> impl Iterator<Item = u32> {
+    let range = end.saturating_sub(NAMED_TOGETHER) as usize..end as usize;
+    magazine.entries.get(range).unwrap_or_default().iter().map(|entry| entry.load(Ordering::Relaxed))
+}
+
+/// What a context has at hand of one class.
+#[repr(align(32))]
 struct Line {
-    current: Cell<Held>,
-    /// Entries the current magazine may have: the class's capacity, at most [`MAGAZINE_ENTRIES`], or 0 if there is no magazine.
+    magazine: Cell<&'static Magazine>,
+    index: Cell<u32>,
+    /// The magazine's entries from here on bear this process's name.
+    named: Cell<u32>,
+    /// Entries the magazine may have: the class's capacity, at most [`MAGAZINE_ENTRIES`], or 0 if there is no magazine.
     room: Cell<u32>,
     reach: Reach,
     /// A unit that was seen to be a slab of the class.
     slab: Cell<u32>,
+}
+
+impl Line {
+    const fn new(reach: Reach) -> Self {
+        Self {
+            magazine: Cell::new(Held::NONE.magazine),
+            index: Cell::new(Held::NONE.index),
+            named: Cell::new(0),
+            room: Cell::new(0),
+            reach,
+            slab: Cell::new(u32::MAX),
+        }
+    }
+}
+
+/// What a context has in reserve of one class.
+struct Stock {
     /// Magazines to pop from next.
     full: Reserve,
     /// Magazines to push to next.
     empty: Reserve,
+    /// [`capacity`] of the class.
+    room: u32,
+    /// Magazines of the class that go to the depot together; a context keeps twice as many full ones. Where blocks are large, one.
+    chained: usize,
+}
+
+impl Stock {
+    fn new(geometry: &Geometry, class: usize) -> Self {
+        let room = capacity(geometry, class);
+        let magazine = u64::from(room * class::granules(class)) * 64;
+        let chained = usize::try_from(budget(geometry) / 2 / magazine).unwrap_or(1).clamp(1, MOST_CHAINED);
+        Self { full: Reserve::new(), empty: Reserve::new(), room, chained }
+    }
 }
 
 /// Kinds of `ContextSlot::revoked`; see the module.
@@ -153,6 +204,13 @@ pub(crate) mod revoked {
     pub(crate) const VERIFY: u64 = 4;
     pub(crate) const FORGET: u64 = 5;
     pub(crate) const ASKED: u64 = 6;
+
+    /// Whether nobody wants anything of the owner: 0, or its tag, which is above all of these.
+    pub(crate) const fn is_idle(word: Word) -> bool {
+        word.kind() == 0 || word.kind() >= 8
+    }
+
+    use crate::layout::Word;
 }
 
 /// What `ContextSlot::gate` says: inside, or the [`Handle`] of the spare, or that there is none.
@@ -162,7 +220,7 @@ pub(crate) struct Gate(Handle);
 impl Gate {
     const INSIDE: Self = Self(Handle::from_word(0));
     /// Outside, without a spare.
-    pub(crate) const BARE: Self = Self(Handle::new(Tag::new(0), class::RUN, 0));
+    pub(crate) const BARE: Self = Self(Handle::from_word(u64::MAX));
 
     pub(crate) fn of(slot: &ContextSlot) -> Self {
         // SYNC(gate)
@@ -175,6 +233,12 @@ impl Gate {
 
     pub(crate) fn is_outside(self) -> bool {
         self.0.is_marked()
+    }
+
+    /// Whether there is no spare, as the owner sees it.
+    #[inline(always)]
+    fn is_bare(self) -> bool {
+        self.0.word() == Self::BARE.0.word()
     }
 
     /// The spare, if there is one that may be a block: a foreign hand may have written there.
@@ -230,11 +294,70 @@ pub(crate) fn settle(arena: &Arena, slot: &ContextSlot, thief: Owner) {
     let _ = slot.revoked.compare_exchange(word.0, then.0, Ordering::AcqRel, Ordering::Relaxed);
 }
 
-/// See the module.
-#[repr(C)] // what the fast paths need comes first
-pub(crate) struct Cache {
-    arena: Arena,
+/// What a free needs: a thread without a cache has one of these too, [`NOBODYS`].
+pub(crate) struct Front {
     slot: Cell<&'static ContextSlot>,
+    /// One for each class, and some that stand for none: no need to check what a handle says.
+    lines: [Line; LINES],
+}
+
+struct Nobodys(Front);
+// SAFETY: nobody gets in (its slot is `NOWHERE`), so its cells are never written.
+unsafe impl Sync for Nobodys {}
+static NOBODYS_FRONT: Nobodys =
+    Nobodys(Front { slot: Cell::new(&NOWHERE.0), lines: [const { Line::new(Reach::NONE) }; LINES] });
+/// Where nothing can be freed.
+pub(crate) const NOBODYS: *const Front = &raw const NOBODYS_FRONT.0;
+
+impl Front {
+    /// Steps inside, if `is_idle` says of the word `revoked` that no thief is at work, or has been: else the slow path settles it.
+    #[inline(always)]
+    fn enter(&self, is_idle: impl FnOnce(u64) -> bool) -> Option<Inside> {
+        let slot = self.slot.get();
+        let gate = Gate(Handle::from_word(slot.gate.load(Ordering::Relaxed)));
+        slot.gate.store(Gate::INSIDE.word(), Ordering::Relaxed);
+        // SYNC(gate)
+        compiler_fence(Ordering::SeqCst);
+        let inside = Inside { slot, gate };
+        if !is_idle(slot.revoked.load(Ordering::Relaxed)) {
+            inside.leave(gate);
+            return None;
+        }
+        Some(inside)
+    }
+
+    /// Frees a block that this process owns, if it is one of the buffer's and there is room: then nothing else need be looked at.
+    #[inline(always)]
+    pub(crate) fn push(&self, handle: Handle) -> bool {
+        let Some(inside) = self.enter(|word| handle.is_small_of(word)) else { return false };
+        let done = inside.gate.is_bare() || self.push_inside(inside.gate.0);
+        inside.leave(if done { Gate(handle) } else { inside.gate });
+        done
+    }
+
+    #[inline(always)]
+    fn push_inside(&self, handle: Handle) -> bool {
+        let line = &self.lines[handle.class_below::<LINES>()];
+        let magazine = line.magazine.get();
+        let n = magazine.n.load(Ordering::Relaxed);
+        if n >= line.room.get() {
+            return false;
+        }
+        // SAFETY: `n` is below `room`, which is at most the number of entries.
+        let entry = unsafe { magazine.entries.get_unchecked(n as usize) };
+        entry.store(handle.granule(), Ordering::Relaxed);
+        point!("push: listed");
+        // SYNC(kill)
+        magazine.n.store(n + 1, Ordering::Release);
+        point!("push: counted");
+        true
+    }
+}
+
+/// See the module.
+pub(crate) struct Cache {
+    front: Front,
+    arena: Arena,
     me: Owner,
     /// The state word of this process's blocks.
     owned: Word,
@@ -242,16 +365,19 @@ pub(crate) struct Cache {
     tag: Tag,
     /// The holder word of this context's magazines.
     held: Word,
-    lines: [Line; class::COUNT],
+    stocks: [Stock; class::COUNT],
     /// Somebody waits for memory.
     is_asked: Cell<bool>,
     /// Whether that process will never act again; asked while it keeps us out.
     is_dead: Box<dyn Fn(Owner) -> bool>,
 }
 
-/// While a block is taken, the one to be taken this many later is asked for: nearly every block was last touched by another
-/// core.
-const AHEAD: u32 = 6;
+/// A power of two.
+const LINES: usize = class::COUNT.next_power_of_two();
+
+/// Blocks of a magazine that get this process's name together, while those after them are asked for: nearly every block was last
+/// touched by another core.
+const NAMED_TOGETHER: u32 = 15;
 
 /// Entries a magazine of `class` may hold: what is cached is worth at most a 4096th of the buffer, within reason.
 pub(crate) fn capacity(geometry: &Geometry, class: usize) -> u32 {
@@ -261,12 +387,6 @@ pub(crate) fn capacity(geometry: &Geometry, class: usize) -> u32 {
 
 fn budget(geometry: &Geometry) -> u64 {
     (u64::from(geometry.units) * 16).clamp(16 << 10, 256 << 10)
-}
-
-/// Magazines of `class` that go to the depot together; a context keeps twice as many full ones. Where blocks are large, one.
-fn chained(geometry: &Geometry, class: usize) -> usize {
-    let magazine = u64::from(capacity(geometry, class) * class::granules(class)) * 64;
-    usize::try_from(budget(geometry) / 2 / magazine).unwrap_or(1).clamp(1, MOST_CHAINED)
 }
 
 /// Magazines that the blocks of a slab of `class` fill.
@@ -289,59 +409,39 @@ impl Cache {
         context: Owner,
         is_dead: impl Fn(Owner) -> bool + 'static,
     ) -> Option<Self> {
-        let line = |class| Line {
-            current: Cell::new(Held::NONE),
-            room: Cell::new(0),
-            reach: arena.reach(class),
-            slab: Cell::new(u32::MAX),
-            full: Reserve::new(),
-            empty: Reserve::new(),
-        };
         let held = Word::of(depot::HELD, context);
         let slot = Cell::new(arena.context(context.index())?);
-        let owned = block::owned(me);
+        let line = |class: usize| Line::new(if class < class::COUNT { arena.reach(class) } else { Reach::NONE });
         Some(Self {
+            front: Front { slot, lines: std::array::from_fn(line) },
             arena,
-            slot,
             me,
-            owned,
+            owned: block::owned(me),
             tag,
             held,
-            lines: std::array::from_fn(line),
+            stocks: std::array::from_fn(|class| Stock::new(arena.geometry(), class)),
             is_asked: Cell::new(false),
             is_dead: Box::new(is_dead),
         })
     }
 
-    /// Steps inside. `None` if a thief is at work, or has been: then the slow path settles it.
-    #[inline(always)]
-    fn enter(&self) -> Option<Inside> {
-        let slot = self.slot.get();
-        let gate = Gate(Handle::from_word(slot.gate.load(Ordering::Relaxed)));
-        slot.gate.store(Gate::INSIDE.word(), Ordering::Relaxed);
-        // SYNC(gate)
-        compiler_fence(Ordering::SeqCst);
-        let inside = Inside { slot, gate };
-        if slot.revoked.load(Ordering::Relaxed) != 0 {
-            inside.leave(gate);
-            return None;
-        }
-        Some(inside)
-    }
-
     /// Steps inside, once no thief is at work, and forgets what one has taken.
     fn enter_surely(&self) -> Inside {
         loop {
-            if let Some(inside) = self.enter() {
+            if let Some(inside) = self.front.enter(|word| self.tag.is_in(word)) {
                 return inside;
             }
-            // Whatever brought us here: a thief takes over from who asked.
-            self.is_asked.set(want::is_wanted(&self.arena));
-            let slot = self.slot.get();
+            let slot = self.front.slot.get();
             let word = Word(slot.revoked.load(Ordering::Acquire));
             let change = |to| {
                 let _ = slot.revoked.compare_exchange(word.0, to, Ordering::AcqRel, Ordering::Relaxed);
             };
+            if revoked::is_idle(word) {
+                change(self.tag.word());
+                continue;
+            }
+            // Whatever brought us here: a thief takes over from who asked.
+            self.is_asked.set(want::is_wanted(&self.arena));
             match word.kind() {
                 // Not if the thief can help it: if its CAS comes first, it has us.
                 revoked::TAKING => change(0),
@@ -365,18 +465,17 @@ impl Cache {
 
     /// Whether this cache is at its end: see [`forget`](Self::forget).
     fn is_shut(&self) -> bool {
-        std::ptr::eq(self.slot.get(), &raw const NOWHERE.0)
+        std::ptr::eq(self.front.slot.get(), &raw const NOWHERE.0)
     }
 
     /// Forgets the magazines that are no longer this context's.
     fn verify(&self) {
         let still = |held: Held| held.magazine.holder.load(Ordering::Acquire) == self.held.0;
-        for line in &self.lines {
-            line.full.retain(still);
-            line.empty.retain(still);
-            if !still(line.current.get()) {
-                line.current.set(Held::NONE);
-                line.room.set(0);
+        for (class, stock) in self.stocks.iter().enumerate() {
+            stock.full.retain(still);
+            stock.empty.retain(still);
+            if !still(self.current(class)) {
+                self.set_current(class, Held::NONE);
             }
         }
     }
@@ -410,7 +509,7 @@ impl Cache {
     /// are. What was seen to be a slab is not looked at again: a block that is anybody's keeps its slab in place.
     #[inline(always)]
     pub(crate) fn is_block(&self, granule: u32, class: usize) -> bool {
-        let (unit, seen) = (self.arena.unit_of(granule), &self.lines[class].slab);
+        let (unit, seen) = (self.arena.unit_of(granule), &self.front.lines[class].slab);
         if seen.get() != unit {
             if !unit::is_slab(&self.arena, granule, class) {
                 return false;
@@ -433,11 +532,11 @@ impl Cache {
     /// A free block of `class`: the spare, or one from the magazine at hand.
     #[inline(always)]
     pub(crate) fn pop_fast(&self, class: usize) -> Option<Block> {
-        let inside = self.enter()?;
+        let inside = self.front.enter(|word| self.tag.is_in(word))?;
         let spare = inside.gate.0;
         if spare.is_of(self.tag, class) {
             // Checked, for a foreign hand may have written there.
-            let start = self.arena.block_within(spare.granule(), self.lines.get(class)?.reach);
+            let start = self.arena.block_within(spare.granule(), self.front.lines.get(class)?.reach);
             inside.leave(Gate::BARE);
             return start.map(|start| Block { handle: spare, start });
         }
@@ -448,20 +547,18 @@ impl Cache {
 
     #[inline(always)]
     fn pop_inside(&self, class: usize) -> Option<Block> {
-        let line = self.lines.get(class)?;
-        let magazine = line.current.get().magazine;
-        let n = magazine.n.load(Ordering::Relaxed).wrapping_sub(1);
-        // Above 59 there is none (n was 0), or the word is broken.
-        let granule = magazine.entries.get(n as usize)?.load(Ordering::Relaxed);
+        let line = self.front.lines.get(class)?;
+        let magazine = line.magazine.get();
+        let n = magazine.n.load(Ordering::Relaxed);
+        if n <= line.named.get() {
+            return None;
+        }
+        // Above the last there is none: the word is broken.
+        let granule = magazine.entries.get(n as usize - 1)?.load(Ordering::Relaxed);
         let start = self.arena.block_within(granule, line.reach)?;
-        start.header().state.store(self.owned.0, Ordering::Relaxed);
-        point!("pop: owned");
-        // SYNC(kill)
-        magazine.n.store(n, Ordering::Release);
+        // SYNC(kill): it bears our name already.
+        magazine.n.store(n - 1, Ordering::Release);
         point!("pop: counted");
-        // SAFETY: `n` is an index of an entry, as was just seen.
-        let later = unsafe { magazine.entries.get_unchecked(n.saturating_sub(AHEAD) as usize) };
-        self.arena.prefetch(later.load(Ordering::Relaxed));
         Some(Block { handle: self.handle(class, granule), start })
     }
 
@@ -479,25 +576,55 @@ impl Cache {
     }
 
     fn refill(&self, class: usize) -> Option<Block> {
-        let line = self.lines.get(class)?;
+        let (line, stock) = (self.front.lines.get(class)?, self.stocks.get(class)?);
         loop {
             // First: it may have been a thief that sent us here, and the magazine at hand is as good as ever.
             if let Some(found) = self.pop_inside(class) {
                 return Some(found);
             }
-            let current = line.current.get();
-            if current.is_real() && current.n() > 0 {
-                // An entry that names no block: a foreign hand wrote it. Drop it, or all, and go on.
-                let n = current.n();
-                current.magazine.n.store(if n > MAGAZINE_ENTRIES { 0 } else { n - 1 }, Ordering::Release);
+            let current = self.current(class);
+            let n = current.n();
+            if current.is_real() && n > 0 {
+                if n > MAGAZINE_ENTRIES || n > line.named.get() {
+                    // An entry that names no block: a foreign hand wrote it. Drop it, or all, and go on.
+                    current.magazine.n.store(if n > MAGAZINE_ENTRIES { 0 } else { n - 1 }, Ordering::Release);
+                } else {
+                    self.name_some(class, n);
+                }
             } else {
-                let full = line.full.pop().or_else(|| self.take_from(class, &line.full))?;
+                let full = stock.full.pop().or_else(|| self.take_from(class, &stock.full))?;
                 point!("refill: taken");
                 if current.is_real() {
-                    self.reserve(class, POOL, &line.empty, current);
+                    self.reserve(class, POOL, &stock.empty, current);
                 }
                 self.set_current(class, full);
             }
+        }
+    }
+
+    /// Gives some more of the `n` blocks of the magazine at hand this process's name, and asks for those that come next.
+    fn name_some(&self, class: usize, n: u32) {
+        let (line, stock) = (&self.front.lines[class], &self.stocks[class]);
+        let magazine = line.magazine.get();
+        let begin = n.saturating_sub(NAMED_TOGETHER);
+        for granule in last_of(magazine, n) {
+            if let Some(start) = self.arena.block_within(granule, line.reach) {
+                start.header().state.store(self.owned.0, Ordering::Relaxed);
+                point!("name: owned");
+            }
+        }
+        line.named.set(begin);
+        let next =
+            if begin > 0 { Some((magazine, begin)) } else { stock.full.last().map(|held| (held.magazine, held.named)) };
+        if let Some((magazine, end)) = next {
+            last_of(magazine, end).for_each(|granule| self.arena.prefetch(granule));
+        }
+        // Its lines are here when it is the next one.
+        if begin == NAMED_TOGETHER
+            && stock.full.len.get() == 0
+            && let Some(held) = self.take_from(class, &stock.full)
+        {
+            stock.full.push(held);
         }
     }
 
@@ -512,7 +639,7 @@ impl Cache {
 
     /// Keeps a magazine that belongs to `list`; when there are too many, half of them go to the depot together.
     fn reserve(&self, class: usize, list: usize, reserve: &Reserve, held: Held) {
-        let chained = chained(self.arena.geometry(), class);
+        let chained = self.stocks[class].chained;
         if reserve.len.get() >= 2 * chained {
             self.put_some(list, reserve, chained);
         }
@@ -531,38 +658,15 @@ impl Cache {
         depot::put_chain(&self.arena, list, &chain[..len]);
     }
 
+    pub(crate) fn front(&self) -> &Front {
+        &self.front
+    }
+
     /// Frees a block of a class that this process owns.
-    #[inline(always)]
     pub(crate) fn push(&self, handle: Handle) {
-        if !self.push_fast(handle) {
+        if !self.front.push(handle) {
             self.push_slow(handle);
         }
-    }
-
-    #[inline(always)]
-    fn push_fast(&self, handle: Handle) -> bool {
-        let Some(inside) = self.enter() else { return false };
-        let done = inside.gate == Gate::BARE || self.push_inside(inside.gate.0);
-        inside.leave(if done { Gate(handle) } else { inside.gate });
-        done
-    }
-
-    #[inline(always)]
-    fn push_inside(&self, handle: Handle) -> bool {
-        let Some(line) = self.lines.get(usize::from(handle.class())) else { return false };
-        let magazine = line.current.get().magazine;
-        let n = magazine.n.load(Ordering::Relaxed);
-        if n >= line.room.get() {
-            return false;
-        }
-        // SAFETY: `n` is below `room`, which is at most the number of entries.
-        let entry = unsafe { magazine.entries.get_unchecked(n as usize) };
-        entry.store(handle.granule(), Ordering::Relaxed);
-        point!("push: listed");
-        // SYNC(kill)
-        magazine.n.store(n + 1, Ordering::Release);
-        point!("push: counted");
-        true
     }
 
     #[cold]
@@ -587,35 +691,42 @@ impl Cache {
     fn put_away(&self, gate: Gate) {
         let Some(spare) = gate.spare(&self.arena) else { return };
         self.make_room(spare.handle.class().into());
-        if !self.push_inside(spare.handle) {
+        if !self.front.push_inside(spare.handle) {
             // No magazine anywhere has room: still free, still found. One store, so a free can't fail.
             spare.header().state.store(Word::number(state::LOOSE, 0).0, Ordering::Release);
         }
     }
 
     fn make_room(&self, class: usize) {
-        let line = &self.lines[class];
-        let room = capacity(self.arena.geometry(), class);
-        let current = line.current.get();
+        let stock = &self.stocks[class];
+        let room = stock.room;
+        let current = self.current(class);
         if current.is_real() && current.n() < room {
             // It had room all along: a thief kept us out.
             return;
         }
         let empty =
-            line.empty.pop().or_else(|| self.take_from(POOL, &line.empty)).or_else(|| self.take_partial(class, room));
+            stock.empty.pop().or_else(|| self.take_from(POOL, &stock.empty)).or_else(|| self.take_partial(class, room));
         if let Some(empty) = empty {
             point!("make room: taken");
             if current.is_real() {
-                self.reserve(class, class, &line.full, current);
+                self.reserve(class, class, &stock.full, current);
             }
             self.set_current(class, empty);
         }
     }
 
+    fn current(&self, class: usize) -> Held {
+        let line = &self.front.lines[class];
+        Held { magazine: line.magazine.get(), index: line.index.get(), named: line.named.get() }
+    }
+
     fn set_current(&self, class: usize, held: Held) {
-        let line = &self.lines[class];
-        line.current.set(held);
-        line.room.set(if held.is_real() { capacity(self.arena.geometry(), class) } else { 0 });
+        let line = &self.front.lines[class];
+        line.magazine.set(held.magazine);
+        line.index.set(held.index);
+        line.named.set(held.named);
+        line.room.set(if held.is_real() { self.stocks[class].room } else { 0 });
     }
 
     fn take(&self, list: usize) -> Option<Held> {
@@ -626,7 +737,8 @@ impl Cache {
         let magazine = std::ptr::from_ref(self.arena.magazine(index)?);
         self.arena.prefetch_magazine(index);
         // SAFETY: inside the segment, which outlives this cache (invariant 2); no copy leaves the cache.
-        Some(Held { magazine: unsafe { &*magazine }, index })
+        let magazine: &'static Magazine = unsafe { &*magazine };
+        Some(Held { magazine, index, named: magazine.n.load(Ordering::Relaxed) })
     }
 
     /// A magazine of the depot that is not full, when there is no empty one.
@@ -647,16 +759,16 @@ impl Cache {
         let inside = self.enter_surely();
         self.put_away(inside.gate);
         point!("flush: no spare");
-        for (class, line) in self.lines.iter().enumerate() {
-            let current = line.current.get();
+        for (class, stock) in self.stocks.iter().enumerate() {
+            let current = self.current(class);
             self.set_current(class, Held::NONE);
-            let reserves = std::iter::from_fn(|| line.full.pop().or_else(|| line.empty.pop()));
+            let reserves = std::iter::from_fn(|| stock.full.pop().or_else(|| stock.empty.pop()));
             for held in std::iter::once(current).filter(|held| held.is_real()).chain(reserves) {
                 self.merge(class, held);
                 depot::put(&self.arena, held.index, held.magazine, class);
             }
-            depot::leave_chain(&self.arena, class, line.full.next.take());
-            depot::leave_chain(&self.arena, POOL, line.empty.next.take());
+            depot::leave_chain(&self.arena, class, stock.full.next.take());
+            depot::leave_chain(&self.arena, POOL, stock.empty.next.take());
         }
         self.is_asked.set(false);
         inside.leave(Gate::BARE);
@@ -665,7 +777,7 @@ impl Cache {
     /// Fills a half-empty magazine of the depot from `held`, so that contexts that come and go don't litter the depot
     /// with magazines of few entries.
     fn merge(&self, class: usize, held: Held) {
-        let room = capacity(self.arena.geometry(), class);
+        let room = self.stocks[class].room;
         if held.n() == 0 || held.n() >= room {
             return;
         }
@@ -701,13 +813,13 @@ impl Cache {
 
     /// Never touches the segment again: the context is closed, or (in a forked child) the parent's.
     pub(crate) fn forget(&self) {
-        self.slot.set(&NOWHERE.0);
-        for (class, line) in self.lines.iter().enumerate() {
+        self.front.slot.set(&NOWHERE.0);
+        for (class, stock) in self.stocks.iter().enumerate() {
             self.set_current(class, Held::NONE);
-            line.full.retain(|_| false);
-            line.empty.retain(|_| false);
-            line.full.next.set(None);
-            line.empty.next.set(None);
+            stock.full.retain(|_| false);
+            stock.empty.retain(|_| false);
+            stock.full.next.set(None);
+            stock.empty.next.set(None);
         }
     }
 }

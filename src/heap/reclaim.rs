@@ -80,7 +80,8 @@ pub(crate) fn revoke_idle(cache: &Cache) {
     let mark = |slot: &ContextSlot| {
         let now = Word(slot.revoked.load(Ordering::Acquire));
         match now.kind() {
-            0 | revoked::ASKED => change(slot, now, revoked::TAKING),
+            _ if revoked::is_idle(now) => change(slot, now, revoked::TAKING),
+            revoked::ASKED => change(slot, now, revoked::TAKING),
             // Outside since the last thief.
             revoked::VERIFY => change(slot, now, revoked::TAKEN),
             revoked::FORGET => change(slot, now, revoked::EMPTIED),

@@ -62,7 +62,7 @@ mod armed {
         "control: named",
         "control: cleared",
         // Blocks and magazines.
-        "pop: owned",
+        "name: owned",
         "pop: counted",
         "push: listed",
         "push: counted",
