@@ -179,7 +179,6 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
 
     /// Receives what is queued, if anything.
     fn take_batch(&self, max: usize) -> Result<Vec<M>, RecvError> {
-        let ring = self.endpoint.end.ring();
         let mut batch = Vec::new();
         for (position, queued) in self.endpoint.end.queued(M::SLOT_WORDS).take(max) {
             match M::take(&self.endpoint, queued) {
@@ -188,7 +187,7 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
                 None => break,
             }
             point!("recv batch: owned");
-            self.prefetch(ring, position);
+            self.prefetch(position);
         }
         if !batch.is_empty() {
             self.received(batch.len());

@@ -13,7 +13,7 @@ use crate::iter::{Iter, TryIter};
 use crate::local::{Attached, Local};
 use crate::message::Message;
 use crate::options::ChannelOptions;
-use crate::queue::spsc::{self, Queued, Ring};
+use crate::queue::spsc::{self, Ring};
 use crate::ready::Ready;
 use crate::record::{Payload, Record};
 use crate::select::{self, Selectable};
@@ -348,19 +348,27 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     /// `Corrupted` if a slot held what no sender writes; `Forked`, `ContextClosed`.
     #[inline(always)]
     pub fn try_recv(&mut self) -> Result<M, TryRecvError> {
-        match self.endpoint.end.peek(M::SLOT_WORDS) {
-            Some(queued) => self.take(queued).map_err(TryRecvError::Recv),
+        match self.take() {
+            Some(result) => result.map_err(TryRecvError::Recv),
+            None if self.endpoint.is_calm() => Err(TryRecvError::Empty),
             None => self.nothing_queued(),
         }
     }
 
-    /// Receives the next, which is queued.
+    /// Receives the next, if something is queued.
     #[inline(always)]
-    fn take(&self, queued: Queued) -> Result<M, RecvError> {
-        let Some(message) = M::take(&self.endpoint, queued) else { return Err(self.skip()) };
+    fn take(&self) -> Option<Result<M, RecvError>> {
+        let endpoint = &*self.endpoint;
+        let (ring, position) = endpoint.end.at();
+        let queued = ring.queued(position, M::SLOT_WORDS)?;
+        let Some(message) = M::take(endpoint, queued) else { return Some(Err(self.skip())) };
         point!("recv: owned");
-        self.received(1);
-        Ok(message)
+        self.prefetch(position);
+        if endpoint.end.advance_from(ring, position, 1) {
+            point!("recv: before the wake");
+            endpoint.answer(1);
+        }
+        Some(Ok(message))
     }
 
     /// Goes past what is no message.
@@ -372,24 +380,19 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     }
 
     /// The next `count` have been taken.
-    #[inline(always)]
     pub(crate) fn received(&self, count: usize) {
         let endpoint = &*self.endpoint;
-        let rung = endpoint.end.advance(count, |ring, position| self.prefetch(ring, position));
-        if rung {
+        if endpoint.end.advance(count) {
             point!("recv: before the wake");
             endpoint.answer(count);
         }
     }
 
-    /// Asks the core for a record that will be taken soon after the one at `position`. The slots of a line arrive together; what the
-    /// last of them names is far away still.
+    /// Asks the core for the records that will be taken soon after the one at `position`.
     #[inline(always)]
-    pub(crate) fn prefetch(&self, ring: Ring, position: u64) {
-        if M::NAMES_GRANULES
-            && let Some(granule) = ring.glimpse(position.wrapping_add(16), M::SLOT_WORDS)
-        {
-            self.endpoint.prefetch(granule);
+    pub(crate) fn prefetch(&self, position: u64) {
+        if M::NAMES_GRANULES && Ring::is_line(position) {
+            self.endpoint.prefetch(position);
         }
     }
 
@@ -398,10 +401,7 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     fn nothing_queued(&self) -> Result<M, TryRecvError> {
         self.endpoint.nothing_queued()?;
         // It may have sent and left since we looked.
-        match self.endpoint.end.peek(M::SLOT_WORDS) {
-            Some(queued) => self.take(queued).map_err(TryRecvError::Recv),
-            None => Err(RecvError::Disconnected.into()),
-        }
+        self.take().unwrap_or(Err(RecvError::Disconnected)).map_err(TryRecvError::Recv)
     }
 
     /// Receives the next record or value, waiting for it. Before the first producer has come nobody is disconnected, so this waits for one

@@ -54,6 +54,9 @@ pub enum Producer {}
 #[derive(Debug, Clone, Copy)]
 pub enum Consumer {}
 
+/// Polls between two questions whether the other end lives, and two looks at the clock.
+const POLLS: u32 = 32;
+
 mod sealed {
     pub trait Sealed {}
     impl Sealed for super::Producer {}
@@ -100,6 +103,9 @@ pub(crate) struct Endpoint {
     dead: Cell<Option<Owner>>,
     /// Polls that found nothing.
     idle: Cell<u32>,
+    /// The directory's version when polling last asked whether the other end has left, and it had not. None once this end is
+    /// detached.
+    calm_at: Cell<Option<u32>>,
     /// When polling last looked whether the peer lives.
     looked: Cell<Instant>,
     pub(crate) waits: Waits,
@@ -112,6 +118,7 @@ pub(crate) struct Endpoint {
 impl Attached for Endpoint {
     fn abandon(&self) {
         self.attached.set(false);
+        self.calm_at.set(None);
         #[cfg(feature = "async")]
         self.parked.set(false);
         self.end.abandon();
@@ -127,6 +134,7 @@ impl Attached for Endpoint {
             waker.wake();
         }
         self.end.abandon();
+        self.calm_at.set(None);
         let Some(hold) = self.local.hold() else { return };
         if let Ok(control) = hold.control() {
             directory::detach(control, self.local.cache(), self.channel, self.side);
@@ -159,6 +167,7 @@ impl Endpoint {
             attached: Cell::new(true),
             dead: Cell::new(None),
             idle: Cell::new(0),
+            calm_at: Cell::new(None),
             looked: Cell::new(Instant::now()),
             waits: Waits::default(),
             strategy,
@@ -180,10 +189,10 @@ impl Endpoint {
         if self.attached.get() { Ok(()) } else { Err(Inert::Closed) }
     }
 
-    /// Asks the core for the block at `granule`.
-    #[inline(always)]
-    pub(crate) fn prefetch(&self, granule: u32) {
-        self.local.cache().arena().prefetch(granule);
+    /// Asks the core for the records that will be taken soon after the one at `position`.
+    #[cold] // once a line
+    pub(crate) fn prefetch(&self, position: u64) {
+        self.end.ring().glimpse(position).for_each(|granule| self.local.cache().arena().prefetch(granule));
     }
 
     /// Whether the other end is attached and alive.
@@ -254,14 +263,39 @@ impl Endpoint {
         if self.side == Side::Producer { 16 } else { 1 }
     }
 
-    /// For those who poll and never wait: sees now and then if the peer lives. The clock is cheap, but not for each poll.
-    pub(crate) fn polled_in_vain(&self) {
+    /// For those who poll and never wait: whether the other end is as it was when it was last looked at, and that was not so many
+    /// polls ago.
+    #[inline(always)]
+    pub(crate) fn is_calm(&self) -> bool {
         let idle = self.idle.get().wrapping_add(1);
         self.idle.set(idle);
-        if idle.is_multiple_of(16) && self.looked.get().elapsed() >= wait::tick() {
+        // SYNC(directory): raised with Release when an end has come or gone.
+        idle % POLLS != 0 && self.calm_at.get().is_some_and(|at| self.version() == at)
+    }
+
+    #[inline(always)]
+    fn version(&self) -> u32 {
+        self.local.cache().arena().header().directory_version.load(Ordering::Acquire)
+    }
+
+    /// Whether the other end has left for good, for those who poll and never wait.
+    pub(crate) fn polled_in_vain(&self) -> bool {
+        !self.is_calm() && self.is_lost_to_polls()
+    }
+
+    /// As [`polled_in_vain`](Self::polled_in_vain), if it is not calm: now and then it is seen if the peer lives. The clock is cheap, but
+    /// not for each poll.
+    fn is_lost_to_polls(&self) -> bool {
+        let version = self.version();
+        if self.has_lost_peer() {
+            return true;
+        }
+        self.calm_at.set(Some(version));
+        if self.looked.get().elapsed() >= wait::tick() {
             self.looked.set(Instant::now());
             self.look_after_peer();
         }
+        false
     }
 
     /// Why nothing was pushed, with what was not.
@@ -272,11 +306,8 @@ impl Endpoint {
             (Err(Inert::Forked), _) => TrySendError::Forked(unsent),
             (Err(Inert::Closed), _) => TrySendError::ContextClosed(unsent),
             (Ok(()), NotPushed::Gone) => TrySendError::Disconnected(unsent),
-            (Ok(()), NotPushed::Full) if self.has_lost_peer() => TrySendError::Disconnected(unsent),
-            (Ok(()), NotPushed::Full) => {
-                self.polled_in_vain();
-                TrySendError::Full(unsent)
-            }
+            (Ok(()), NotPushed::Full) if self.polled_in_vain() => TrySendError::Disconnected(unsent),
+            (Ok(()), NotPushed::Full) => TrySendError::Full(unsent),
         }
     }
 
@@ -286,11 +317,7 @@ impl Endpoint {
             Inert::Forked => RecvError::Forked,
             Inert::Closed => RecvError::ContextClosed,
         })?;
-        if self.has_lost_peer() {
-            return Ok(());
-        }
-        self.polled_in_vain();
-        Err(TryRecvError::Empty)
+        if self.is_lost_to_polls() { Ok(()) } else { Err(TryRecvError::Empty) }
     }
 
     /// Tries to send what was refused again and again, until `deadline`.
@@ -398,6 +425,7 @@ impl Ready for Endpoint {
         let dead = self.peer().filter(|peer| self.is_dead(*peer));
         if dead.is_some() {
             self.dead.set(dead);
+            self.calm_at.set(None);
         }
         dead.is_none()
     }

@@ -214,16 +214,15 @@ impl<T: ?Sized + Payload> Record<T> {
     /// `start` the block's start there.
     #[inline(always)]
     pub(crate) unsafe fn from_block(cache: &Cache, granule: u32, start: Start) -> Option<Self> {
-        let tag = cache.tag();
         // Bounds, class and alignment: the header is shared memory, and a foreign hand may have written it.
         let word = start.header().meta.load(Ordering::Relaxed);
         match Self::USUAL {
             // Here the compiler knows the class.
             Some((usual, class)) if word == usual && cache.is_block(granule, class.into()) => {
                 let payload = T::from_raw(start.payload(BLOCK_HEADER), 1);
-                Some(Self { payload, handle: Handle::new(tag, class, granule) })
+                Some(Self { payload, handle: Handle::new(cache.tag(), class, granule) })
             }
-            _ => Self::from_any_block(tag, cache.arena(), granule, start, word),
+            _ => Self::from_any_block(cache.tag(), cache.arena(), granule, start, word),
         }
     }
 

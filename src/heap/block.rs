@@ -21,14 +21,16 @@ use crate::sync::Ordering;
 pub(crate) mod state {
     /// In a magazine, and the name of its last owner was taken off; most free blocks still bear one.
     pub(crate) const FREE: u64 = 0;
-    /// A process holds it (names the process), or has queued it and nobody has received it yet.
-    pub(crate) const OWNED: u64 = 1;
-    /// Queued in a channel (names the entry) whose sender has left.
-    pub(crate) const QUEUED: u64 = 2;
     /// Holds the queue of a channel (names the entry).
-    pub(crate) const STORAGE: u64 = 3;
+    pub(crate) const STORAGE: u64 = 1;
     /// Free, but in no magazine: the last resort of a free that found none. A scan collects it.
-    pub(crate) const LOOSE: u64 = 4;
+    pub(crate) const LOOSE: u64 = 2;
+    /// A process holds it (names the process), or has queued it and nobody has received it yet.
+    pub(crate) const OWNED: u64 = 8;
+    /// Queued in a channel (names the entry) whose sender has left.
+    pub(crate) const QUEUED: u64 = 9;
+    /// The least of those that a queued block may say.
+    pub(crate) const SENDABLE: u64 = OWNED;
 }
 
 /// Which attachment of this process a handle is good with.
@@ -220,7 +222,7 @@ pub(crate) fn change(block: &BlockHeader, from: Word, to: Word) -> bool {
 /// Whether a block in a channel's window says what such a block may say.
 #[inline(always)]
 pub(crate) fn is_sendable(block: &BlockHeader) -> bool {
-    matches!(Word(block.state.load(Ordering::Relaxed)).kind(), state::OWNED | state::QUEUED)
+    Word(block.state.load(Ordering::Relaxed)).kind() >= state::SENDABLE
 }
 
 /// The state that says "held by this process".

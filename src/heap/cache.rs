@@ -509,14 +509,19 @@ impl Cache {
     /// are. What was seen to be a slab is not looked at again: a block that is anybody's keeps its slab in place.
     #[inline(always)]
     pub(crate) fn is_block(&self, granule: u32, class: usize) -> bool {
-        let (unit, seen) = (self.arena.unit_of(granule), &self.front.lines[class].slab);
-        if seen.get() != unit {
-            if !unit::is_slab(&self.arena, granule, class) {
-                return false;
-            }
-            seen.set(unit);
+        let is_slab =
+            self.front.lines[class].slab.get() == self.arena.unit_of(granule) || self.finds_slab(granule, class);
+        is_slab && class::starts_at(class, self.arena.granules_into_unit(granule))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn finds_slab(&self, granule: u32, class: usize) -> bool {
+        let is_slab = unit::is_slab(&self.arena, granule, class);
+        if is_slab {
+            self.front.lines[class].slab.set(self.arena.unit_of(granule));
         }
-        class::starts_at(class, self.arena.granules_into_unit(granule))
+        is_slab
     }
 
     /// The holder word of this cache's magazines.

@@ -50,6 +50,11 @@ use crate::sys::crash::point;
 use crate::wait::flags;
 use std::cell::Cell;
 
+/// Slots of granules on a cache line.
+const LINE: u64 = 8;
+/// How far ahead the consumer looks: far enough for several lines to be on their way at once.
+const GLIMPSE: u64 = 2 * LINE;
+
 /// What a slot holds.
 #[derive(Clone, Copy)]
 pub(crate) struct Queued {
@@ -118,7 +123,7 @@ impl Ring {
     /// What is queued at `position`, if something is.
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation)] // the two halves of a word
-    fn queued(&self, position: u64, stride: usize) -> Option<Queued> {
+    pub(crate) fn queued(&self, position: u64, stride: usize) -> Option<Queued> {
         let (word, body) = self.slot(position, stride)?;
         // SYNC(publish)
         let word = word.load(Ordering::Acquire);
@@ -126,11 +131,22 @@ impl Ring {
         is_new.then_some(Queued { what: word as u32, body })
     }
 
-    /// What the slot at `position` names: maybe an old granule, and only good for a prefetch.
+    /// Whether [`glimpse`](Self::glimpse) is due when what is at `position` is taken: once a line.
+    #[inline(always)]
+    pub(crate) fn is_line(position: u64) -> bool {
+        position % LINE == 0
+    }
+
+    /// What will be taken soon, given that what is at `position` is taken now: a line of slots, if all of it is queued. Only good for
+    /// a prefetch.
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation)] // the low half
-    pub(crate) fn glimpse(&self, position: u64, stride: usize) -> Option<u32> {
-        Some(self.slot(position, stride)?.0.load(Ordering::Relaxed) as u32)
+    pub(crate) fn glimpse(&self, position: u64) -> impl Iterator<Item = u32> {
+        let begin = position.wrapping_add(GLIMPSE);
+        // The others were stored before it.
+        let is_queued = self.queued(begin.wrapping_add(LINE - 1), 1).is_some();
+        let line = if is_queued { 0..LINE } else { 0..0 };
+        line.filter_map(move |i| Some(self.slot(begin.wrapping_add(i), 1)?.0.load(Ordering::Relaxed) as u32))
     }
 
     pub(crate) fn head(&self) -> u64 {
@@ -328,8 +344,14 @@ impl End {
 
     /// What is queued at this end's position, if something is.
     #[inline(always)]
-    pub(crate) fn peek(&self, stride: usize) -> Option<Queued> {
+    fn peek(&self, stride: usize) -> Option<Queued> {
         self.ring.get().queued(self.position.get(), stride)
+    }
+
+    /// This end's ring and position, for [`Ring::queued`] and [`advance_from`](Self::advance_from).
+    #[inline(always)]
+    pub(crate) fn at(&self) -> (Ring, u64) {
+        (self.ring.get(), self.position.get())
     }
 
     /// What is queued from this end's position on, with its positions.
@@ -346,16 +368,20 @@ impl End {
     }
 
     /// Moves the head: the next `count` queued are received. Their blocks bear this process's name by now, their values were
-    /// copied. `meanwhile` is told the new position. True if there is something on the producer's bell: the caller answers it.
+    /// copied. True if there is something on the producer's bell: the caller answers it.
     #[inline(always)]
-    pub(crate) fn advance(&self, count: usize, meanwhile: impl FnOnce(Ring, u64)) -> bool {
-        let ring = self.ring.get();
-        let position = self.position.get().wrapping_add(count as u64);
+    pub(crate) fn advance(&self, count: usize) -> bool {
+        self.advance_from(self.ring.get(), self.position.get(), count)
+    }
+
+    /// As [`advance`](Self::advance), from where this end is [`at`](Self::at).
+    #[inline(always)]
+    pub(crate) fn advance_from(&self, ring: Ring, position: u64, count: usize) -> bool {
+        let position = position.wrapping_add(count as u64);
         // SYNC(take)
         ring.header.head.store(position, Ordering::Release);
         point!("recv: head");
         self.position.set(position);
-        meanwhile(ring, position);
         // SYNC(wake)
         compiler_fence(Ordering::SeqCst);
         ring.header.to_consumer.load(Ordering::Relaxed) != 0
@@ -443,7 +469,7 @@ mod tests {
                     Some(queued) => {
                         let expected = twin.pop_front().unwrap();
                         assert_eq!(number(queued, expected), expected);
-                        rx.advance(1, |_, _| {});
+                        rx.advance(1);
                     }
                     None => assert!(twin.is_empty()),
                 },
@@ -454,7 +480,7 @@ mod tests {
                     for ((_, queued), expected) in all.iter().zip(twin.drain(..some)) {
                         assert_eq!(number(*queued, expected), expected);
                     }
-                    rx.advance(some, |_, _| {});
+                    rx.advance(some);
                 }
                 4 => {
                     clear_beyond(ring);
