@@ -311,7 +311,13 @@ impl Arena {
             self.back(self.geometry.hints + block * HINT_BLOCK_BYTES, HINT_BLOCK_BYTES)?;
         }
         // From the frontier just judged: another's step may have brought it to a block whose hints nobody has backed.
-        self.grow(&self.header().magazine_top, top, self.geometry.magazine_table, 256, self.geometry.magazines)
+        self.grow(
+            &self.header().magazine_top,
+            top,
+            self.geometry.magazine_table,
+            size_of::<Magazine>() as u64,
+            self.geometry.magazines,
+        )
     }
 
     /// Makes more directory entries usable.

@@ -286,7 +286,7 @@ const ACTS: &[(&str, Act)] = &[
     ("churn", |v, arm| {
         arm();
         for _ in 0..4 {
-            drop((0..900).map(|i| v.ctx.record(i).unwrap()).collect::<Vec<_>>());
+            drop((0..2600).map(|i| v.ctx.record(i).unwrap()).collect::<Vec<_>>());
         }
         forget(v);
     }),
@@ -1193,7 +1193,8 @@ fn cases(full: bool) -> Vec<Case> {
             let of_these: Vec<&str> = if full { NEXT.to_vec() } else { vec![NEXT[cases.len() % NEXT.len()]] };
             cases.extend(of_these.into_iter().map(|next| case(Some((reaper, 1)), next)));
             // Every fourth of these, another fourth when that third comes round again; and those that few victims lead to.
-            if full || (turn + number).is_multiple_of(4) || reaper.starts_with("drop: ") {
+            let is_rare = reaper.starts_with("drop: ") || reaper == "settle: spare";
+            if full || (turn + number).is_multiple_of(4) || is_rare {
                 cases.push(Case { stops: true, ..case(Some((reaper, 1)), NEXT[cases.len() % NEXT.len()]) });
             }
         }

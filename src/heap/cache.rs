@@ -65,7 +65,7 @@
 use crate::arena::{Arena, Reach};
 use crate::heap::block::{self, Block, Handle, Tag, state};
 use crate::heap::{self, class, depot, unit, want};
-use crate::layout::{ContextSlot, Geometry, MAGAZINE_ENTRIES, Magazine, Owner, POOL, Word};
+use crate::layout::{ContextSlot, GRANULE, Geometry, MAGAZINE_ENTRIES, Magazine, Owner, POOL, UNIT, Word};
 use crate::sync::{Ordering, compiler_fence};
 use crate::sys::crash::point;
 use std::cell::Cell;
@@ -190,7 +190,7 @@ struct Stock {
 impl Stock {
     fn new(geometry: &Geometry, class: usize) -> Self {
         let room = capacity(geometry, class);
-        let magazine = u64::from(room * class::granules(class)) * 64;
+        let magazine = u64::from(room * class::granules(class)) * GRANULE;
         let chained = usize::try_from(budget(geometry) / 2 / magazine).unwrap_or(1).clamp(1, MOST_CHAINED);
         Self { full: Reserve::new(), empty: Reserve::new(), room, chained }
     }
@@ -379,14 +379,16 @@ const LINES: usize = class::COUNT.next_power_of_two();
 /// touched by another core.
 const NAMED_TOGETHER: u32 = 15;
 
-/// Entries a magazine of `class` may hold: what is cached is worth at most a 4096th of the buffer, within reason.
+/// Entries a magazine of `class` may hold: four of them are worth the [`budget`], within reason.
 pub(crate) fn capacity(geometry: &Geometry, class: usize) -> u32 {
-    let block = u64::from(class::granules(class)) * 64;
-    u32::try_from(budget(geometry) / block).unwrap_or(1).clamp(1, MAGAZINE_ENTRIES)
+    let block = u64::from(class::granules(class)) * GRANULE;
+    u32::try_from(budget(geometry) / 4 / block).unwrap_or(1).clamp(1, MAGAZINE_ENTRIES)
 }
 
+/// About what a context may keep of one class, in bytes: a 4096th of the buffer, within reason.
 fn budget(geometry: &Geometry) -> u64 {
-    (u64::from(geometry.units) * 16).clamp(16 << 10, 256 << 10)
+    let data = u64::from(geometry.units) * UNIT;
+    (data / 4096).clamp(64 << 10, 256 << 10).min(data / 8)
 }
 
 /// Magazines that the blocks of a slab of `class` fill.

@@ -27,7 +27,7 @@
 
 use crate::arena::Arena;
 use crate::heap::{block, cache, class, unit, want};
-use crate::layout::{CONTEXTS, HINT_BLOCK, Magazine, Owner, POOL, Word};
+use crate::layout::{CONTEXTS, HINT_BLOCK, MAGAZINES_PER_PAGE, Magazine, Owner, POOL, Word};
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::crash::point;
 use crate::sys::memory::NotBacked;
@@ -303,7 +303,7 @@ pub(crate) fn recount(arena: &Arena) {
 fn grow_pool(arena: &Arena) -> Result<bool, NotBacked> {
     let Some(first) = arena.grow_magazines()? else { return Ok(false) };
     point!("grow: raised");
-    for index in first..arena.header().magazine_top.load(Ordering::Acquire).min(first + 16) {
+    for index in first..arena.header().magazine_top.load(Ordering::Acquire).min(first + MAGAZINES_PER_PAGE) {
         if arena.magazine(index).is_some_and(|m| m.holder.load(Ordering::Relaxed) == Word::ZERO.0) {
             set(arena, POOL, index);
         }
