@@ -380,12 +380,16 @@ pub(crate) fn attach(
         ring.header.to_producer.fetch_or(flags::FENCED, Ordering::AcqRel);
         ring.header.to_consumer.fetch_or(flags::FENCED, Ordering::AcqRel);
     }
-    wake_both(arena, ring);
+    tell(arena, ring);
     wait::announce(&arena.header().directory_version);
     Ok((channel, ring))
 }
 
-fn wake_both(arena: &Arena, ring: Ring) {
+/// Tells both ends of a channel that the other one has come or gone.
+fn tell(arena: &Arena, ring: Ring) {
+    // SYNC(directory): before they are woken, for that is when they look.
+    arena.header().directory_version.fetch_add(1, Ordering::Release);
+    point!("tell: raised");
     wait::wake(arena, &ring.header.to_producer);
     wait::wake(arena, &ring.header.to_consumer);
 }
@@ -581,7 +585,7 @@ fn vacate_role(arena: &Arena, entry: &DirectoryEntry, side: Side) {
     cell(entry, side).store(0, Ordering::Release);
     point!("vacate: cell");
     if let Some(ring) = ring {
-        wake_both(arena, ring);
+        tell(arena, ring);
     }
 }
 
@@ -679,7 +683,7 @@ pub(crate) fn remove(control: Control<'_>, cache: &Cache, id: i64) -> bool {
     point!("remove: unindexed");
     // Who waits for a peer that can't come any more wakes up.
     if let Some(ring) = ring(arena, entry) {
-        wake_both(arena, ring);
+        tell(arena, ring);
     }
     finish(control, cache, channel.index, entry);
     true

@@ -118,7 +118,7 @@ pub(crate) struct Endpoint {
 impl Attached for Endpoint {
     fn abandon(&self) {
         self.attached.set(false);
-        self.calm_at.set(None);
+        self.look_again();
         #[cfg(feature = "async")]
         self.parked.set(false);
         self.end.abandon();
@@ -134,7 +134,7 @@ impl Attached for Endpoint {
             waker.wake();
         }
         self.end.abandon();
-        self.calm_at.set(None);
+        self.look_again();
         let Some(hold) = self.local.hold() else { return };
         if let Ok(control) = hold.control() {
             directory::detach(control, self.local.cache(), self.channel, self.side);
@@ -222,7 +222,11 @@ impl Endpoint {
         self.entry().is_none_or(|entry| {
             let queues_on = self.side == Side::Producer && directory::is_persistent(entry);
             let was_here = entry.seen.load(Ordering::Acquire) & self.side.other().seen() != 0 && !queues_on;
-            (was_here || directory::is_removed(entry)) && !self.has_peer()
+            let is_lost = (was_here || directory::is_removed(entry)) && !self.has_peer();
+            if is_lost {
+                self.look_again();
+            }
+            is_lost
         })
     }
 
@@ -269,7 +273,7 @@ impl Endpoint {
     pub(crate) fn is_calm(&self) -> bool {
         let idle = self.idle.get().wrapping_add(1);
         self.idle.set(idle);
-        // SYNC(directory): raised with Release when an end has come or gone.
+        // SYNC(directory)
         idle % POLLS != 0 && self.calm_at.get().is_some_and(|at| self.version() == at)
     }
 
@@ -425,9 +429,13 @@ impl Ready for Endpoint {
         let dead = self.peer().filter(|peer| self.is_dead(*peer));
         if dead.is_some() {
             self.dead.set(dead);
-            self.calm_at.set(None);
+            self.look_again();
         }
         dead.is_none()
+    }
+
+    fn look_again(&self) {
+        self.calm_at.set(None);
     }
 
     fn lend_a_hand(&self) {

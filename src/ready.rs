@@ -39,6 +39,9 @@ pub(crate) trait Ready {
     /// The process at the other end, dead or alive.
     fn peer(&self) -> Option<Owner>;
 
+    /// The next operation that finds no work asks anew whether the other end has left.
+    fn look_again(&self);
+
     /// Looks whether that process lives; false if not, and then this end knows it, whoever reaps.
     fn check_peer(&self) -> bool;
 

@@ -302,7 +302,8 @@ fn sleep<R>(wait: Wait<'_>, ends: &[Rc<dyn Ready>], mut ready: impl FnMut() -> O
         let known = lie_down(ends, bed, eager);
         point!("sleep: named");
         // As long as nobody rings, the name stays where it is.
-        while bed.word.load(Ordering::Relaxed) == seen {
+        // SYNC(rung)
+        while bed.word.load(Ordering::Acquire) == seen {
             let (result, left) = (ready(), wait.left());
             if result.is_some() || left.is_zero() {
                 get_up(ends);
@@ -385,6 +386,8 @@ pub(crate) fn look_around(ends: &[Rc<dyn Ready>], waited: Duration) {
             continue;
         }
         end.waits().in_vain.set(Duration::ZERO);
+        // It may have died while it left: with nobody to tell.
+        end.look_again();
         let peer = end.peer();
         if peer.is_none() || alive.contains(&peer) {
             continue;

@@ -137,6 +137,7 @@ mod armed {
         "sleep: named",
         "sleep: woken",
         "wake: cleared",
+        "tell: raised",
         "announce: changed",
         "create: busy",
         "create: written",
