@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 /// ```
 #[derive(Debug)]
 pub struct ThreadContext {
-    local: Rc<Local>,
+    pub(crate) local: Rc<Local>,
 }
 
 impl Clone for ThreadContext {

@@ -274,7 +274,7 @@ impl Endpoint {
         let idle = self.idle.get().wrapping_add(1);
         self.idle.set(idle);
         // SYNC(directory)
-        idle % POLLS != 0 && self.calm_at.get().is_some_and(|at| self.version() == at)
+        !idle.is_multiple_of(POLLS) && self.calm_at.get().is_some_and(|at| self.version() == at)
     }
 
     #[inline(always)]

@@ -52,7 +52,7 @@ pub(crate) const INDEX_CELLS: u32 = 2 * CHANNELS;
 /// Entries in a magazine.
 pub(crate) const MAGAZINE_ENTRIES: u32 = 252;
 /// Magazines that are backed together.
-pub(crate) const MAGAZINES_PER_PAGE: u32 = PAGE as u32 / size_of::<Magazine>() as u32;
+pub(crate) const MAGAZINES_PER_PAGE: u32 = 4;
 /// Magazines under one root of the hint tree: 64 words of 64 bits.
 pub(crate) const HINT_BLOCK: u32 = 4096;
 /// Hint lists: one a size class, and the pool of empty magazines.
@@ -368,6 +368,7 @@ shared! {
     SpscHeader: 256, AtomicU32: 4, AtomicU64: 8,
 }
 const _: () = {
+    assert!(MAGAZINES_PER_PAGE as u64 * size_of::<Magazine>() as u64 == PAGE);
     assert!(std::mem::offset_of!(Header, unit_top) == 128);
     assert!(std::mem::offset_of!(Header, directory_version) == 256);
     assert!(std::mem::offset_of!(Header, recent) == 512);

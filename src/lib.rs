@@ -92,6 +92,8 @@ mod future;
 mod iter;
 mod message;
 mod options;
+#[cfg(test)]
+mod raw;
 mod record;
 mod select;
 mod stats;

@@ -111,12 +111,12 @@ impl<T: ?Sized + Payload> Message for Record<T> {
         let arena = cache.arena();
         // A header that says neither "somebody's" nor "the channel's" was not queued by this library.
         let start = arena.start(granule).filter(|start| block::is_sendable(start.header()))?;
-        // SAFETY: not ours yet, but queued for us: nobody else writes it. If it is no record, it is left to whoever it is.
+        // SAFETY: queued for us: nobody else writes it. If it is no record, it is left to whoever it is.
         #[allow(unsafe_code)]
-        let record = unsafe { Self::from_block(cache, granule, start) }?;
-        // SYNC(take)
-        start.header().state.store(cache.owned().0, Ordering::Relaxed);
-        Some(record)
+        unsafe {
+            // SYNC(take)
+            Self::from_block(cache, granule, start, || start.header().state.store(cache.owned().0, Ordering::Relaxed))
+        }
     }
 }
 

@@ -207,22 +207,23 @@ impl<T: ?Sized + Payload> Record<T> {
         }
     };
 
-    /// The record in the block at `granule`, if its header and its place say it is one of this type.
+    /// The record in the block at `granule`, if its header and its place say it is one of this type: then `take` is called.
     ///
     /// # Safety
-    /// The block is, or is about to be, `OWNED` by this process, and no record names it; `cache` is one of its contexts',
-    /// `start` the block's start there.
+    /// With `take` the block becomes `OWNED` by this process, and no record names it; `cache` is one of its contexts', `start` the
+    /// block's start there.
     #[inline(always)]
-    pub(crate) unsafe fn from_block(cache: &Cache, granule: u32, start: Start) -> Option<Self> {
+    pub(crate) unsafe fn from_block(cache: &Cache, granule: u32, start: Start, take: impl FnOnce()) -> Option<Self> {
         // Bounds, class and alignment: the header is shared memory, and a foreign hand may have written it.
         let word = start.header().meta.load(Ordering::Relaxed);
         match Self::USUAL {
             // Here the compiler knows the class.
             Some((usual, class)) if word == usual && cache.is_block(granule, class.into()) => {
+                take();
                 let payload = T::from_raw(start.payload(BLOCK_HEADER), 1);
                 Some(Self { payload, handle: Handle::new(cache.tag(), class, granule) })
             }
-            _ => Self::from_any_block(cache.tag(), cache.arena(), granule, start, word),
+            _ => Self::from_any_block(cache.tag(), cache.arena(), granule, start, word).inspect(|_| take()),
         }
     }
 

@@ -295,6 +295,7 @@ pub(crate) fn settle(arena: &Arena, slot: &ContextSlot, thief: Owner) {
 }
 
 /// What a free needs: a thread without a cache has one of these too, [`NOBODYS`].
+#[repr(C)]
 pub(crate) struct Front {
     slot: Cell<&'static ContextSlot>,
     /// One for each class, and some that stand for none: no need to check what a handle says.
@@ -355,14 +356,15 @@ impl Front {
 }
 
 /// See the module.
+#[repr(C)] // what the fast paths need comes first, and together
 pub(crate) struct Cache {
-    front: Front,
     arena: Arena,
-    me: Owner,
     /// The state word of this process's blocks.
     owned: Word,
     /// What this cache's handles carry.
     tag: Tag,
+    front: Front,
+    me: Owner,
     /// The holder word of this context's magazines.
     held: Word,
     stocks: [Stock; class::COUNT],

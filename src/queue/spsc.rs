@@ -134,7 +134,7 @@ impl Ring {
     /// Whether [`glimpse`](Self::glimpse) is due when what is at `position` is taken: once a line.
     #[inline(always)]
     pub(crate) fn is_line(position: u64) -> bool {
-        position % LINE == 0
+        position.is_multiple_of(LINE)
     }
 
     /// What will be taken soon, given that what is at `position` is taken now: a line of slots, if all of it is queued. Only good for
