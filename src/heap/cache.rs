@@ -28,6 +28,7 @@
 //!           TAKEN -> VERIFY, EMPTIED -> FORGET    by the thief when done, or by who sees that it is dead
 //!           VERIFY -> 0, FORGET -> 0              by the owner, once it has dropped what it no longer holds
 //!           VERIFY -> TAKEN, FORGET -> EMPTIED    by the next thief: the owner is outside still
+//!           (VERIFY and FORGET are numbered: an owner that has verified after one theft has not after the next)
 //!           idle -> ASKED, ASKED -> 0             by who waits for memory, and by the owner, who then gives back what it caches
 //! ```
 //!
@@ -205,6 +206,9 @@ pub(crate) mod revoked {
     pub(crate) const FORGET: u64 = 5;
     pub(crate) const ASKED: u64 = 6;
 
+    /// In the number of a theft that somebody else ended; for [`VERIFY`] and [`FORGET`].
+    pub(crate) const BY_THE_DEAD: u64 = 1 << 55;
+
     /// Whether nobody wants anything of the owner: 0, or its tag, which is above all of these.
     pub(crate) const fn is_idle(word: Word) -> bool {
         word.kind() == 0 || word.kind() >= 8
@@ -286,9 +290,9 @@ pub(crate) fn settle(arena: &Arena, slot: &ContextSlot, thief: Owner) {
                 block::change(spare.header(), block::owned(thief), block::owned(owner));
                 point!("settle: spare");
             }
-            Word::number(revoked::VERIFY, 0)
+            Word::number(revoked::VERIFY, revoked::BY_THE_DEAD | Word::of(0, thief).value())
         }
-        revoked::EMPTIED => Word::number(revoked::FORGET, 0),
+        revoked::EMPTIED => Word::number(revoked::FORGET, revoked::BY_THE_DEAD | Word::of(0, thief).value()),
         _ => return,
     };
     let _ = slot.revoked.compare_exchange(word.0, then.0, Ordering::AcqRel, Ordering::Relaxed);

@@ -77,36 +77,42 @@ pub(crate) fn revoke_idle(cache: &Cache) {
     let change = |slot: &ContextSlot, from: Word, to: u64| {
         slot.revoked.compare_exchange(from.0, Word::of(to, me).0, Ordering::SeqCst, Ordering::Relaxed).is_ok()
     };
+    // Says the number of this theft, of those since the owner was last inside.
     let mark = |slot: &ContextSlot| {
         let now = Word(slot.revoked.load(Ordering::Acquire));
-        match now.kind() {
-            _ if revoked::is_idle(now) => change(slot, now, revoked::TAKING),
-            revoked::ASKED => change(slot, now, revoked::TAKING),
+        let (to, number) = match now.kind() {
+            _ if revoked::is_idle(now) => (revoked::TAKING, 0),
+            revoked::ASKED => (revoked::TAKING, 0),
             // Outside since the last thief.
-            revoked::VERIFY => change(slot, now, revoked::TAKEN),
-            revoked::FORGET => change(slot, now, revoked::EMPTIED),
-            _ => false,
-        }
+            revoked::VERIFY => (revoked::TAKEN, now.value() + 1),
+            revoked::FORGET => (revoked::EMPTIED, now.value() + 1),
+            _ => return None,
+        };
+        change(slot, now, to).then_some(number)
     };
-    let marked: Vec<(u32, &ContextSlot)> = (0..CONTEXTS)
+    let marked: Vec<(u32, &ContextSlot, u64)> = (0..CONTEXTS)
         .filter_map(|index| Some((index, arena.context(index)?)))
-        .filter(|(index, slot)| *index != mine && slot.owner.load(Ordering::Acquire) != 0 && mark(slot))
+        .filter(|(index, slot)| *index != mine && slot.owner.load(Ordering::Acquire) != 0)
+        .filter_map(|(index, slot)| Some((index, slot, mark(slot)?)))
         .collect();
     point!("revoke: marked");
     // SYNC(gate): without the barrier nobody can be seen to be outside.
     let is_seen = barrier::heavy();
     let magazines = held_magazines(arena);
-    for (index, slot) in marked {
-        let taking = Word::of(revoked::TAKING, me);
-        if slot.revoked.load(Ordering::Acquire) == taking.0 {
+    for (index, slot, number) in marked {
+        let is_now = |kind| slot.revoked.load(Ordering::Acquire) == Word::of(kind, me).0;
+        if is_now(revoked::TAKING) {
             // Inside for a few instructions, as a rule. A thread stopped there keeps its cache.
+            let taking = Word::of(revoked::TAKING, me);
             if !is_seen || !is_outside(slot) {
                 let _ = slot.revoked.compare_exchange(taking.0, 0, Ordering::AcqRel, Ordering::Relaxed);
-                continue;
+            } else {
+                change(slot, taking, revoked::TAKEN);
             }
-            if !change(slot, taking, revoked::TAKEN) {
-                continue;
-            }
+        }
+        if !is_now(revoked::TAKEN) && !is_now(revoked::EMPTIED) {
+            // It has refused.
+            continue;
         }
         point!("revoke: taken");
         // Short from here on: the owner, if it wakes, waits for us.
@@ -118,7 +124,7 @@ pub(crate) fn revoke_idle(cache: &Cache) {
         }
         let emptied = slot.revoked.load(Ordering::Relaxed) == Word::of(revoked::EMPTIED, me).0;
         let then = if emptied { revoked::FORGET } else { revoked::VERIFY };
-        slot.revoked.store(Word::number(then, 0).0, Ordering::Release);
+        slot.revoked.store(Word::number(then, number).0, Ordering::Release);
         point!("revoke: verify");
         if let Some(spare) = spare {
             cache.push(spare);
