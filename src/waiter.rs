@@ -9,8 +9,8 @@
 //! takes the name off again (`wait::wake`). So those to be woken are those whose bells say something else, whatever their
 //! channels carry.
 //!
-//! Who waits in several buffers needs a kernel that sleeps on several words (5.16). Older ones watch the first buffer only; what
-//! comes in the others is noticed within a tick. So is, on any kernel, what comes in the 129th.
+//! Where the kernel can't watch the beds of several buffers at once (see `sys::futex::wait_any`), what comes in others than the
+//! first is noticed within a [`nap`](wait::nap).
 //!
 //! # Ownership
 //! Everything here is under one lock. No waker is cloned, woken or dropped under it: that runs others' code.
@@ -37,7 +37,7 @@ use crate::layout::Owner;
 use crate::participant;
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys::fork::PerProcess;
-use crate::sys::{futex, task};
+use crate::sys::task;
 use crate::wait::{self, Bed, tick};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::BTreeMap;
@@ -232,7 +232,7 @@ impl Waiter {
                 continue;
             }
             state.asleep = Some((state.places.iter().map(|place| place.bed).collect(), until));
-            MutexGuard::unlocked(&mut state, || futex::wait_any(&words, until.duration_since(now)));
+            MutexGuard::unlocked(&mut state, || wait::sleep_on(&words, until.duration_since(now)));
             state.asleep = None;
             self.up.notify_all();
         }
