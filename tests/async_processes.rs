@@ -158,6 +158,35 @@ fn the_last_one_out_removes_the_segment() {
     }
 }
 
+/// When the last buffer with futures was left, the thread that slept for them kept looking for beds until the next tick, without
+/// a pause: nothing was left to sleep in. It goes with the last one.
+#[test]
+fn the_waiter_goes_with_the_last_buffer() {
+    let _dog = watchdog();
+    if common::role().is_none() {
+        let forever = [("IPC_BUFFER_TICK_MS", "3600000")];
+        return start_with("the_waiter_goes_with_the_last_buffer", "alone", "none", &forever).success();
+    }
+    let has_waiter = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        names.into_iter().any(|name| name.starts_with("ipc-buffer-wait"))
+    };
+    for _ in 0..3 {
+        let name = Name::new("async-goes");
+        let ctx = Buffer::open(&name).unwrap().context().unwrap();
+        let mut rx = ctx.consumer_with::<u64>(1, &options(BLOCK)).unwrap();
+        assert!(Bell::new().settle(&mut rx.recv_async()).is_pending());
+        while !has_waiter() {
+            thread::yield_now();
+        }
+        drop((rx, ctx));
+        while has_waiter() {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 /// Attaches to both channels and does nothing with them, until it is killed.
 fn sit(buffer: &str) -> ! {
     let ctx = Buffer::open(buffer).unwrap().context().unwrap();
