@@ -373,7 +373,7 @@ impl Endpoint {
         ready: impl FnMut() -> Option<R>,
     ) -> Option<R> {
         let ends = [Rc::clone(self) as Rc<dyn Ready>];
-        let wait = Wait { bed: self.bed(), strategy: self.strategy, deadline, pace: self.pace() };
+        let wait = Wait { strategy: self.strategy, deadline, pace: self.pace() };
         wait::until(wait, &ends, glance, ready)
     }
 

@@ -99,7 +99,7 @@ impl Endpoint {
         let bell = self.own_bell();
         // Says when to get up, rung or not, if that is sooner than others do.
         let lie_down = |eager| {
-            let known = wait::lie_down(&[Rc::clone(self) as Rc<dyn Ready>], bed, eager);
+            let known = wait::lie_down(&[Rc::clone(self) as Rc<dyn Ready>], |_| Some(bed), eager);
             (!eager || !known).then(|| Instant::now() + wait::nap())
         };
         // Before it is listed: without the name it would look as if it were rung.

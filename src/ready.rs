@@ -27,7 +27,7 @@ pub(crate) trait Ready {
     /// Operations done, ever.
     fn position(&self) -> u64;
 
-    /// Where the thread sleeps that this end belongs to; `None` if its context is closed.
+    /// Where this end's thread sleeps in this end's buffer; `None` if its context is closed.
     fn bed(&self) -> Option<Bed<'_>>;
 
     /// The bell by which the other side wakes this one; see `wait`.

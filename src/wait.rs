@@ -9,6 +9,9 @@
 //! thousand ends is one sleep, and costs their other sides what waiting for one does. A bed that is woken for nothing, by an
 //! old name, a signal or a stranger, looks around and sleeps on.
 //!
+//! Who waits for ends of several buffers has a context in each, and sleeps in all their beds at once. Where the kernel can't do
+//! that (see `sys::futex::wait_any`) it sleeps in the first, a [`nap`] at a time, and looks at the others in between.
+//!
 //! Time is the monotonic clock's throughout (`Instant`, and the kernel's for a futex's relative timeout): setting the wall clock
 //! ends no wait and prolongs none.
 //!
@@ -203,11 +206,9 @@ pub(crate) struct Waits {
     alone: Cell<u32>,
 }
 
-/// How to wait, and where.
+/// How to wait.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Wait<'a> {
-    /// `None` if the context is closed: then there is nothing to wait for.
-    pub(crate) bed: Option<Bed<'a>>,
+pub(crate) struct Wait {
     pub(crate) strategy: WaitStrategy,
     pub(crate) deadline: Option<Instant>,
     /// Breaths between two glances, so that the line looked at is left to the other side for a moment.
@@ -221,7 +222,7 @@ impl Waits {
     }
 }
 
-impl Wait<'_> {
+impl Wait {
     fn left(&self) -> Duration {
         self.deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()))
     }
@@ -230,7 +231,7 @@ impl Wait<'_> {
 /// Waits for `ends` until `ready` gives something or the deadline has passed. `glance` is cheap and says whether `ready` is
 /// worth a try. Every [`tick`] of waiting in vain, be it in one wait or in many short ones, looks whether the peers live.
 pub(crate) fn until<R>(
-    wait: Wait<'_>,
+    wait: Wait,
     ends: &[Rc<dyn Ready>],
     glance: impl Fn() -> bool,
     mut ready: impl FnMut() -> Option<R>,
@@ -272,7 +273,7 @@ pub(crate) fn look<R>(pace: u32, glance: &impl Fn() -> bool, ready: &mut impl Fn
 }
 
 fn spin<R>(
-    wait: Wait<'_>,
+    wait: Wait,
     ends: &[Rc<dyn Ready>],
     glance: impl Fn() -> bool,
     mut ready: impl FnMut() -> Option<R>,
@@ -294,16 +295,25 @@ fn spin<R>(
     }
 }
 
-fn sleep<R>(wait: Wait<'_>, ends: &[Rc<dyn Ready>], mut ready: impl FnMut() -> Option<R>) -> Option<R> {
-    let bed = wait.bed?;
+fn sleep<R>(wait: Wait, ends: &[Rc<dyn Ready>], mut ready: impl FnMut() -> Option<R>) -> Option<R> {
+    // Without an open context there is nothing to wait for.
+    let bed = ends.iter().find_map(|end| end.bed())?;
+    let (mut one, mut several);
+    let words = if ends.iter().all(|end| end.bed() == Some(bed)) {
+        one = [(bed.word, 0)];
+        &mut one[..]
+    } else {
+        several = words_of(ends);
+        &mut several[..]
+    };
     let mut eager = !ends.iter().any(|end| end.is_patient());
     loop {
-        let seen = bed.word.load(Ordering::Acquire);
-        let known = lie_down(ends, bed, eager);
+        words.iter_mut().for_each(|(word, seen)| *seen = word.load(Ordering::Acquire));
+        let known = lie_down(ends, |end| end.bed(), eager);
         point!("sleep: named");
         // As long as nobody rings, the name stays where it is.
         // SYNC(rung)
-        while bed.word.load(Ordering::Acquire) == seen {
+        while is_quiet(words) {
             let (result, left) = (ready(), wait.left());
             if result.is_some() || left.is_zero() {
                 get_up(ends);
@@ -312,10 +322,10 @@ fn sleep<R>(wait: Wait<'_>, ends: &[Rc<dyn Ready>], mut ready: impl FnMut() -> O
             let napping = !(eager && known);
             let longest = if napping { nap() } else { task::until_multiple(tick()) };
             let before = Instant::now();
-            futex::wait(bed.word, seen, left.min(longest));
+            sleep_on(words, left.min(longest));
             let slept = before.elapsed();
             point!("sleep: woken");
-            if bed.word.load(Ordering::Relaxed) == seen {
+            if is_quiet(words) {
                 look_around(ends, slept);
             }
             if napping && slept >= longest {
@@ -331,11 +341,38 @@ fn sleep<R>(wait: Wait<'_>, ends: &[Rc<dyn Ready>], mut ready: impl FnMut() -> O
     }
 }
 
-/// Writes the bed's name on every bell. From here on, whoever changes one of `ends` after the caller has looked at it wakes the
-/// bed; false if that is certain only after a [`nap`].
-pub(crate) fn lie_down(ends: &[Rc<dyn Ready>], bed: Bed<'_>, eager: bool) -> bool {
+/// The words of these ends' beds, each once.
+fn words_of(ends: &[Rc<dyn Ready>]) -> Vec<(&AtomicU32, u32)> {
+    let mut beds: Vec<Bed<'_>> = Vec::new();
+    for bed in ends.iter().filter_map(|end| end.bed()) {
+        if !beds.contains(&bed) {
+            beds.push(bed);
+        }
+    }
+    beds.into_iter().map(|bed| (bed.word, 0)).collect()
+}
+
+/// Whether every word is what it was seen to be.
+fn is_quiet(words: &[(&AtomicU32, u32)]) -> bool {
+    words.iter().all(|(word, seen)| word.load(Ordering::Acquire) == *seen)
+}
+
+/// Sleeps while every word is what it was seen to be, at most `longest`; where they can't all be watched, while the first is, and
+/// no longer than a [`nap`].
+pub(crate) fn sleep_on(words: &[(&AtomicU32, u32)], longest: Duration) {
+    if !futex::wait_any(words, longest)
+        && let Some((first, seen)) = words.first()
+    {
+        futex::wait(first, *seen, longest.min(nap()));
+    }
+}
+
+/// Writes each end's bed's name on its bell. From here on, whoever changes one of `ends` after the caller has looked at it wakes
+/// its bed; false if that is certain only after a [`nap`].
+pub(crate) fn lie_down(ends: &[Rc<dyn Ready>], bed: impl Fn(&dyn Ready) -> Option<Bed<'_>>, eager: bool) -> bool {
     let mut known = true;
     for end in ends {
+        let Some(bed) = bed(&**end) else { continue };
         let waits = end.waits();
         let position = end.position();
         let often = position.wrapping_sub(waits.position.replace(position)) < BUSY.into();
@@ -374,10 +411,10 @@ pub(crate) fn clear(bell: &AtomicU32) {
 }
 
 /// Looks whether the peers live of those ends that were waited for long enough: each live process once. Lends a hand with reaping
-/// the others, once: however many have died, all who wait for them are to hear of it soon.
+/// the others, once in each buffer: however many have died, all who wait for them are to hear of it soon.
 pub(crate) fn look_around(ends: &[Rc<dyn Ready>], waited: Duration) {
     let mut alive = Vec::new();
-    let mut bereaved = None;
+    let mut bereaved: Vec<&Rc<dyn Ready>> = Vec::new();
     for end in ends {
         let in_vain = end.waits().in_vain.get().saturating_add(waited);
         // The first sleep may be a small part of a tick: the next one is not to be the first to count.
@@ -388,19 +425,19 @@ pub(crate) fn look_around(ends: &[Rc<dyn Ready>], waited: Duration) {
         end.waits().in_vain.set(Duration::ZERO);
         // It may have died while it left: with nobody to tell.
         end.look_again();
-        let peer = end.peer();
-        if peer.is_none() || alive.contains(&peer) {
+        let Some(peer) = end.peer() else { continue };
+        // Each buffer has names of its own for processes, as this thread has a bed of its own in each.
+        let bed = end.bed();
+        if alive.contains(&(bed, peer)) {
             continue;
         }
         if end.check_peer() {
-            alive.push(peer);
-        } else {
-            bereaved = Some(end);
+            alive.push((bed, peer));
+        } else if bereaved.iter().all(|other| other.bed() != bed) {
+            bereaved.push(end);
         }
     }
-    if let Some(end) = bereaved {
-        end.lend_a_hand();
-    }
+    bereaved.iter().for_each(|end| end.lend_a_hand());
 }
 
 /// For a side that found something on the other side's `bell` after its operation: wakes who sleeps, if `is_due` or eager.

@@ -1,16 +1,16 @@
 //! The waiter: one thread that sleeps for all the futures of a process.
 //!
-//! Promises: it is started by the first future that has to wait, keeps no buffer open, and goes when for a while nobody needs it.
-//! It sleeps in the process's bed of every buffer that futures wait in (see `wait`), all at once, and wakes the futures whose
-//! bells were rung, who are due, or, looked at once per [`tick`], whose peers are dead. Refuses: to look into channels, and to
-//! reap: that is for the thread of an end, when its future is polled.
+//! Promises: it is started by the first future that has to wait, keeps no buffer open, and goes when for a while nobody needs it, or
+//! the last buffer is left. It sleeps in the process's bed of every buffer that futures wait in (see `wait`), all at once, and
+//! wakes the futures whose bells were rung, who are due, or, looked at once per [`tick`], whose peers are dead. Refuses: to look
+//! into channels, and to reap: that is for the thread of an end, when its future is polled.
 //!
 //! A future that has to wait *parks*: it writes the bed's name on its bell, leaves its waker here, and looks once more. Who rings
 //! takes the name off again (`wait::wake`). So those to be woken are those whose bells say something else, whatever their
 //! channels carry.
 //!
-//! Who waits in several buffers needs a kernel that sleeps on several words (5.16). Older ones watch the first buffer only; what
-//! comes in the others is noticed within a tick. So is, on any kernel, what comes in the 129th.
+//! Where the kernel can't watch the beds of several buffers at once (see `sys::futex::wait_any`), what comes in others than the
+//! first is noticed within a [`nap`](wait::nap).
 //!
 //! # Ownership
 //! Everything here is under one lock. No waker is cloned, woken or dropped under it: that runs others' code.
@@ -37,7 +37,7 @@ use crate::layout::Owner;
 use crate::participant;
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys::fork::PerProcess;
-use crate::sys::{futex, task};
+use crate::sys::task;
 use crate::wait::{self, Bed, tick};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::BTreeMap;
@@ -209,12 +209,9 @@ impl Waiter {
         let mut look_around = Instant::now() + task::until_multiple(tick());
         let mut state = self.state.lock();
         loop {
-            // SYNC(rung)
-            let read = |word: &'static AtomicU32| (word, word.load(Ordering::Acquire));
-            let words: Vec<_> = state.places.iter().map(|place| read(place.bed.word())).collect();
             let now = Instant::now();
             let mut woken = Vec::new();
-            if now >= look_around {
+            if now >= look_around || state.places.is_empty() {
                 look_around = now + task::until_multiple(tick());
                 state.places.retain_mut(Place::is_needed);
                 if state.places.is_empty() {
@@ -223,6 +220,9 @@ impl Waiter {
                 }
                 state.places.iter_mut().for_each(|place| place.look_around(&mut woken));
             }
+            // SYNC(rung)
+            let read = |word: &'static AtomicU32| (word, word.load(Ordering::Acquire));
+            let words: Vec<_> = state.places.iter().map(|place| read(place.bed.word())).collect();
             let mut until = look_around;
             for place in &mut state.places {
                 until = place.look(now, &mut woken).map_or(until, |due| due.min(until));
@@ -232,7 +232,7 @@ impl Waiter {
                 continue;
             }
             state.asleep = Some((state.places.iter().map(|place| place.bed).collect(), until));
-            MutexGuard::unlocked(&mut state, || futex::wait_any(&words, until.duration_since(now)));
+            MutexGuard::unlocked(&mut state, || wait::sleep_on(&words, until.duration_since(now)));
             state.asleep = None;
             self.up.notify_all();
         }

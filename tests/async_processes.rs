@@ -11,6 +11,7 @@ mod sandbox;
 
 use common::{Name, all_free, start_with, watchdog};
 use executor::{Bell, block_on, tokio};
+use futures_util::future::join;
 use ipc_buffer::{Buffer, ChannelOptions, RecvError, SendError, WaitStrategy};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::task::Poll;
@@ -18,6 +19,7 @@ use std::thread;
 use std::time::Duration;
 
 const BLOCK: WaitStrategy = WaitStrategy::Block;
+const ADAPTIVE: WaitStrategy = WaitStrategy::Adaptive;
 
 fn options(strategy: WaitStrategy) -> ChannelOptions {
     ChannelOptions::new().wait_strategy(strategy).capacity(4)
@@ -158,6 +160,35 @@ fn the_last_one_out_removes_the_segment() {
     }
 }
 
+/// When the last buffer with futures was left, the thread that slept for them kept looking for beds until the next tick, without
+/// a pause: nothing was left to sleep in. It goes with the last one.
+#[test]
+fn the_waiter_goes_with_the_last_buffer() {
+    let _dog = watchdog();
+    if common::role().is_none() {
+        let forever = [("IPC_BUFFER_TICK_MS", "3600000")];
+        return start_with("the_waiter_goes_with_the_last_buffer", "alone", "none", &forever).success();
+    }
+    let has_waiter = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        names.into_iter().any(|name| name.starts_with("ipc-buffer-wait"))
+    };
+    for _ in 0..3 {
+        let name = Name::new("async-goes");
+        let ctx = Buffer::open(&name).unwrap().context().unwrap();
+        let mut rx = ctx.consumer_with::<u64>(1, &options(BLOCK)).unwrap();
+        assert!(Bell::new().settle(&mut rx.recv_async()).is_pending());
+        while !has_waiter() {
+            thread::yield_now();
+        }
+        drop((rx, ctx));
+        while has_waiter() {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 /// Attaches to both channels and does nothing with them, until it is killed.
 fn sit(buffer: &str) -> ! {
     let ctx = Buffer::open(buffer).unwrap().context().unwrap();
@@ -195,6 +226,37 @@ fn the_other_process_is_killed() {
         assert!(matches!(bells[0].poll(&mut sent), Poll::Ready(Err(SendError::Disconnected(back))) if *back == 4));
         bells[1].wait(0);
         assert_eq!(bells[1].poll(&mut received).map(Result::unwrap_err), Poll::Ready(RecvError::Disconnected));
+    }
+    drop(ctx);
+    all_free(&buffer);
+}
+
+/// Both futures at once, in a thread that sleeps in its executor when the other process is killed.
+#[test]
+fn an_executor_asleep_hears_of_a_death() {
+    let _dog = watchdog();
+    if let Some((_, buffer)) = common::role() {
+        sit(&buffer);
+    }
+    let name = Name::new("async-death");
+    let buffer = Buffer::open(&name).unwrap();
+    let ctx = buffer.context().unwrap();
+    for (on_tokio, strategy) in [(true, BLOCK), (false, BLOCK), (true, ADAPTIVE), (false, ADAPTIVE)] {
+        let mut tx = ctx.producer_with::<u64>(1, &options(strategy)).unwrap();
+        let mut rx = ctx.consumer_with::<u64>(2, &options(strategy)).unwrap();
+        let mut other = common::start("an_executor_asleep_hears_of_a_death", "sits", &name);
+        assert!(tx.wait_for_consumer(Duration::MAX) && rx.wait_for_producer(Duration::MAX));
+        (0..4).for_each(|i| tx.send(ctx.record(i).unwrap()).unwrap());
+        let killer = thread::spawn(move || {
+            // After a nap, and after a look around that found it alive.
+            thread::sleep(Duration::from_millis(300));
+            other.kill();
+        });
+        let both = join(tx.send_async(ctx.record(4).unwrap()), rx.recv_async());
+        let (sent, received) = if on_tokio { tokio().block_on(both) } else { block_on(both) };
+        killer.join().unwrap();
+        assert!(matches!(sent, Err(SendError::Disconnected(back)) if *back == 4));
+        assert!(matches!(received, Err(RecvError::Disconnected)));
     }
     drop(ctx);
     all_free(&buffer);

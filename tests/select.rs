@@ -3,6 +3,10 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod common;
+#[path = "common/peer.rs"]
+mod peer;
+#[path = "common/sandbox.rs"]
+mod sandbox;
 #[path = "common/work.rs"]
 mod work;
 
@@ -11,6 +15,7 @@ use ipc_buffer::{
     Buffer, Channel, ChannelOptions, Consumer, Producer, RecvError, Select, ThreadContext, TryRecvError, TrySendError,
     ValueChannel, WaitStrategy,
 };
+use peer::{Peer, answers, falls_asleep, listen, tell, timed_out};
 use std::collections::BTreeSet;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -76,30 +81,247 @@ fn time() {
 
 #[test]
 fn ends_of_two_buffers() {
-    let (name, other) = (Name::new("one"), Name::new("other"));
-    let (one, two) = (Buffer::open(&name).unwrap(), Buffer::open(&other).unwrap());
-    let contexts = (one.context().unwrap(), two.context().unwrap());
-    let (rx, tx) = (contexts.0.consumer::<u64>(1).unwrap(), contexts.1.producer::<u64>(1).unwrap());
+    let _dog = common::watchdog();
+    let names = [Name::new("one"), Name::new("other")];
+    let buffers = names.each_ref().map(|name| Buffer::open(name).unwrap());
+    let [one, two] = buffers.each_ref().map(|buffer| buffer.context().unwrap());
+    let (mut rx, mut tx) = (one.consumer::<u64>(1).unwrap(), two.producer_with::<u64>(1, &slots(2)).unwrap());
     let mut select = Select::new();
-    select.recv(&rx);
-    let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| select.send(&tx)));
-    assert!(refused.is_err());
-    assert_eq!((select.len(), select.try_ready()), (1, None));
-    // Another one may wait for them; and this one, when nothing of the first buffer is left.
-    assert_eq!(
-        {
-            let mut other = Select::new();
-            other.send(&tx);
-            other.ready()
-        },
-        Some(0)
-    );
+    assert_eq!([select.recv(&rx), select.send(&tx)], [0, 1]);
+    assert_eq!([select.ready(), select.ready()], [Some(1); 2]);
+    while tx.try_send(two.record(1).unwrap()).is_ok() {}
+    assert_eq!([select.try_ready(), select.ready_timeout(Duration::from_millis(1))], [None; 2]);
+    one.producer::<u64>(1).unwrap().send(one.record(5).unwrap()).unwrap();
+    assert_eq!([select.ready(), select.ready()], [Some(0); 2]);
+    assert_eq!(*rx.try_recv().unwrap(), 5);
+    // Its producer has left; then its context is closed, too; then it is gone.
+    assert_eq!([select.ready(), select.ready()], [Some(0); 2]);
+    drop(one);
+    assert_eq!([select.ready(), select.ready()], [Some(0); 2]);
     drop(rx);
-    let number = select.send(&tx);
-    assert_eq!(select.ready(), Some(number));
-    drop((tx, contexts));
-    work::end(one, &name);
-    work::end(two, &other);
+    assert_eq!((select.ready_timeout(Duration::from_millis(1)), select.len()), (None, 1));
+    two.consumer::<u64>(1).unwrap().try_recv().unwrap();
+    assert_eq!(select.ready(), Some(1));
+    drop((tx, two));
+    for (buffer, name) in buffers.into_iter().zip(&names) {
+        work::end(buffer, name);
+    }
+}
+
+/// Not a test: what the other processes of the tests of several buffers run. It waits for an end that receives, by channel 1, in
+/// each buffer whose name it is told; and for one that sends, by channel 2, if it is told to want room.
+#[test]
+fn puppet() {
+    let Some((role, names)) = common::role() else { return };
+    let _dog = common::watchdog();
+    let contexts: Vec<_> = names.split(',').map(|name| Buffer::open(name).unwrap().context().unwrap()).collect();
+    if role == "sits" {
+        let _txs: Vec<_> = contexts.iter().map(|ctx| ctx.producer::<u64>(1).unwrap()).collect();
+        tell("ok");
+        listen();
+        return;
+    }
+    if role.contains("old kernel") {
+        sandbox::forbid(libc::SYS_futex_waitv);
+    }
+    let mut rxs: Vec<_> = contexts.iter().map(|ctx| ctx.consumer_with::<u64>(1, &slots(2)).unwrap()).collect();
+    let rooms = contexts.iter().filter(|_| role.contains("room"));
+    let mut txs: Vec<_> = rooms.map(|ctx| (ctx, ctx.producer_with::<u64>(2, &slots(2)).unwrap())).collect();
+    let strategy = if role.starts_with("block") { WaitStrategy::Block } else { WaitStrategy::Adaptive };
+    let mut select = Select::new().wait_strategy(strategy);
+    rxs.iter().for_each(|rx| _ = select.recv(rx));
+    txs.iter().for_each(|(_, tx)| _ = select.send(tx));
+    while let Some(line) = listen() {
+        let (command, number) = line.split_once(' ').unwrap();
+        let number: usize = number.parse().unwrap();
+        let start = Instant::now();
+        match command {
+            "select" => {
+                let timeout = Duration::from_millis(number as u64);
+                let found = select.ready_timeout(timeout);
+                tell(found.map_or_else(|| timed_out(start, timeout), |number| number.to_string()));
+            }
+            "recv" => {
+                let received = rxs[number].try_recv();
+                tell(received.map_or_else(|error| error.to_string(), |record| record.to_string()));
+            }
+            _ => {
+                let (ctx, tx) = &mut txs[number];
+                while tx.try_send(ctx.record(7).unwrap()).is_ok() {}
+                tell("ok");
+            }
+        }
+    }
+}
+
+/// Nobody looks around: only a wake-up can end a wait.
+const FOREVER: (&str, &str) = ("IPC_BUFFER_TICK_MS", "3600000");
+
+/// Two buffers, and their names.
+struct Two {
+    contexts: [ThreadContext; 2],
+    buffers: [Buffer; 2],
+    names: [Name; 2],
+}
+
+impl Two {
+    fn new() -> Self {
+        let names = [Name::new("one"), Name::new("two")];
+        let buffers = names.each_ref().map(|name| Buffer::open(name).unwrap());
+        Self { contexts: buffers.each_ref().map(|buffer| buffer.context().unwrap()), buffers, names }
+    }
+
+    fn start(&self, role: &str, environment: &[(&str, &str)]) -> Peer {
+        Peer::start_with("puppet", role, &self.names.each_ref().map(|name| &**name).join(","), environment)
+    }
+
+    fn end(self) {
+        drop(self.contexts);
+        for (buffer, name) in self.buffers.into_iter().zip(&self.names) {
+            work::end(buffer, name);
+        }
+    }
+}
+
+/// A process sleeps for ends of two buffers, each of which wakes it: by data, by room, by leaving. And time does.
+fn each_of_two_buffers_wakes(strategy: &str, more: &[(&str, &str)]) {
+    let two = Two::new();
+    for role in [strategy.to_owned(), format!("{strategy} room")] {
+        let mut one = two.start(&role, &[&[FOREVER], more].concat());
+        let mut txs = two.contexts.each_ref().map(|ctx| Some(ctx.producer_with::<u64>(1, &slots(2)).unwrap()));
+        if role.contains("room") {
+            let mut rxs = two.contexts.each_ref().map(|ctx| ctx.consumer_with::<u64>(2, &slots(2)).unwrap());
+            (0..2).for_each(|i| one.does(&format!("fill {i}")));
+            for i in [0, 1, 1, 0] {
+                falls_asleep(&mut one, "select 100000");
+                assert_eq!(*rxs[i].recv().unwrap(), 7);
+                answers(&mut one, &format!("{}", 2 + i));
+                one.does(&format!("fill {i}"));
+            }
+            send_to_each(&mut one, &two, &mut txs);
+            drop(rxs);
+            assert_eq!([one.ask("select 100000"), one.ask("select 100000")], ["2", "3"]);
+        } else {
+            for wait in ["select 0", "select 30", "select 130"] {
+                assert_eq!(one.ask(wait), "timeout");
+            }
+            send_to_each(&mut one, &two, &mut txs);
+            falls_asleep(&mut one, "select 100000");
+            txs[1] = None;
+            answers(&mut one, "1");
+        }
+        one.ends();
+    }
+    two.end();
+}
+
+fn send_to_each(one: &mut Peer, two: &Two, txs: &mut [Option<Channel<u64, Producer>>; 2]) {
+    for (value, i) in [0, 1, 1, 0, 1, 0].into_iter().enumerate() {
+        falls_asleep(one, "select 100000");
+        txs[i].as_mut().unwrap().send(two.contexts[i].record(value as u64).unwrap()).unwrap();
+        answers(one, &i.to_string());
+        assert_eq!(one.ask(&format!("recv {i}")), value.to_string());
+    }
+}
+
+#[test]
+fn two_buffers_asleep_at_once() {
+    let _dog = common::watchdog();
+    each_of_two_buffers_wakes("block", &[]);
+}
+
+#[test]
+fn two_buffers_adaptive() {
+    let _dog = common::watchdog();
+    each_of_two_buffers_wakes("adaptive", &[]);
+}
+
+/// What comes in the second buffer goes unnoticed for a nap, which is 2 s here, and not for a tick: the watchdog bites at four.
+#[test]
+fn two_buffers_on_an_old_kernel() {
+    let _dog = common::watchdog();
+    let two = Two::new();
+    let mut one = two.start("block old kernel", &[("IPC_BUFFER_TICK_MS", "50000")]);
+    let mut txs = two.contexts.each_ref().map(|ctx| ctx.producer_with::<u64>(1, &slots(2)).unwrap());
+    assert_eq!([one.ask("select 0"), one.ask("select 1200")], ["timeout"; 2]);
+    // A tick that has begun may end soon; the next ones last.
+    for i in [1, 1, 1, 1, 1, 0] {
+        falls_asleep(&mut one, "select 100000");
+        txs[i].send(two.contexts[i].record(5).unwrap()).unwrap();
+        answers(&mut one, &i.to_string());
+        assert_eq!(one.ask(&format!("recv {i}")), "5");
+    }
+    drop(txs);
+    one.ends();
+    two.end();
+}
+
+/// The other ends are held by processes that were the third in their buffers: there they have the same names.
+#[test]
+fn the_peer_in_one_of_two_buffers_is_killed() {
+    let _dog = common::watchdog();
+    for role in ["block", "adaptive", "block old kernel"] {
+        for dead in [0, 1] {
+            let two = Two::new();
+            let mut one = two.start(role, &[]);
+            assert_eq!(one.ask("select 0"), "timeout");
+            let mut others = two.names.each_ref().map(|name| {
+                let mut other = Peer::start("puppet", "sits", name);
+                assert_eq!(other.hear().as_deref(), Some("ok"));
+                Some(other)
+            });
+            assert_eq!(one.ask("select 300"), "timeout");
+            falls_asleep(&mut one, "select 100000");
+            others[dead].take().unwrap().process.kill();
+            answers(&mut one, &dead.to_string());
+            assert_eq!(one.ask(&format!("recv {dead}")), GONE.to_string());
+            assert_eq!(one.ask(&format!("recv {}", 1 - dead)), TryRecvError::Empty.to_string());
+            // The other one is waited for still, and may die as well.
+            others[1 - dead].take().unwrap().process.kill();
+            while one.ask("select 100000") != (1 - dead).to_string() {}
+            one.ends();
+            two.end();
+        }
+    }
+}
+
+/// The system watches 128 at most.
+#[test]
+fn more_buffers_than_can_be_watched() {
+    let _dog = common::watchdog();
+    let names: Vec<Name> = (0..130).map(|_| Name::new("many")).collect();
+    let buffers: Vec<Buffer> =
+        names.iter().map(|name| Buffer::options().capacity(1 << 20).open(name).unwrap()).collect();
+    for count in [127, 128, 129, 130] {
+        let ready = Barrier::new(2);
+        std::thread::scope(|scope| {
+            let (buffers, ready) = (&buffers[..count], &ready);
+            scope.spawn(move || {
+                let contexts: Vec<_> = buffers.iter().map(|buffer| buffer.context().unwrap()).collect();
+                let mut rxs: Vec<_> = contexts.iter().map(|ctx| ctx.consumer::<u64>(1).unwrap()).collect();
+                let mut select = Select::new().wait_strategy(WaitStrategy::Block);
+                rxs.iter().for_each(|rx| _ = select.recv(rx));
+                assert_eq!(select.ready_timeout(Duration::from_millis(20)), None);
+                for i in [0, 1, count / 2, count - 1] {
+                    ready.wait();
+                    assert_eq!(select.ready(), Some(i));
+                    assert_eq!(*rxs[i].try_recv().unwrap(), 5);
+                    assert_eq!((select.ready(), select.ready()), (Some(i), Some(i)), "its producer has left");
+                    select.remove(i);
+                }
+            });
+            for i in [0, 1, count / 2, count - 1] {
+                let ctx = buffers[i].context().unwrap();
+                let mut tx = ctx.producer::<u64>(1).unwrap();
+                ready.wait();
+                std::thread::sleep(Duration::from_millis(10));
+                tx.send(ctx.record(5).unwrap()).unwrap();
+            }
+        });
+    }
+    for (buffer, name) in buffers.into_iter().zip(&names) {
+        work::end(buffer, name);
+    }
 }
 
 /// The sending end of a channel of one kind or the other.

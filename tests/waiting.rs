@@ -13,7 +13,7 @@ use ipc_buffer::{
     Buffer, Channel, ChannelOptions, Consumer, Producer, RecvError, RecvTimeoutError, Select, SendTimeoutError,
     ThreadContext, WaitStrategy,
 };
-use peer::{Peer, listen, tell};
+use peer::{Peer, answers, falls_asleep, listen, states, tell, timed_out};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -62,11 +62,6 @@ fn puppet() {
 
 fn millis(ms: i64) -> Duration {
     Duration::from_millis(u64::try_from(ms).unwrap())
-}
-
-/// Whether a wait that timed out took its time.
-fn timed_out(start: Instant, timeout: Duration) -> String {
-    if start.elapsed() >= timeout { "timeout".into() } else { format!("timeout after {:?}", start.elapsed()) }
 }
 
 impl Puppet {
@@ -187,35 +182,12 @@ fn pid(peer: &Peer) -> Pid {
     Pid::from_raw(i32::try_from(peer.process.pid()).unwrap()).unwrap()
 }
 
-/// The states of its threads.
-fn states(peer: &Peer) -> String {
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", peer.process.pid())).unwrap();
-    let stats = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
-    stats.filter_map(|stat| stat.rsplit_once(") ")?.1.chars().next()).collect()
-}
-
 /// Stops the process; it is stopped when this returns, and not only about to be.
 fn stop(peer: &Peer) {
     kill_process(pid(peer), Signal::STOP).unwrap();
     while !states(peer).chars().all(|state| state == 'T') {
         std::thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// Gives the command, and time to fall asleep over it (or to spin a while, for who never sleeps).
-fn falls_asleep(peer: &mut Peer, command: &str) {
-    peer.say(command);
-    std::thread::sleep(Duration::from_millis(10));
-    for _ in 0..100 {
-        if states(peer).chars().all(|state| state == 'S') {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-fn answers(peer: &mut Peer, answer: &str) {
-    assert_eq!(peer.hear().as_deref(), Some(answer));
 }
 
 /// Each way a wait can end that somebody announces, for a process that waits and another one.

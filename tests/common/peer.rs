@@ -4,6 +4,7 @@
 use crate::common::Process;
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Starts lines that are meant for the other side; the rest of stdout is the test harness's.
 const MARK: &str = "> ";
@@ -71,6 +72,31 @@ impl Peer {
     }
 }
 
+/// The states of its threads.
+pub fn states(peer: &Peer) -> String {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", peer.process.pid())).expect("it was started");
+    let stats = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
+    stats.filter_map(|stat| stat.rsplit_once(") ")?.1.chars().next()).collect()
+}
+
+/// Gives the command, and time to fall asleep over it (or to spin a while, for who never sleeps).
+pub fn falls_asleep(peer: &mut Peer, command: &str) {
+    peer.say(command);
+    std::thread::sleep(Duration::from_millis(10));
+    for _ in 0..100 {
+        if states(peer).chars().all(|state| state == 'S') {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Its next answer is this one.
+#[track_caller]
+pub fn answers(peer: &mut Peer, answer: &str) {
+    assert_eq!(peer.hear().as_deref(), Some(answer));
+}
+
 /// The next command; `None` when the other side has closed the pipe or is gone.
 pub fn listen() -> Option<String> {
     let mut line = String::new();
@@ -84,4 +110,9 @@ pub fn tell(answer: impl std::fmt::Display) {
     // The harness may be in the middle of a line of its own.
     let _ = writeln!(out, "\n{MARK}{answer}");
     let _ = out.flush();
+}
+
+/// Whether a wait that timed out took its time.
+pub fn timed_out(start: Instant, timeout: Duration) -> String {
+    if start.elapsed() >= timeout { "timeout".into() } else { format!("timeout after {:?}", start.elapsed()) }
 }
