@@ -1180,6 +1180,42 @@ fn run(case: Case) -> Ended {
     ended
 }
 
+/// A thief that has marked its victims is stopped; the one there is refuses meanwhile. When the thief goes on, it takes nothing.
+fn refuses_a_thief(name: &str) -> i32 {
+    extern "C" fn go_on(_: libc::c_int) {
+        arm_stop("revoke: taken", 1);
+    }
+    let buffer = open(name);
+    let ctx = buffer.context().unwrap();
+    let kept: Vec<_> = (0..3).map(|_| middle(&ctx)).collect();
+    let thief = child(30, || {
+        let buffer = open(name);
+        let ctx = buffer.context().unwrap();
+        let full: Vec<_> = std::iter::from_fn(|| ctx.slice_uninit::<u8>(3500).ok()).collect();
+        arm_stop("revoke: marked", 1);
+        // SAFETY: stops this process; what the handler does is a few stores.
+        unsafe {
+            libc::raise(libc::SIGSTOP);
+            libc::signal(libc::SIGCONT, go_on as extern "C" fn(libc::c_int) as libc::sighandler_t);
+        }
+        ctx.slice_uninit::<u8>(3500).unwrap_err();
+        drop((full, ctx));
+        0
+    });
+    // SAFETY: a child of this process, which is waited for only after this.
+    let resume = || assert_eq!(unsafe { libc::kill(thief, libc::SIGCONT) }, 0);
+    assert_eq!(ended(thief), Ended::Stopped, "when all is taken");
+    drop(kept);
+    resume();
+    assert_eq!(ended(thief), Ended::Stopped, "when it has marked its victim");
+    drop(middle(&ctx));
+    resume();
+    assert_eq!(ended(thief), Ended::Exit(0), "it has been refused");
+    drop(ctx);
+    end(&buffer);
+    0
+}
+
 fn cases(full: bool) -> Vec<Case> {
     let company = KILLS.iter().flat_map(|(act, point, counts)| counts.iter().map(|count| (*act, *point, *count)));
     let visits = VISIT.iter().map(|point| ("visit", *point, 1));
@@ -1244,6 +1280,12 @@ fn main() {
             }
             _ => failed += 1,
         }
+    }
+    let refused = Name::new("points-refused");
+    let refused = in_child(60, || refuses_a_thief(&refused));
+    if refused != Ended::Exit(0) {
+        println!("FAILED ({refused:?}): a thief that was refused");
+        failed += 1;
     }
     let missed: Vec<&&str> = ALL.iter().filter(|point| !reached.contains(**point)).collect();
     println!(
