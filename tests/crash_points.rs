@@ -286,7 +286,7 @@ const ACTS: &[(&str, Act)] = &[
     ("churn", |v, arm| {
         arm();
         for _ in 0..4 {
-            drop((0..2600).map(|i| v.ctx.record(i).unwrap()).collect::<Vec<_>>());
+            drop((0..900).map(|i| v.ctx.record(i).unwrap()).collect::<Vec<_>>());
         }
         forget(v);
     }),

@@ -385,16 +385,22 @@ const LINES: usize = class::COUNT.next_power_of_two();
 /// touched by another core.
 const NAMED_TOGETHER: u32 = 15;
 
-/// Entries a magazine of `class` may hold: four of them are worth the [`budget`], within reason.
+/// Entries that a magazine of small blocks is filled with. Few in tests for kills, so that what is rare is common.
+const MOST_LISTED: u32 = if cfg!(feature = "crash-points") { 60 } else { MAGAZINE_ENTRIES };
+
+/// Entries a magazine of `class` may hold: what is worth the [`budget`], but no more than 60, or what is worth [`LEAST`] if that is more.
 pub(crate) fn capacity(geometry: &Geometry, class: usize) -> u32 {
     let block = u64::from(class::granules(class)) * GRANULE;
-    u32::try_from(budget(geometry) / 4 / block).unwrap_or(1).clamp(1, MAGAZINE_ENTRIES)
+    let entries = (budget(geometry) / block).min(60).max(LEAST / block);
+    u32::try_from(entries).unwrap_or(1).clamp(1, MOST_LISTED)
 }
 
-/// About what a context may keep of one class, in bytes: a 4096th of the buffer, within reason.
+/// What a context may keep of one class at hand in any case, in bytes.
+const LEAST: u64 = 16 << 10;
+
+/// What a context should keep of one class, in bytes: a 4096th of the buffer, within reason.
 fn budget(geometry: &Geometry) -> u64 {
-    let data = u64::from(geometry.units) * UNIT;
-    (data / 4096).clamp(64 << 10, 256 << 10).min(data / 8)
+    (u64::from(geometry.units) * UNIT / 4096).clamp(LEAST, 256 << 10)
 }
 
 /// Magazines that the blocks of a slab of `class` fill.
