@@ -179,6 +179,7 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
 
     /// Receives what is queued, if anything.
     fn take_batch(&self, max: usize) -> Result<Vec<M>, RecvError> {
+        let (ring, _) = self.endpoint.end.at();
         let mut batch = Vec::new();
         for (position, queued) in self.endpoint.end.queued(M::SLOT_WORDS).take(max) {
             match M::take(&self.endpoint, queued) {
@@ -187,7 +188,7 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
                 None => break,
             }
             point!("recv batch: owned");
-            self.prefetch(position);
+            self.prefetch(ring, position);
         }
         if !batch.is_empty() {
             self.received(batch.len());

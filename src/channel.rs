@@ -363,7 +363,7 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
         let queued = ring.queued(position, M::SLOT_WORDS)?;
         let Some(message) = M::take(endpoint, queued) else { return Some(Err(self.skip())) };
         point!("recv: owned");
-        self.prefetch(position);
+        self.prefetch(ring, position);
         if endpoint.end.advance_from(ring, position, 1) {
             point!("recv: before the wake");
             endpoint.answer(1);
@@ -388,11 +388,14 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
         }
     }
 
-    /// Asks the core for the records that will be taken soon after the one at `position`.
+    /// Asks the core for a record that will be taken soon after the one at `position`. The slots of a line arrive together; what they
+    /// name is far away still.
     #[inline(always)]
-    pub(crate) fn prefetch(&self, position: u64) {
-        if M::NAMES_GRANULES && Ring::is_line(position) {
-            self.endpoint.prefetch(position);
+    pub(crate) fn prefetch(&self, ring: Ring, position: u64) {
+        if M::NAMES_GRANULES
+            && let Some(granule) = ring.glimpse(position)
+        {
+            self.endpoint.prefetch(granule);
         }
     }
 

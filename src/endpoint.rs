@@ -189,10 +189,10 @@ impl Endpoint {
         if self.attached.get() { Ok(()) } else { Err(Inert::Closed) }
     }
 
-    /// Asks the core for the records that will be taken soon after the one at `position`.
-    #[cold] // once a line
-    pub(crate) fn prefetch(&self, position: u64) {
-        self.end.ring().glimpse(position).for_each(|granule| self.local.cache().arena().prefetch(granule));
+    /// Asks the core for the block at `granule`.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, granule: u32) {
+        self.local.cache().arena().prefetch(granule);
     }
 
     /// Whether the other end is attached and alive.

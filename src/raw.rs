@@ -10,7 +10,6 @@
 
 use crate::heap::{self, class};
 use crate::layout::BLOCK_HEADER;
-use crate::queue::spsc::Ring;
 use crate::sync::Ordering;
 use crate::{Buffer, Channel, Consumer, Producer, ThreadContext, TryRecvError, TrySendError};
 use std::hint::spin_loop;
@@ -77,9 +76,7 @@ impl Way for Numbers {
         start.header().state.store(cache.owned().0, Ordering::Relaxed);
         // SAFETY: received just now, and sent by `send`.
         let number = unsafe { start.payload(BLOCK_HEADER).cast::<u64>().read() };
-        if Ring::is_line(position) {
-            rx.endpoint.prefetch(position);
-        }
+        rx.prefetch(ring, position);
         end.advance_from(ring, position, 1);
         let class = class::for_bytes(8).unwrap();
         cache.push(cache.handle(class, queued.what));

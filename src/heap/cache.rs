@@ -385,22 +385,15 @@ const LINES: usize = class::COUNT.next_power_of_two();
 /// touched by another core.
 const NAMED_TOGETHER: u32 = 15;
 
-/// Entries that a magazine of small blocks is filled with. Few in tests for kills, so that what is rare is common.
-const MOST_LISTED: u32 = if cfg!(feature = "crash-points") { 60 } else { MAGAZINE_ENTRIES };
-
-/// Entries a magazine of `class` may hold: what is worth the [`budget`], but no more than 60, or what is worth [`LEAST`] if that is more.
+/// Entries a magazine of `class` may hold: what is cached is worth at most the [`budget`], within reason.
 pub(crate) fn capacity(geometry: &Geometry, class: usize) -> u32 {
     let block = u64::from(class::granules(class)) * GRANULE;
-    let entries = (budget(geometry) / block).min(60).max(LEAST / block);
-    u32::try_from(entries).unwrap_or(1).clamp(1, MOST_LISTED)
+    u32::try_from(budget(geometry) / block).unwrap_or(1).clamp(1, MAGAZINE_ENTRIES)
 }
 
-/// What a context may keep of one class at hand in any case, in bytes.
-const LEAST: u64 = 16 << 10;
-
-/// What a context should keep of one class, in bytes: a 4096th of the buffer, within reason.
+/// A 4096th of the buffer, in bytes, within reason.
 fn budget(geometry: &Geometry) -> u64 {
-    (u64::from(geometry.units) * UNIT / 4096).clamp(LEAST, 256 << 10)
+    (u64::from(geometry.units) * UNIT / 4096).clamp(16 << 10, 256 << 10)
 }
 
 /// Magazines that the blocks of a slab of `class` fill.
@@ -639,7 +632,7 @@ impl Cache {
             last_of(magazine, end).for_each(|granule| self.arena.prefetch(granule));
         }
         // Its lines are here when it is the next one.
-        if begin == NAMED_TOGETHER
+        if (1..=NAMED_TOGETHER).contains(&begin)
             && stock.full.len.get() == 0
             && let Some(held) = self.take_from(class, &stock.full)
         {

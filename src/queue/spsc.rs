@@ -50,10 +50,8 @@ use crate::sys::crash::point;
 use crate::wait::flags;
 use std::cell::Cell;
 
-/// Slots of granules on a cache line.
-const LINE: u64 = 8;
-/// How far ahead the consumer looks: far enough for several lines to be on their way at once.
-const GLIMPSE: u64 = 2 * LINE;
+/// How far ahead the consumer looks: far enough for many lines to be on their way at once.
+const GLIMPSE: u64 = 16;
 
 /// What a slot holds.
 #[derive(Clone, Copy)]
@@ -131,22 +129,11 @@ impl Ring {
         is_new.then_some(Queued { what: word as u32, body })
     }
 
-    /// Whether [`glimpse`](Self::glimpse) is due when what is at `position` is taken: once a line.
-    #[inline(always)]
-    pub(crate) fn is_line(position: u64) -> bool {
-        position.is_multiple_of(LINE)
-    }
-
-    /// What will be taken soon, given that what is at `position` is taken now: a line of slots, if all of it is queued. Only good for
-    /// a prefetch.
+    /// What a slot some way ahead names: maybe an old granule, and only good for a prefetch.
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation)] // the low half
-    pub(crate) fn glimpse(&self, position: u64) -> impl Iterator<Item = u32> {
-        let begin = position.wrapping_add(GLIMPSE);
-        // The others were stored before it.
-        let is_queued = self.queued(begin.wrapping_add(LINE - 1), 1).is_some();
-        let line = if is_queued { 0..LINE } else { 0..0 };
-        line.filter_map(move |i| Some(self.slot(begin.wrapping_add(i), 1)?.0.load(Ordering::Relaxed) as u32))
+    pub(crate) fn glimpse(&self, position: u64) -> Option<u32> {
+        Some(self.slot(position.wrapping_add(GLIMPSE), 1)?.0.load(Ordering::Relaxed) as u32)
     }
 
     pub(crate) fn head(&self) -> u64 {
