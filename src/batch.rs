@@ -179,7 +179,7 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
 
     /// Receives what is queued, if anything.
     fn take_batch(&self, max: usize) -> Result<Vec<M>, RecvError> {
-        let (ring, _) = self.endpoint.end.at();
+        let at = self.endpoint.end.at();
         let mut batch = Vec::new();
         for (position, queued) in self.endpoint.end.queued(M::SLOT_WORDS).take(max) {
             match M::take(&self.endpoint, queued) {
@@ -188,10 +188,10 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
                 None => break,
             }
             point!("recv batch: owned");
-            self.prefetch(ring, position);
+            self.prefetch(at.0, position);
         }
         if !batch.is_empty() {
-            self.received(batch.len());
+            self.received(at, batch.len());
         }
         Ok(batch)
     }

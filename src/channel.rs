@@ -364,10 +364,7 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
         let Some(message) = M::take(endpoint, queued) else { return Some(Err(self.skip())) };
         point!("recv: owned");
         self.prefetch(ring, position);
-        if endpoint.end.advance_from(ring, position, 1) {
-            point!("recv: before the wake");
-            endpoint.answer(1);
-        }
+        self.received((ring, position), 1);
         Some(Ok(message))
     }
 
@@ -375,14 +372,15 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     #[cold]
     #[inline(never)]
     pub(crate) fn skip(&self) -> RecvError {
-        self.received(1);
+        self.received(self.endpoint.end.at(), 1);
         RecvError::Corrupted
     }
 
-    /// The next `count` have been taken.
-    pub(crate) fn received(&self, count: usize) {
+    /// The next `count` have been taken, from where this end is `at`.
+    #[inline(always)]
+    pub(crate) fn received(&self, at: (Ring, u64), count: usize) {
         let endpoint = &*self.endpoint;
-        if endpoint.end.advance(count) {
+        if endpoint.end.advance(at, count) {
             point!("recv: before the wake");
             endpoint.answer(count);
         }

@@ -8,8 +8,8 @@
 //! and its endpoints have no slots, so every operation ends on its slow path, which asks [`Local::check`].
 //!
 //! # Invariants
-//! 1. `CURRENT` is nobody's, or the front of the cache of a `Local` of this thread whose status is `Open`: it is set by its owner thread and
-//!    cleared before the status changes or the `Local` is freed.
+//! 1. `CURRENT` is nobody's, or the front of the cache of a `Local` of this thread whose status is `Open`: it is set by its owner
+//!    thread and cleared before the status changes or the `Local` is freed.
 //! 2. While the status is `Open`, `hold` is there, so the segment is mapped.
 
 #![allow(unsafe_code)]
@@ -257,7 +257,7 @@ impl Local {
         found.unwrap_or_else(|| self.alloc_slow(bytes))
     }
 
-    /// Allocates a block with `bytes` behind its header. The ladder: each rung makes room for the next try.
+    /// Allocates a block with `bytes` behind its header.
     #[cold]
     #[inline(never)]
     pub(crate) fn alloc_slow(&self, bytes: u64) -> Result<Block, AllocError> {
@@ -271,6 +271,7 @@ impl Local {
         self.make_room(bytes)
     }
 
+    /// Allocates when nothing is at hand. The ladder: each rung makes room for the next try.
     #[cold]
     #[inline(never)]
     fn make_room(&self, bytes: u64) -> Result<Block, AllocError> {

@@ -49,14 +49,9 @@ impl Tag {
         ((self.0 & !Handle::MARK) >> 40) as u32
     }
 
+    #[inline(always)]
     pub(crate) const fn word(self) -> u64 {
         self.0
-    }
-
-    /// Whether this is what the word says.
-    #[inline(always)]
-    pub(crate) const fn is_in(self, word: u64) -> bool {
-        self.0 == word
     }
 }
 

@@ -199,6 +199,8 @@ impl Stock {
 
 /// Kinds of `ContextSlot::revoked`; see the module.
 pub(crate) mod revoked {
+    use crate::layout::Word;
+
     pub(crate) const TAKING: u64 = 1;
     pub(crate) const TAKEN: u64 = 2;
     pub(crate) const EMPTIED: u64 = 3;
@@ -213,8 +215,6 @@ pub(crate) mod revoked {
     pub(crate) const fn is_idle(word: Word) -> bool {
         word.kind() == 0 || word.kind() >= 8
     }
-
-    use crate::layout::Word;
 }
 
 /// What `ContextSlot::gate` says: inside, or the [`Handle`] of the spare, or that there is none.
@@ -435,7 +435,7 @@ impl Cache {
     /// Steps inside, once no thief is at work, and forgets what one has taken.
     fn enter_surely(&self) -> Inside {
         loop {
-            if let Some(inside) = self.front.enter(|word| self.tag.is_in(word)) {
+            if let Some(inside) = self.front.enter(|word| self.tag.word() == word) {
                 return inside;
             }
             let slot = self.front.slot.get();
@@ -544,7 +544,7 @@ impl Cache {
     /// A free block of `class`: the spare, or one from the magazine at hand.
     #[inline(always)]
     pub(crate) fn pop_fast(&self, class: usize) -> Option<Block> {
-        let inside = self.front.enter(|word| self.tag.is_in(word))?;
+        let inside = self.front.enter(|word| self.tag.word() == word)?;
         let spare = inside.gate.0;
         if spare.is_of(self.tag, class) {
             // Checked, for a foreign hand may have written there.

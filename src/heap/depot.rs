@@ -329,8 +329,8 @@ pub(crate) fn rebuild(arena: &Arena) {
 /// when this was done to all magazines is in none. `gone` allocate and free nothing meanwhile, and the caller holds the control
 /// lock, so that no slab is given back.
 ///
-/// A block whose header names one of them and which is listed was pushed by them, and not popped since: a pop writes the new owner's
-/// name before it takes the block off the list. So whatever happens to the magazine meanwhile, the CAS hits free blocks only.
+/// A block whose header names one of them and which is listed was pushed by them, or named to be popped, and is not popped: whoever
+/// pops it has named it anew before that. So whatever happens to the magazine meanwhile, the CAS hits free blocks only.
 pub(crate) fn clear_names(arena: &Arena, magazine: u32, gone: &[Owner]) {
     let Some(magazine) = arena.magazine(magazine) else { return };
     // SYNC(kill): `n` first, so that what it counts is what was pushed.

@@ -81,8 +81,7 @@ pub(crate) fn revoke_idle(cache: &Cache) {
     let mark = |slot: &ContextSlot| {
         let now = Word(slot.revoked.load(Ordering::Acquire));
         let (to, number) = match now.kind() {
-            _ if revoked::is_idle(now) => (revoked::TAKING, 0),
-            revoked::ASKED => (revoked::TAKING, 0),
+            kind if revoked::is_idle(now) || kind == revoked::ASKED => (revoked::TAKING, 0),
             // Outside since the last thief.
             revoked::VERIFY => (revoked::TAKEN, now.value() + 1),
             revoked::FORGET => (revoked::EMPTIED, now.value() + 1),
@@ -122,8 +121,7 @@ pub(crate) fn revoke_idle(cache: &Cache) {
                 put_back(arena, *magazine, *holder);
             }
         }
-        let emptied = slot.revoked.load(Ordering::Relaxed) == Word::of(revoked::EMPTIED, me).0;
-        let then = if emptied { revoked::FORGET } else { revoked::VERIFY };
+        let then = if is_now(revoked::EMPTIED) { revoked::FORGET } else { revoked::VERIFY };
         slot.revoked.store(Word::number(then, number).0, Ordering::Release);
         point!("revoke: verify");
         if let Some(spare) = spare {

@@ -335,7 +335,7 @@ impl End {
         self.ring.get().queued(self.position.get(), stride)
     }
 
-    /// This end's ring and position, for [`Ring::queued`] and [`advance_from`](Self::advance_from).
+    /// This end's ring and position, for [`Ring::queued`] and [`advance`](Self::advance).
     #[inline(always)]
     pub(crate) fn at(&self) -> (Ring, u64) {
         (self.ring.get(), self.position.get())
@@ -354,16 +354,10 @@ impl End {
         self.peek(self.ring().stride).is_some()
     }
 
-    /// Moves the head: the next `count` queued are received. Their blocks bear this process's name by now, their values were
+    /// Moves the head from where this end is [`at`](Self::at): the next `count` queued are received. Their blocks bear this process's name by now, their values were
     /// copied. True if there is something on the producer's bell: the caller answers it.
     #[inline(always)]
-    pub(crate) fn advance(&self, count: usize) -> bool {
-        self.advance_from(self.ring.get(), self.position.get(), count)
-    }
-
-    /// As [`advance`](Self::advance), from where this end is [`at`](Self::at).
-    #[inline(always)]
-    pub(crate) fn advance_from(&self, ring: Ring, position: u64, count: usize) -> bool {
+    pub(crate) fn advance(&self, (ring, position): (Ring, u64), count: usize) -> bool {
         let position = position.wrapping_add(count as u64);
         // SYNC(take)
         ring.header.head.store(position, Ordering::Release);
@@ -456,7 +450,7 @@ mod tests {
                     Some(queued) => {
                         let expected = twin.pop_front().unwrap();
                         assert_eq!(number(queued, expected), expected);
-                        rx.advance(1);
+                        rx.advance(rx.at(), 1);
                     }
                     None => assert!(twin.is_empty()),
                 },
@@ -467,7 +461,7 @@ mod tests {
                     for ((_, queued), expected) in all.iter().zip(twin.drain(..some)) {
                         assert_eq!(number(*queued, expected), expected);
                     }
-                    rx.advance(some);
+                    rx.advance(rx.at(), some);
                 }
                 4 => {
                     clear_beyond(ring);
