@@ -6,7 +6,7 @@
 use crate::channel::Channel;
 use crate::endpoint::{Consumer, Producer, deadline};
 use crate::error::{RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError, TrySendError};
-use crate::message::Message;
+use crate::message::{Message, NoMessage};
 use crate::record::Payload;
 use crate::sys::crash::point;
 use std::rc::Rc;
@@ -127,7 +127,7 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Producer, M> {
             if ours == 0 {
                 return Err(TrySendError::ForeignRecord(items));
             }
-            match endpoint.end.push_batch(M::SLOT_WORDS, ours, |i, body| rest[i].put(body)) {
+            match M::push_batch(&rest[..ours], &endpoint.end) {
                 Ok((sent, rung)) => {
                     // They are the channel's now.
                     items.by_ref().take(sent).for_each(std::mem::forget);
@@ -179,16 +179,16 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
 
     /// Receives what is queued, if anything.
     fn take_batch(&self, max: usize) -> Result<Vec<M>, RecvError> {
-        let at = self.endpoint.end.at();
         let mut batch = Vec::new();
-        for (position, queued) in self.endpoint.end.queued(M::SLOT_WORDS).take(max) {
-            match M::take(&self.endpoint, queued) {
-                Some(message) => batch.push(message),
-                None if batch.is_empty() => return Err(self.skip()),
-                None => break,
+        let mut at = self.endpoint.end.at();
+        // No more than there can be: what comes behind the window is no message, whoever says so.
+        while batch.len() < max.min(self.capacity()) {
+            match M::take(&self.endpoint, &mut at) {
+                Some(Ok(message)) => batch.push(message),
+                Some(Err(NoMessage)) if batch.is_empty() => return Err(self.skip()),
+                _ => break,
             }
             point!("recv batch: owned");
-            self.prefetch(at.0, position);
         }
         if !batch.is_empty() {
             self.received(at, batch.len());

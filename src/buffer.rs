@@ -9,7 +9,6 @@ use crate::heap::{reclaim, unit};
 use crate::layout::{UNIT, flag};
 use crate::options::fnv;
 use crate::participant;
-use crate::queue::spsc;
 use crate::recovery::{self, Effort, End, Reaped};
 use crate::segment::Wish;
 use crate::stats::{self, Stats};
@@ -430,7 +429,7 @@ impl Buffer {
                 kind: "spsc",
                 carries: facts.kind.map_or_else(|| "corrupted".into(), |kind| kind.to_string()),
                 capacity: facts.ring.map_or(0, |ring| ring.capacity()),
-                queued: facts.ring.map_or(0, |ring| spsc::window(ring).count()),
+                queued: facts.ring.map_or(0, |ring| ring.len()),
                 producer: facts.producer.map(pid),
                 consumer: facts.consumer.map(pid),
                 persistent: facts.persistent,

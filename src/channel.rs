@@ -13,7 +13,7 @@ use crate::iter::{Iter, TryIter};
 use crate::local::{Attached, Local};
 use crate::message::Message;
 use crate::options::ChannelOptions;
-use crate::queue::spsc::{self, Ring};
+use crate::queue::spsc::At;
 use crate::ready::Ready;
 use crate::record::{Payload, Record};
 use crate::select::{self, Selectable};
@@ -133,7 +133,7 @@ impl<T: ?Sized + Payload, R: Role, M: Message> Channel<T, R, M> {
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
     pub fn capacity(&self) -> usize {
-        self.endpoint.end.ring().capacity()
+        self.endpoint.end.capacity()
     }
 
     /// Records, or values, queued. The other end may change it at any time: what the producer sees can only shrink meanwhile, what the
@@ -151,7 +151,7 @@ impl<T: ?Sized + Payload, R: Role, M: Message> Channel<T, R, M> {
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
     pub fn len(&self) -> usize {
-        spsc::window(self.endpoint.end.ring()).count()
+        self.endpoint.end.ring().len()
     }
 
     /// Whether nothing is queued; see [`len`](Self::len).
@@ -196,7 +196,7 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Producer, M> {
         if message.is_foreign(endpoint) {
             return Err(TrySendError::ForeignRecord(message));
         }
-        match endpoint.end.push(M::SLOT_WORDS, |body| message.put(body)) {
+        match message.push(&endpoint.end) {
             Ok(rung) => {
                 // It is the channel's now.
                 std::mem::forget(message);
@@ -358,13 +358,10 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     /// Receives the next, if something is queued.
     #[inline(always)]
     fn take(&self) -> Option<Result<M, RecvError>> {
-        let endpoint = &*self.endpoint;
-        let (ring, position) = endpoint.end.at();
-        let queued = ring.queued(position, M::SLOT_WORDS)?;
-        let Some(message) = M::take(endpoint, queued) else { return Some(Err(self.skip())) };
+        let mut at = self.endpoint.end.at();
+        let Ok(message) = M::take(&self.endpoint, &mut at)? else { return Some(Err(self.skip())) };
         point!("recv: owned");
-        self.prefetch(ring, position);
-        self.received((ring, position), 1);
+        self.received(at, 1);
         Some(Ok(message))
     }
 
@@ -372,28 +369,19 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     #[cold]
     #[inline(never)]
     pub(crate) fn skip(&self) -> RecvError {
-        self.received(self.endpoint.end.at(), 1);
+        let mut at = self.endpoint.end.at();
+        at.step();
+        self.received(at, 1);
         RecvError::Corrupted
     }
 
-    /// The next `count` have been taken, from where this end is `at`.
+    /// What lies before `at` has been taken, so many.
     #[inline(always)]
-    pub(crate) fn received(&self, at: (Ring, u64), count: usize) {
+    pub(crate) fn received(&self, at: At, count: usize) {
         let endpoint = &*self.endpoint;
-        if endpoint.end.advance(at, count) {
+        if endpoint.end.receive(at) {
             point!("recv: before the wake");
             endpoint.answer(count);
-        }
-    }
-
-    /// Asks the core for a record that will be taken soon after the one at `position`. The slots of a line arrive together; what they
-    /// name is far away still.
-    #[inline(always)]
-    pub(crate) fn prefetch(&self, ring: Ring, position: u64) {
-        if M::NAMES_GRANULES
-            && let Some(granule) = ring.glimpse(position)
-        {
-            self.endpoint.prefetch(granule);
         }
     }
 

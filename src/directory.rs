@@ -32,7 +32,7 @@ use crate::heap::block::{self, Block, Handle, Meta, state};
 use crate::heap::cache::Cache;
 use crate::layout::{CHANNELS, DirectoryEntry, HELD_BY, INDEX_CELLS, Owner, Word, entry};
 use crate::queue::spsc::{self, Ring};
-use crate::queue::value;
+use crate::queue::value::{self, Shape};
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::crash::point;
 use crate::sys::memory::NotBacked;
@@ -129,12 +129,15 @@ impl std::fmt::Display for Kind {
     }
 }
 
-/// Words of a slot; `None` for values that are too large.
-fn slot_words(form: Form, size: u64) -> Option<usize> {
-    let bytes = usize::try_from(size).ok()?;
+/// How many words a ring of so many slots has, and the shape of its values, if it holds values; `None` if those are too large.
+fn ring_words(form: Form, size: u64, slots: u64) -> Option<(u64, Option<Shape>)> {
     match form {
-        Form::Records | Form::Slices => Some(1),
-        Form::Values => (bytes <= value::MAX_BYTES).then(|| value::slot_words(bytes)),
+        Form::Records | Form::Slices => Some((slots, None)),
+        Form::Values => {
+            let bytes = usize::try_from(size).ok().filter(|bytes| *bytes <= value::MAX_BYTES)?;
+            let shape = Shape::of(bytes);
+            Some((shape.ring_words(slots), Some(shape)))
+        }
     }
 }
 
@@ -149,9 +152,9 @@ pub(crate) struct Spec {
 impl Spec {
     /// Bytes of the block that holds the queue, behind its header.
     pub(crate) fn storage_bytes(&self) -> u64 {
-        let words = slot_words(self.kind.form, self.kind.size).unwrap_or(0) as u64;
+        let words = ring_words(self.kind.form, self.kind.size, 1 << self.capacity_log2).map_or(0, |(words, _)| words);
         // One granule holds the block's header alone; see `Arena::queue`.
-        48 + size_of::<crate::layout::SpscHeader>() as u64 + ((8 * words) << self.capacity_log2)
+        48 + size_of::<crate::layout::SpscHeader>() as u64 + 8 * words
     }
 }
 
@@ -328,9 +331,9 @@ pub(crate) fn ring(arena: &Arena, entry: &DirectoryEntry) -> Option<Ring> {
     let log2 = entry.capacity_log2.load(Ordering::Relaxed);
     let slots = 1_u64.checked_shl(log2).filter(|slots| *slots <= MAX_CAPACITY as u64)?;
     let form = Form::from_bits(entry.options.load(Ordering::Relaxed))?;
-    let stride = slot_words(form, entry.element_size.load(Ordering::Relaxed))?;
-    let (header, words) = arena.queue(entry.storage.load(Ordering::Relaxed), slots * stride as u64)?;
-    Some(Ring { header, words, stride, names_granules: form != Form::Values })
+    let (words, shape) = ring_words(form, entry.element_size.load(Ordering::Relaxed), slots)?;
+    let (header, words) = arena.queue(entry.storage.load(Ordering::Relaxed), words)?;
+    Some(Ring { header, words, capacity: slots, shape })
 }
 
 /// Takes the `side` of the channel `id` for this process.
@@ -531,7 +534,7 @@ impl Spot {
     fn position(self, ring: Ring) -> u64 {
         let head = ring.head();
         let ahead = Self::wrap(self.seen.wrapping_sub(head));
-        if self.seen == 0 || ahead > ring.capacity() as u64 { head } else { head + ahead }
+        if self.seen == 0 || ahead > ring.capacity { head } else { head + ahead }
     }
 }
 

@@ -189,12 +189,6 @@ impl Endpoint {
         if self.attached.get() { Ok(()) } else { Err(Inert::Closed) }
     }
 
-    /// Asks the core for the block at `granule`.
-    #[inline(always)]
-    pub(crate) fn prefetch(&self, granule: u32) {
-        self.local.cache().arena().prefetch(granule);
-    }
-
     /// Whether the other end is attached and alive.
     pub(crate) fn has_live_peer(&self) -> bool {
         self.look_after_peer();

@@ -28,6 +28,7 @@
 //! 3. Nothing here has a destructor or padding that is read.
 
 use crate::heap::class;
+use crate::queue::value::Shape;
 use crate::sync::{AtomicU32, AtomicU64};
 
 /// The unit of addressing: every block starts on a granule and is a whole number of them.
@@ -335,7 +336,7 @@ pub(crate) const BLOCK_HEADER: u64 = 16;
 /// One cache line pair, so that adjacent-line prefetchers don't couple what we keep apart.
 pub(crate) const LINE_PAIR: u64 = 128;
 
-/// The fixed part of an SPSC queue; the slots follow at once. See `queue::spsc`.
+/// The fixed part of an SPSC queue; the slots, or rows, follow at once. See `queue::spsc`.
 #[repr(C)]
 pub(crate) struct SpscHeader {
     /// Position of the next message to receive; written by the consumer only.
@@ -472,6 +473,7 @@ impl Geometry {
             sample.magazine_table,
             sample.data,
             size_of::<SpscHeader>() as u64,
+            Shape::of(8).ring_words(1024),
             u64::from(class::granules(class::COUNT - 1)),
         ];
         facts

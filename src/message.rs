@@ -4,10 +4,10 @@ use crate::directory::{Form, Kind};
 use crate::endpoint::Endpoint;
 use crate::heap::block;
 use crate::options;
-use crate::queue::spsc::Queued;
-use crate::queue::value;
+use crate::queue::spsc::{At, End, NotPushed};
+use crate::queue::value::{self, Shape};
 use crate::record::{Payload, Record};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::Ordering;
 use bytemuck::Pod;
 
 mod sealed {
@@ -19,13 +19,13 @@ mod sealed {
 /// What goes through a [`Channel`](crate::Channel): a [`Record`] of any [`Payload`], or a small value by value, which is any
 /// [`bytemuck::Pod`] type.
 ///
-/// A value travels in the channel's slot itself: nothing is allocated and nothing freed, and up to 56 bytes cost one cache line per
-/// hand-over. For what is small and has no life of its own: samples, ticks, indices, commands. In all else a channel of values is
+/// A value travels in the channel's ring itself: nothing is allocated and nothing freed, and up to 56 bytes cost one cache line per
+/// hand-over at most. For what is small and has no life of its own: samples, ticks, indices, commands. In all else a channel of values is
 /// like one of records, with the same promises when somebody is killed.
 ///
-/// The slot of a value is 16, 32 or 64 bytes, the least that holds 8 more than the value, or else whole cache lines; the limit is
-/// 1016 bytes, and more does not compile. A value of no size is a signal that can be counted, in slots of 8 bytes. A record's
-/// slot has 8 bytes.
+/// A cache line of 64 bytes holds 7 values of up to 8 bytes, 3 of up to 16, 2 of up to 24, 1 of up to 56; a larger one has the least
+/// number of lines that holds 8 bytes more than it. The limit is 1016 bytes, and more does not compile. A value of no size is a
+/// signal that can be counted, and takes what one of 8 bytes does. A record's slot has 8 bytes.
 ///
 /// Sealed.
 ///
@@ -64,27 +64,30 @@ pub trait Message: sealed::Sealed + Sized {
     #[doc(hidden)]
     fn kind(tag: Option<&str>) -> Kind;
 
-    /// Words of a slot.
+    /// How values lie in the ring; `None` if its slots name granules.
     #[doc(hidden)]
-    const SLOT_WORDS: usize;
-
-    /// Whether slots name granules, else they hold values.
-    #[doc(hidden)]
-    const NAMES_GRANULES: bool;
+    const SHAPE: Option<Shape>;
 
     /// Whether it belongs to another buffer.
     #[doc(hidden)]
     fn is_foreign(&self, endpoint: &Endpoint) -> bool;
 
-    /// Writes what goes behind a slot's word, and says what the word names. Once the slot is queued, the message is gone.
+    /// Queues it, and then it is gone; see [`End::push_granule`].
     #[doc(hidden)]
-    fn put(&self, body: &[AtomicU64]) -> u32;
+    fn push(&self, end: &End) -> Result<bool, NotPushed>;
 
-    /// Takes what is queued for this consumer; the head has yet to be moved beyond it. `None`, and nothing is done, if it is nothing
-    /// that a sender of this library writes.
+    /// Queues the first of them; see [`End::push_granules`].
     #[doc(hidden)]
-    fn take(endpoint: &Endpoint, queued: Queued) -> Option<Self>;
+    fn push_batch(batch: &[Self], end: &End) -> Result<(usize, bool), NotPushed>;
+
+    /// Takes what is queued for this consumer, if something is, and goes on behind it; the head has yet to be moved.
+    #[doc(hidden)]
+    fn take(endpoint: &Endpoint, at: &mut At) -> Option<Result<Self, NoMessage>>;
 }
+
+/// What is queued is nothing that a sender of this library writes; it lies there still.
+#[derive(Debug)]
+pub(crate) struct NoMessage;
 
 #[allow(private_interfaces)]
 impl<T: ?Sized + Payload> Message for Record<T> {
@@ -92,8 +95,7 @@ impl<T: ?Sized + Payload> Message for Record<T> {
         options::kind::<T::Element>(tag, if T::SLICE { Form::Slices } else { Form::Records })
     }
 
-    const SLOT_WORDS: usize = 1;
-    const NAMES_GRANULES: bool = true;
+    const SHAPE: Option<Shape> = None;
 
     #[inline(always)]
     fn is_foreign(&self, endpoint: &Endpoint) -> bool {
@@ -101,22 +103,36 @@ impl<T: ?Sized + Payload> Message for Record<T> {
     }
 
     #[inline(always)]
-    fn put(&self, _: &[AtomicU64]) -> u32 {
-        self.granule()
+    fn push(&self, end: &End) -> Result<bool, NotPushed> {
+        end.push_granule(self.granule())
+    }
+
+    fn push_batch(batch: &[Self], end: &End) -> Result<(usize, bool), NotPushed> {
+        end.push_granules(batch.len(), |i| batch[i].granule())
     }
 
     #[inline(always)]
-    fn take(endpoint: &Endpoint, Queued { what: granule, .. }: Queued) -> Option<Self> {
+    fn take(endpoint: &Endpoint, at: &mut At) -> Option<Result<Self, NoMessage>> {
+        let granule = at.next_granule()?;
         let cache = endpoint.local.cache();
         let arena = cache.arena();
         // A header that says neither "somebody's" nor "the channel's" was not queued by this library.
-        let start = arena.start(granule).filter(|start| block::is_sendable(start.header()))?;
+        let Some(start) = arena.start(granule).filter(|start| block::is_sendable(start.header())) else {
+            return Some(Err(NoMessage));
+        };
         // SAFETY: queued for us: nobody else writes it. If it is no record, it is left to whoever it is.
         #[allow(unsafe_code)]
-        unsafe {
+        let record = unsafe {
             // SYNC(take)
             Self::from_block(cache, granule, start, || start.header().state.store(cache.owned().0, Ordering::Relaxed))
+        };
+        let Some(record) = record else { return Some(Err(NoMessage)) };
+        // The slots of a line arrive together; what they name is far away still.
+        if let Some(granule) = at.glimpse() {
+            arena.prefetch(granule);
         }
+        at.step();
+        Some(Ok(record))
     }
 }
 
@@ -126,11 +142,7 @@ impl<T: Pod> Message for T {
         options::kind::<T>(tag, Form::Values)
     }
 
-    const SLOT_WORDS: usize = {
-        assert!(size_of::<T>() <= value::MAX_BYTES, "a value has at most 1016 bytes; send records of larger types");
-        value::slot_words(size_of::<T>())
-    };
-    const NAMES_GRANULES: bool = false;
+    const SHAPE: Option<Shape> = Some(shape::<T>());
 
     #[inline(always)]
     fn is_foreign(&self, _: &Endpoint) -> bool {
@@ -138,15 +150,25 @@ impl<T: Pod> Message for T {
     }
 
     #[inline(always)]
-    fn put(&self, body: &[AtomicU64]) -> u32 {
-        value::store(bytemuck::bytes_of(self), body);
-        value::HERE
+    fn push(&self, end: &End) -> Result<bool, NotPushed> {
+        end.push_value(const { shape::<T>() }, |words| value::store(bytemuck::bytes_of(self), words))
+    }
+
+    fn push_batch(batch: &[Self], end: &End) -> Result<(usize, bool), NotPushed> {
+        let put = |i: usize, words: &[_]| value::store(bytemuck::bytes_of(&batch[i]), words);
+        end.push_values(const { shape::<T>() }, batch.len(), put)
     }
 
     #[inline(always)]
-    fn take(_: &Endpoint, queued: Queued) -> Option<T> {
+    fn take(endpoint: &Endpoint, at: &mut At) -> Option<Result<T, NoMessage>> {
+        let words = endpoint.end.next_value(at, const { shape::<T>() })?;
         let mut value = T::zeroed();
-        value::load(bytemuck::bytes_of_mut(&mut value), queued.body);
-        (queued.what == value::HERE).then_some(value)
+        value::load(bytemuck::bytes_of_mut(&mut value), words);
+        Some(Ok(value))
     }
+}
+
+const fn shape<T>() -> Shape {
+    assert!(size_of::<T>() <= value::MAX_BYTES, "a value has at most 1016 bytes; send records of larger types");
+    Shape::of(size_of::<T>())
 }

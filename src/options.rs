@@ -137,7 +137,7 @@ impl ChannelOptions {
 
     pub(crate) fn spec<M: Message>(&self) -> Result<Spec, AttachError> {
         // Too large a value does not compile, here already.
-        let _ = M::SLOT_WORDS;
+        let _ = M::SHAPE;
         let kind = M::kind(self.tag.as_deref());
         if kind.form != Form::Values && kind.align > 4096 {
             return Err(AttachError::Alignment { align: kind.align as usize });

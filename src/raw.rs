@@ -57,7 +57,7 @@ impl Way for Numbers {
         let block = heap::alloc_fast(cache, 8).map_or_else(|| heap::alloc(cache, 8).unwrap(), |(_, block)| block);
         // SAFETY: the block is this thread's, and has 8 bytes behind its header.
         unsafe { block.start.payload(BLOCK_HEADER).cast::<u64>().write(number) };
-        while tx.endpoint.end.push(1, |_| block.handle.granule()).is_err() {
+        while tx.endpoint.end.push_granule(block.handle.granule()).is_err() {
             spin_loop();
         }
     }
@@ -65,21 +65,24 @@ impl Way for Numbers {
     #[inline(always)]
     fn recv(ctx: &ThreadContext, rx: &mut Channel<u64, Consumer>) -> u64 {
         let (end, cache) = (&rx.endpoint.end, ctx.local.cache());
-        let (ring, position) = end.at();
-        let queued = loop {
-            match ring.queued(position, 1) {
-                Some(queued) => break queued,
+        let mut at = end.at();
+        let granule = loop {
+            match at.next_granule() {
+                Some(granule) => break granule,
                 None => spin_loop(),
             }
         };
-        let start = cache.arena().start(queued.what).unwrap();
+        let start = cache.arena().start(granule).unwrap();
         start.header().state.store(cache.owned().0, Ordering::Relaxed);
         // SAFETY: received just now, and sent by `send`.
         let number = unsafe { start.payload(BLOCK_HEADER).cast::<u64>().read() };
-        rx.prefetch(ring, position);
-        end.advance((ring, position), 1);
+        if let Some(granule) = at.glimpse() {
+            cache.arena().prefetch(granule);
+        }
+        at.step();
+        end.receive(at);
         let class = class::for_bytes(8).unwrap();
-        cache.push(cache.handle(class, queued.what));
+        cache.push(cache.handle(class, granule));
         number
     }
 }

@@ -33,7 +33,7 @@ fn main() {
 mod cost {
     use crate::common::Name;
     use crate::tracee::{Tracee, stop};
-    use ipc_buffer::{Buffer, ChannelOptions, ThreadContext};
+    use ipc_buffer::{Buffer, Channel, ChannelOptions, Consumer, Producer, Record, ThreadContext, ValueChannel};
 
     pub const OPERATIONS: &str = "send, recv, drop, value send, value recv";
 
@@ -52,15 +52,15 @@ mod cost {
                 let record = ctx.record(5_u64).unwrap();
                 stop();
                 stop();
-                tx.try_send(record).unwrap();
+                send(&mut tx, record);
                 stop();
-                let record = rx.try_recv().unwrap();
+                let record = recv(&mut rx);
                 stop();
-                drop(record);
+                free(record);
                 stop();
-                vtx.try_send(5).unwrap();
+                send_value(&mut vtx, 5);
                 stop();
-                let value = vrx.try_recv().unwrap();
+                let value = recv_value(&mut vrx);
                 stop();
                 assert_eq!(value, 5);
             }
@@ -80,7 +80,34 @@ mod cost {
         std::array::from_fn(|_| next() - nothing)
     }
 
-    type Ends = (ipc_buffer::Channel<u64, ipc_buffer::Producer>, ipc_buffer::Channel<u64, ipc_buffer::Consumer>);
+    // Each by itself: what the caller keeps in registers is none of their business.
+
+    #[inline(never)]
+    fn send(tx: &mut Channel<u64, Producer>, record: Record<u64>) {
+        tx.try_send(record).unwrap();
+    }
+
+    #[inline(never)]
+    fn recv(rx: &mut Channel<u64, Consumer>) -> Record<u64> {
+        rx.try_recv().unwrap()
+    }
+
+    #[inline(never)]
+    fn free(record: Record<u64>) {
+        drop(record);
+    }
+
+    #[inline(never)]
+    fn send_value(tx: &mut ValueChannel<u64, Producer>, value: u64) {
+        tx.try_send(value).unwrap();
+    }
+
+    #[inline(never)]
+    fn recv_value(rx: &mut ValueChannel<u64, Consumer>) -> u64 {
+        rx.try_recv().unwrap()
+    }
+
+    type Ends = (Channel<u64, Producer>, Channel<u64, Consumer>);
 
     fn ends(ctx: &ThreadContext, id: i64) -> Ends {
         let options = ChannelOptions::new().capacity(16);

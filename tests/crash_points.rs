@@ -40,6 +40,8 @@ const CAPACITY: u64 = 2 << 20;
 const ASKED: u64 = 20;
 /// A persistent channel whose producer is killed inside a batch.
 const TORN: i64 = 11;
+/// A value that has a row of its own.
+type Row = [u64; 7];
 
 // ---------------------------------------------------------------------------------------------------------- processes
 
@@ -328,7 +330,8 @@ const ACTS: &[(&str, Act)] = &[
     ("send values", |mut v, arm| {
         arm();
         (0..4).for_each(|_| v.send_value());
-        v.ledger.values.send(5, |numbers| v.values.0.send_batch(numbers).unwrap());
+        // Over two rows.
+        v.ledger.values.send(9, |numbers| v.values.0.send_batch(numbers).unwrap());
         forget(v);
     }),
     ("receive values", |mut v, arm| {
@@ -338,21 +341,21 @@ const ACTS: &[(&str, Act)] = &[
         forget(v);
     }),
     ("follow a torn batch", |v, arm| {
-        // Of three slots, those behind the first are stored when its producer is killed.
+        // Of three rows, those behind the first are stamped when its producer is killed.
         let name = v.buffer.name().to_owned();
         let torn = in_child(20, || {
             let buffer = open(&name);
             let ctx = buffer.context().unwrap();
-            let mut tx = ctx.value_producer_with::<u64>(TORN, &slots(8).persistent(true)).unwrap();
+            let mut tx = ctx.value_producer_with::<Row>(TORN, &slots(8).persistent(true)).unwrap();
             ipc_buffer::crash_points::arm("send batch: slot", 2);
-            tx.send_batch(100..103).unwrap();
+            tx.send_batch((100..103).map(|i| [i; 7])).unwrap();
             0
         });
         assert_eq!(torn, KILLED);
         while v.buffer.reap().unwrap().processes > 0 {}
         arm();
-        let mut tx = v.ctx.value_producer::<u64>(TORN).unwrap();
-        tx.send(0).unwrap();
+        let mut tx = v.ctx.value_producer::<Row>(TORN).unwrap();
+        tx.send([0; 7]).unwrap();
         forget((tx, v));
     }),
     ("wake a consumer", |v, arm| {
@@ -657,8 +660,8 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("receive batches", "recv: head", &[2, 3]),
     ("send values", "send: before the slot", &[1, 3]),
     ("send values", "send: slot", &[1, 3]),
-    ("send values", "send batch: before a slot", &[1, 3, 5]),
-    ("send values", "send batch: slot", &[1, 4, 5]),
+    ("send values", "send batch: before a slot", &[1, 3, 9]),
+    ("send values", "send batch: slot", &[1, 2]),
     ("receive values", "recv: owned", &[1, 3]),
     ("receive values", "recv: head", &[1, 3, 5]),
     ("receive values", "recv batch: owned", &[1, 5]),
@@ -991,13 +994,13 @@ impl Survivor {
         if !self.buffer.has_channel(TORN).unwrap() {
             return;
         }
-        let mut rx = self.ctx.value_consumer::<u64>(TORN).unwrap();
-        let sent: Vec<u64> = rx.try_iter().collect();
-        assert!(sent.is_empty() || sent == [0], "{sent:?}");
-        let mut tx = self.ctx.value_producer::<u64>(TORN).unwrap();
+        let mut rx = self.ctx.value_consumer::<Row>(TORN).unwrap();
+        let sent: Vec<Row> = rx.try_iter().collect();
+        assert!(sent.is_empty() || sent == [[0; 7]], "{sent:?}");
+        let mut tx = self.ctx.value_producer::<Row>(TORN).unwrap();
         for i in 1..9 {
-            tx.send(i).unwrap();
-            assert_eq!(rx.try_recv_batch(9), Ok(vec![i]));
+            tx.send([i; 7]).unwrap();
+            assert_eq!(rx.try_recv_batch(9), Ok(vec![[i; 7]]));
         }
         assert!(self.buffer.remove_channel(TORN).unwrap());
     }

@@ -29,9 +29,12 @@ fn a_channel_is_small() {
         footprint(&buffer, || ctx.producer::<[u64; 1 << 20]>(1).unwrap()),
     ];
     assert!(bytes.iter().all(|bytes| *bytes < 16 << 10), "{bytes:?}");
-    // A slot of 16 bytes, and at most 25 % and 1 KiB more.
-    let values = footprint(&buffer, || ctx.value_producer_with::<u64>(1, &slots(512)).unwrap());
-    assert!((512 * 16..=512 * 20 + 1024).contains(&values), "{values}");
+    // Seven to a line, a line more, and at most 25 % and 1 KiB more.
+    let values = footprint(&buffer, || ctx.value_producer::<u64>(1).unwrap());
+    assert!((148 * 64..=148 * 80 + 1024).contains(&values) && values < 16 << 10, "{values}");
+    // Three to a line.
+    let values = footprint(&buffer, || ctx.value_producer::<[u64; 2]>(1).unwrap());
+    assert!((342 * 64..=342 * 80 + 1024).contains(&values), "{values}");
     let least = footprint(&buffer, || ctx.producer_with::<u64>(1, &slots(2)).unwrap());
     assert!(least <= 640, "{least}");
     drop(ctx);

@@ -1,33 +1,274 @@
-//! Values that travel in the slots themselves: how large a slot is, and how bytes get in and out of it.
+//! Rings of values: rows of cache lines, each with a few values and one stamp.
 //!
 //! Promises: one line per hand-over for values of up to 56 bytes; no reference to a value is ever formed in shared memory.
-//! What a slot's word says, and who may write when, is the ring's ([`spsc`](super::spsc)).
 //!
 //! # Layout
+//! A row is a line, or for values of more than 56 bytes as many lines as one takes with its stamp. The words of each value follow
+//! one another:
 //! ```text
-//! word 0             1 ..                          up to
-//! [ p + 1 | HERE    ][ the value, 8 bytes a word   ][ not used ]
+//!            word 0   1     2     3     4     5     6     7
+//! to  8 bytes: [stamp][v0  ][v1  ][v2  ][v3  ][v4  ][v5  ][v6  ]      7 a row
+//! to 16 bytes: [stamp][v0         ][v1         ][v2         ][ -- ]   3
+//! to 24 bytes: [stamp][v0               ][v1               ][ -- ]    2
+//! to 56 bytes: [stamp][v0 ..                                     ]    1
 //! ```
-//! A slot of up to 64 bytes is a power of two, so that none lies across a line; a larger one is whole lines.
+//! Position `p` is value `p mod k` of row `p / k mod rows`, with `k` values a row. There are as many rows as hold `capacity + k - 1`
+//! values, so that `capacity` positions in a row, wherever they begin, have no row of two laps.
+//!
+//! The stamp is a position: the one behind the last value that was filled in this row, in whatever lap. 0: none was. It only
+//! grows (but for [`clear_beyond`]), so `p` was filled if and only if its row's stamp is beyond `p`. Nobody is fooled who was
+//! stopped for many laps, be it an observer that walks from an old head: positions never come again.
+//!
+//! # Ownership
+//! See [`spsc`](super::spsc). A consumer remembers the stamp of the row it is in, and looks again when it has taken what that one
+//! said.
+//!
+//! # Batches
+//! Row by row: values first, then the row's stamp; the first row's stamp is stored last, and publishes all. Until then the stamps of
+//! the other rows speak of values that are not published, but who looks in order is stopped at the first row; and none of those rows
+//! has anything that is queued.
 //!
 //! # Orderings
-//! The value's words are Relaxed: `SYNC(publish)` and `SYNC(take)` of the ring order them.
+//! The values' words are Relaxed: `SYNC(publish)` and `SYNC(take)` of the ring order them. Stores to a stamp are one thread's, each
+//! Release, so that who sees a later one sees all that the earlier ones published.
+//!
+//! # If a process dies
+//! See [`spsc`](super::spsc). What a batch leaves that was cut short is stamps beyond the window, of whole rows behind the one that the
+//! window ends in. A row that is cleared gets the position where its lap begins: none of that lap is filled.
 
+use super::spsc::{At, End, NotPushed};
 use crate::sync::{AtomicU64, Ordering};
+use crate::sys::crash::point;
+use std::cell::Cell;
 
-/// The largest value: a slot of sixteen lines. What is larger is cheaper to hand over as a record.
+/// The largest value: a row of sixteen lines. What is larger is cheaper to hand over as a record.
 pub(crate) const MAX_BYTES: usize = 1016;
 
-/// What the word of a slot names when a value follows it.
-pub(crate) const HERE: u32 = 1;
+const LINE_WORDS: usize = 8;
 
-/// Words of a slot for values of so many bytes.
-pub(crate) const fn slot_words(bytes: usize) -> usize {
-    let words = 1 + bytes.div_ceil(8);
-    if words <= 8 { words.next_power_of_two() } else { words.next_multiple_of(8) }
+/// How values lie in rows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Shape {
+    /// Words of a value, at least 1.
+    words: usize,
 }
 
-/// Copies a value's bytes into the words of its slot.
+impl Shape {
+    /// For values of so many bytes.
+    pub(crate) const fn of(bytes: usize) -> Self {
+        let words = bytes.div_ceil(8);
+        Self { words: if words == 0 { 1 } else { words } }
+    }
+
+    const fn values_per_row(self) -> usize {
+        let fit = (LINE_WORDS - 1) / self.words;
+        if fit == 0 { 1 } else { fit }
+    }
+
+    const fn row_words(self) -> usize {
+        (1 + self.words).next_multiple_of(LINE_WORDS)
+    }
+
+    /// Words of a ring that so many values may be in at once.
+    pub(crate) const fn ring_words(self, capacity: u64) -> u64 {
+        let per_row = self.values_per_row() as u64;
+        (capacity + per_row - 1).div_ceil(per_row) * self.row_words() as u64
+    }
+
+    const fn row_start(self, position: u64) -> u64 {
+        position - position % self.values_per_row() as u64
+    }
+
+    /// Where the row of `position` begins in a ring of so many words, which is at least a row.
+    #[allow(clippy::cast_possible_truncation)] // less than the words
+    const fn offset(self, words: usize, position: u64) -> usize {
+        let row = (position / self.values_per_row() as u64) % (words / self.row_words()) as u64;
+        row as usize * self.row_words()
+    }
+}
+
+/// The stamp of the row of `position`.
+pub(super) fn stamp(words: &[AtomicU64], shape: Shape, position: u64) -> Option<&AtomicU64> {
+    (words.len() >= shape.row_words()).then(|| words.get(shape.offset(words.len(), position)))?
+}
+
+/// How many are stamped from `position` to the end of its row.
+pub(super) fn stamped(words: &[AtomicU64], shape: Shape, position: u64) -> u64 {
+    // SYNC(publish)
+    let stamp = stamp(words, shape, position).map_or(0, |stamp| stamp.load(Ordering::Acquire));
+    let end = shape.row_start(position).saturating_add(shape.values_per_row() as u64);
+    stamp.min(end).saturating_sub(position)
+}
+
+/// Clears the rows beyond the one that the window ends in.
+pub(super) fn clear_beyond(words: &[AtomicU64], shape: Shape, end: u64) {
+    let rows = words.len() / shape.row_words();
+    let start = |i: usize| shape.row_start(end).saturating_add((i * shape.values_per_row()) as u64);
+    let left = (1..rows).take_while(|i| stamped(words, shape, start(*i)) > 0).count();
+    for start in (1..=left).rev().map(start) {
+        if let Some(stamp) = stamp(words, shape, start) {
+            // SYNC(kill): the last is cleared before the last but one.
+            stamp.store(start, Ordering::Release);
+            point!("attach: cleared");
+        }
+    }
+}
+
+static NO_STAMP: AtomicU64 = AtomicU64::new(0);
+
+/// Where an end stands in the rows.
+#[derive(Debug)]
+pub(super) struct Rows {
+    /// What it has not come past of the values of the row at hand.
+    rest: Cell<&'static [AtomicU64]>,
+    /// That row's.
+    stamp: Cell<&'static AtomicU64>,
+    /// The rows behind it, to the ring's end.
+    ahead: Cell<&'static [AtomicU64]>,
+}
+
+impl Rows {
+    pub(super) fn none() -> Self {
+        Self { rest: Cell::new(&[]), stamp: Cell::new(&NO_STAMP), ahead: Cell::new(&[]) }
+    }
+
+    #[allow(clippy::cast_possible_truncation)] // less than a row
+    pub(super) fn at(words: &'static [AtomicU64], shape: Shape, position: u64) -> Self {
+        let rows = Self::none();
+        if words.len() >= shape.row_words() {
+            rows.ahead.set(words.get(shape.offset(words.len(), position)..).unwrap_or_default());
+            rows.turn(words, shape);
+            let past = (position - shape.row_start(position)) as usize * shape.words;
+            rows.rest.set(rows.rest.get().get(past..).unwrap_or_default());
+        }
+        rows
+    }
+
+    pub(super) fn forget(&self) {
+        self.rest.set(&[]);
+        self.stamp.set(&NO_STAMP);
+        self.ahead.set(&[]);
+    }
+
+    /// Goes on to the next row, which may be the first.
+    #[inline(always)]
+    fn turn(&self, words: &'static [AtomicU64], shape: Shape) {
+        let split = |words: &'static [AtomicU64]| words.split_at_checked(shape.row_words());
+        if let Some((row, ahead)) = split(self.ahead.get()).or_else(|| split(words))
+            && let Some((stamp, values)) = row.split_first()
+            && let Some(values) = values.get(..shape.values_per_row() * shape.words)
+        {
+            self.ahead.set(ahead);
+            self.stamp.set(stamp);
+            self.rest.set(values);
+        }
+    }
+
+    /// Whether `position`, where this end stands, is stamped; by the stamp it saw last, or by the row's.
+    pub(super) fn is_stamped(&self, words: &[AtomicU64], position: u64, seen: u64) -> bool {
+        if self.rest.get().is_empty() {
+            let next = self.ahead.get().first().or_else(|| words.first());
+            // SYNC(publish)
+            next.is_some_and(|stamp| stamp.load(Ordering::Acquire) > position)
+        } else {
+            seen > position || self.stamp.get().load(Ordering::Acquire) > position
+        }
+    }
+}
+
+impl End {
+    /// Queues the value that `put` writes. True if there is something on the consumer's bell.
+    #[inline(always)]
+    pub(crate) fn push_value(&self, shape: Shape, put: impl FnOnce(&[AtomicU64])) -> Result<bool, NotPushed> {
+        self.make_sure()?;
+        let ring = self.ring.get();
+        if self.rows.rest.get().len() < shape.words {
+            self.rows.turn(ring.words, shape);
+        }
+        let Some((value, rest)) = self.rows.rest.get().split_at_checked(shape.words) else {
+            return Err(NotPushed::Full);
+        };
+        put(value);
+        point!("send: before the slot");
+        let position = self.position.get().wrapping_add(1);
+        // SYNC(publish)
+        self.rows.stamp.get().store(position, Ordering::Release);
+        point!("send: slot");
+        self.rows.rest.set(rest);
+        Ok(self.pushed(ring.header, position))
+    }
+
+    /// Queues as many of `count` as there is room for, with one store that publishes all of them: how many, and whether there
+    /// is something on the consumer's bell. `put` is told which of them.
+    pub(crate) fn push_values(
+        &self,
+        shape: Shape,
+        count: usize,
+        put: impl Fn(usize, &[AtomicU64]),
+    ) -> Result<(usize, bool), NotPushed> {
+        let count = self.room(count)?;
+        let ring = self.ring.get();
+        let start = self.position.get();
+        // Fills the row at hand with values from the `i`th on, and says up to which.
+        let fill = |i: usize| {
+            let mut filled = i;
+            while filled < count
+                && let Some((value, rest)) = self.rows.rest.get().split_at_checked(shape.words)
+            {
+                put(filled, value);
+                point!("send batch: before a slot");
+                self.rows.rest.set(rest);
+                filled += 1;
+            }
+            filled
+        };
+        // SYNC(publish) by the first row's; SYNC(kill) for the others: no gap in what a kill leaves.
+        let publish = |stamp: &AtomicU64, filled: usize| {
+            stamp.store(start.wrapping_add(filled as u64), Ordering::Release);
+            point!("send batch: slot");
+        };
+        if self.rows.rest.get().len() < shape.words {
+            self.rows.turn(ring.words, shape);
+        }
+        let first = self.rows.stamp.get();
+        let in_first = fill(0);
+        let mut filled = in_first;
+        while filled < count {
+            self.rows.turn(ring.words, shape);
+            let end = fill(filled);
+            if end == filled {
+                // No rows: the ring is not what this end takes it for.
+                return Err(NotPushed::Full);
+            }
+            filled = end;
+            publish(self.rows.stamp.get(), filled);
+        }
+        // The first is the last: nothing of the batch is seen before it.
+        publish(first, in_first);
+        Ok((count, self.pushed(ring.header, start.wrapping_add(count as u64))))
+    }
+
+    /// The words of the value that is queued for this consumer, if one is, and goes on behind it. It must be received.
+    #[inline(always)]
+    pub(crate) fn next_value(&self, at: &mut At, shape: Shape) -> Option<&'static [AtomicU64]> {
+        if self.until.get() <= at.position {
+            if self.rows.rest.get().len() < shape.words {
+                self.rows.turn(at.ring.words, shape);
+            }
+            // SYNC(publish)
+            self.until.set(self.rows.stamp.get().load(Ordering::Acquire));
+            if self.until.get() <= at.position {
+                return None;
+            }
+        }
+        let (value, rest) = self.rows.rest.get().split_at_checked(shape.words)?;
+        self.rows.rest.set(rest);
+        at.step();
+        Some(value)
+    }
+}
+
+/// Copies a value's bytes into its words.
 #[inline(always)]
 pub(crate) fn store(bytes: &[u8], words: &[AtomicU64]) {
     let (eights, rest) = bytes.as_chunks();
@@ -42,7 +283,7 @@ pub(crate) fn store(bytes: &[u8], words: &[AtomicU64]) {
     }
 }
 
-/// Copies a value's bytes out of the words of its slot.
+/// Copies a value's bytes out of its words.
 #[inline(always)]
 pub(crate) fn load(bytes: &mut [u8], words: &[AtomicU64]) {
     let (eights, rest) = bytes.as_chunks_mut();
@@ -53,29 +294,5 @@ pub(crate) fn load(bytes: &mut [u8], words: &[AtomicU64]) {
     if let ([_, ..], [last, ..]) = (&mut *rest, last) {
         let eight = last.load(Ordering::Relaxed).to_ne_bytes();
         rest.copy_from_slice(&eight[..rest.len()]);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_slot_is_as_small_as_lines_allow() {
-        let sizes = [(0, 1), (1, 2), (8, 2), (9, 4), (24, 4), (25, 8), (56, 8), (57, 16), (120, 16), (121, 24)];
-        assert!(sizes.iter().all(|(bytes, words)| slot_words(*bytes) == *words));
-        assert_eq!(slot_words(MAX_BYTES) * 8, 1024);
-    }
-
-    #[test]
-    fn every_length_comes_out_as_it_went_in() {
-        for len in 0..=40_usize {
-            let value: Vec<u8> = (1..).take(len).collect();
-            let words: Vec<AtomicU64> = (1..slot_words(len)).map(|_| AtomicU64::new(u64::MAX)).collect();
-            store(&value, &words);
-            let mut back = vec![0; len];
-            load(&mut back, &words);
-            assert_eq!(back, value);
-        }
     }
 }

@@ -176,13 +176,14 @@ fn wealthy(name: &str) {
     forget((received, held, large, tx, rx, other));
 }
 
-/// Dies inside a batch of values, if killed early enough: behind two that are queued.
+/// Dies inside a batch of values, if killed early enough: behind three that are queued. There are two of them in a row.
 fn torn(name: &str) {
     let ctx = context(name);
-    let (mut tx, rx) = value_ends(&ctx);
-    tx.try_send_batch([wide(0), wide(1)]).unwrap();
+    let mut tx = ctx.value_producer_with(1, &kept().capacity(8)).unwrap();
+    let rx = ctx.value_consumer::<Wide>(1).unwrap();
+    tx.try_send_batch((0..3).map(wide)).unwrap();
     stop();
-    let _ = tx.try_send_batch([wide(8), wide(9), wide(9)]);
+    let _ = tx.try_send_batch((8..13).map(wide));
     stop();
     drop((tx, rx));
 }
@@ -409,12 +410,13 @@ pub fn all() -> Vec<Case> {
             let ctx = context(name);
             stop();
             let mut tx = ctx.value_producer_with::<Wide>(1, &kept()).unwrap();
-            tx.try_send(wide(2)).unwrap();
+            tx.try_send(wide(3)).unwrap();
             stop();
             drop(tx);
         })
-        .corpse(torn, 6)
-        .expect_values(1, 0..=0, 2..=3),
+        // Five values and the stamps of the second and the third row.
+        .corpse(torn, 17)
+        .expect_values(1, 0..=0, 3..=4),
         case("attach_producer_creating", |name| {
             let ctx = context(name);
             stop();

@@ -1,0 +1,111 @@
+//! Rings of granules: a word a slot, which names a record's block.
+//!
+//! # Layout
+//! Position `p` uses slot `p mod capacity`:
+//! ```text
+//! 63                  32 31                        0
+//! [ p + 1, low 32 bits  ][ granule                  ]     0: never used (no block starts at granule 0)
+//! ```
+//! A slot is stamped with `p` if its upper half says so: what it held before is a whole lap older, and a lap is far less than 2^32.
+//!
+//! Ownership, orderings and kills: [`spsc`](super::spsc); here one store is the slot and its stamp.
+
+use super::spsc::{At, End, NotPushed, Ring};
+use crate::sync::{AtomicU64, Ordering};
+use crate::sys::crash::point;
+
+/// How far ahead the consumer looks: far enough for many lines to be on their way at once.
+const GLIMPSE: u64 = 16;
+
+/// The word of a slot.
+#[inline(always)]
+const fn word(position: u64, granule: u32) -> u64 {
+    position.wrapping_add(1) << 32 | granule as u64
+}
+
+impl Ring {
+    /// The slot at `position`.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation)] // the crate is for 64-bit targets
+    fn slot(&self, position: u64) -> Option<&'static AtomicU64> {
+        // A power of two; with no slots the mask is all ones, and nothing is in range.
+        self.words.get(position as usize & self.words.len().wrapping_sub(1))
+    }
+
+    /// What is queued at `position`, if something is.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation)] // the two halves of a word
+    pub(super) fn granule(&self, position: u64) -> Option<u32> {
+        // SYNC(publish)
+        let word = self.slot(position)?.load(Ordering::Acquire);
+        let is_new = (word >> 32) as u32 == (position as u32).wrapping_add(1) && word as u32 != 0;
+        is_new.then_some(word as u32)
+    }
+}
+
+/// Clears the slots beyond the window's end.
+pub(super) fn clear_beyond(ring: Ring, end: u64) {
+    let left = (1..ring.capacity).take_while(|i| ring.granule(end.wrapping_add(*i)).is_some());
+    for position in (1..=left.count() as u64).rev().map(|i| end.wrapping_add(i)) {
+        if let Some(slot) = ring.slot(position) {
+            // SYNC(kill): the last is cleared before the last but one.
+            slot.store(0, Ordering::Release);
+            point!("attach: cleared");
+        }
+    }
+}
+
+impl End {
+    /// Queues the block at `granule`, which is this process's. True if there is something on the consumer's bell.
+    #[inline(always)]
+    pub(crate) fn push_granule(&self, granule: u32) -> Result<bool, NotPushed> {
+        self.make_sure()?;
+        let ring = self.ring.get();
+        let position = self.position.get();
+        let Some(slot) = ring.slot(position) else { return Err(NotPushed::Full) };
+        point!("send: before the slot");
+        // SYNC(publish)
+        slot.store(word(position, granule), Ordering::Release);
+        point!("send: slot");
+        Ok(self.pushed(ring.header, position.wrapping_add(1)))
+    }
+
+    /// Queues as many of `count` as there is room for, with one store that publishes all of them: how many, and whether there
+    /// is something on the consumer's bell. `granule` is told which of them.
+    pub(crate) fn push_granules(
+        &self,
+        count: usize,
+        granule: impl Fn(usize) -> u32,
+    ) -> Result<(usize, bool), NotPushed> {
+        let count = self.room(count)?;
+        let ring = self.ring.get();
+        let start = self.position.get();
+        let store = |i: usize| {
+            let position = start.wrapping_add(i as u64);
+            let Some(slot) = ring.slot(position) else { return };
+            point!("send batch: before a slot");
+            // SYNC(publish) by the first; SYNC(kill) for the others: no gap in what a kill leaves.
+            slot.store(word(position, granule(i)), Ordering::Release);
+            point!("send batch: slot");
+        };
+        (1..count).for_each(store);
+        // The first is the last: nothing of the batch is seen before it.
+        store(0);
+        Ok((count, self.pushed(ring.header, start.wrapping_add(count as u64))))
+    }
+}
+
+impl At {
+    /// The granule that is queued here, if one is.
+    #[inline(always)]
+    pub(crate) fn next_granule(&self) -> Option<u32> {
+        self.ring.granule(self.position)
+    }
+
+    /// What a slot some way ahead names: maybe an old granule, and only good for a prefetch.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation)] // the low half
+    pub(crate) fn glimpse(&self) -> Option<u32> {
+        Some(self.ring.slot(self.position.wrapping_add(GLIMPSE))?.load(Ordering::Relaxed) as u32)
+    }
+}
