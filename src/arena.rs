@@ -20,6 +20,7 @@ use crate::layout::{
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::crash::point;
 use crate::sys::memory::{self, NotBacked};
+use crate::sys::prefetch;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::ptr::NonNull;
 
@@ -243,16 +244,7 @@ impl Arena {
 
     #[inline(always)]
     fn prefetch_line(&self, offset: u64) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let line = self.base.as_ptr().wrapping_add(offset as usize);
-            // The intrinsic would compile to a prefetch for reading unless the build names a newer processor; this encoding is a
-            // no-op where it isn't known.
-            // SAFETY: a prefetch reads and writes nothing and can't fault, whatever the address.
-            unsafe { std::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags, readonly)) };
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = offset;
+        prefetch::for_writing(self.base.as_ptr().wrapping_add(offset as usize));
     }
 
     /// Asks the system for the memory behind `offset .. offset + len`, so that touching it can't raise SIGBUS.

@@ -39,12 +39,19 @@
 use super::spsc::{At, End, NotPushed};
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::crash::point;
+use crate::sys::prefetch;
 use std::cell::Cell;
 
 /// The largest value: a row of sixteen lines. What is larger is cheaper to hand over as a record.
 pub(crate) const MAX_BYTES: usize = 1016;
 
 const LINE_WORDS: usize = 8;
+
+/// How many rows ahead a producer that enters a row asks for one to write, if there is room.
+const FREE_AHEAD: usize = 8;
+
+/// How many rows ahead a consumer that enters a full row asks for one to read.
+const FULL_AHEAD: usize = 4;
 
 /// How values lie in rows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -164,6 +171,14 @@ impl Rows {
         }
     }
 
+    /// The row so many behind the one at hand, to be asked for early.
+    #[inline(always)]
+    fn beyond(&self, words: &'static [AtomicU64], shape: Shape, rows: usize) -> Option<&'static AtomicU64> {
+        let ahead = self.ahead.get();
+        let offset = (rows - 1) * shape.row_words();
+        ahead.get(offset).or_else(|| words.get(offset.wrapping_sub(ahead.len())))
+    }
+
     /// Whether `position`, where this end stands, is stamped; by the stamp it saw last, or by the row's.
     pub(super) fn is_stamped(&self, words: &[AtomicU64], position: u64, seen: u64) -> bool {
         if self.rest.get().is_empty() {
@@ -184,6 +199,12 @@ impl End {
         let ring = self.ring.get();
         if self.rows.rest.get().len() < shape.words {
             self.rows.turn(ring.words, shape);
+            if self.until.get() > self.position.get().saturating_add((FREE_AHEAD * shape.values_per_row()) as u64) {
+                // The consumer has left it, but its core has the line still.
+                if let Some(stamp) = self.rows.beyond(ring.words, shape, FREE_AHEAD) {
+                    prefetch::for_writing(stamp);
+                }
+            }
         }
         let Some((value, rest)) = self.rows.rest.get().split_at_checked(shape.words) else {
             return Err(NotPushed::Full);
@@ -252,13 +273,20 @@ impl End {
     #[inline(always)]
     pub(crate) fn next_value(&self, at: &mut At, shape: Shape) -> Option<&'static [AtomicU64]> {
         if self.until.get() <= at.position {
-            if self.rows.rest.get().len() < shape.words {
+            let turns = self.rows.rest.get().len() < shape.words;
+            if turns {
                 self.rows.turn(at.ring.words, shape);
             }
             // SYNC(publish)
             self.until.set(self.rows.stamp.get().load(Ordering::Acquire));
             if self.until.get() <= at.position {
                 return None;
+            }
+            if turns && self.until.get() - at.position >= shape.values_per_row() as u64 {
+                // The row is full, so the producer is some way ahead. At its heels, this would take away the line it writes.
+                if let Some(stamp) = self.rows.beyond(at.ring.words, shape, FULL_AHEAD) {
+                    prefetch::for_reading(stamp);
+                }
             }
         }
         let (value, rest) = self.rows.rest.get().split_at_checked(shape.words)?;

@@ -1,4 +1,5 @@
-//! System calls, each behind a function that says what it promises. Nothing above this folder names the kernel.
+//! System calls, each behind a function that says what it promises, and what of the core the language has no word for. Nothing above
+//! this folder names the kernel.
 
 pub(crate) mod barrier;
 pub(crate) mod crash;
@@ -6,5 +7,6 @@ pub(crate) mod fork;
 pub(crate) mod futex;
 pub(crate) mod lease;
 pub(crate) mod memory;
+pub(crate) mod prefetch;
 pub(crate) mod shm;
 pub(crate) mod task;
