@@ -273,20 +273,22 @@ impl End {
     #[inline(always)]
     pub(crate) fn next_value(&self, at: &mut At, shape: Shape) -> Option<&'static [AtomicU64]> {
         if self.until.get() <= at.position {
-            let turns = self.rows.rest.get().len() < shape.words;
-            if turns {
-                self.rows.turn(at.ring.words, shape);
-            }
             // SYNC(publish)
-            self.until.set(self.rows.stamp.get().load(Ordering::Acquire));
-            if self.until.get() <= at.position {
-                return None;
-            }
-            if turns && self.until.get() - at.position >= shape.values_per_row() as u64 {
-                // The row is full, so the producer is some way ahead. At its heels, this would take away the line it writes.
-                if let Some(stamp) = self.rows.beyond(at.ring.words, shape, FULL_AHEAD) {
+            let look = || self.until.set(self.rows.stamp.get().load(Ordering::Acquire));
+            if self.rows.rest.get().len() < shape.words {
+                self.rows.turn(at.ring.words, shape);
+                look();
+                if self.until.get() >= at.position.saturating_add(shape.values_per_row() as u64)
+                    && let Some(stamp) = self.rows.beyond(at.ring.words, shape, FULL_AHEAD)
+                {
+                    // The row is full, so the producer is some way ahead. At its heels, this would take away the line it writes.
                     prefetch::for_reading(stamp);
                 }
+            } else {
+                look();
+            }
+            if self.until.get() <= at.position {
+                return None;
             }
         }
         let (value, rest) = self.rows.rest.get().split_at_checked(shape.words)?;
