@@ -13,7 +13,8 @@
 //! to 56 bytes: [stamp][v0 ..                                     ]    1
 //! ```
 //! Position `p` is value `p mod k` of row `p / k mod rows`, with `k` values a row. There are as many rows as hold `capacity + k - 1`
-//! values, so that `capacity` positions in a row, wherever they begin, have no row of two laps.
+//! values, so that no `capacity` positions one after another, wherever they begin, share a row between two laps. So the ring is
+//! up to two rows larger than its values; how many may be queued is what was asked for, all the same.
 //!
 //! The stamp is a position: the one behind the last value that was filled in this row, in whatever lap. 0: none was. It only
 //! grows (but for [`clear_beyond`]), so `p` was filled if and only if its row's stamp is beyond `p`. Nobody is fooled who was
@@ -29,8 +30,9 @@
 //! has anything that is queued.
 //!
 //! # Orderings
-//! The values' words are Relaxed: `SYNC(publish)` and `SYNC(take)` of the ring order them. Stores to a stamp are one thread's, each
-//! Release, so that who sees a later one sees all that the earlier ones published.
+//! The values' words are Relaxed: `SYNC(publish)` and `SYNC(take)` of the ring order them. Stores to a stamp are one producer's, each
+//! Release, so that who sees a later one sees all that the earlier ones published. A new producer has read the stamps of the one
+//! before it (Acquire) on its way to the window's end, so its own stamps speak for those values too.
 //!
 //! # If a process dies
 //! See [`spsc`](super::spsc). What a batch leaves that was cut short is stamps beyond the window, of whole rows behind the one that the
@@ -47,10 +49,10 @@ pub(crate) const MAX_BYTES: usize = 1016;
 
 const LINE_WORDS: usize = 8;
 
-/// How many rows ahead a producer that enters a row asks for one to write, if there is room.
+/// How many rows ahead a producer that enters a row asks for one to write, if there is room. Measured: `docs::design`.
 const FREE_AHEAD: usize = 8;
 
-/// How many rows ahead a consumer that enters a full row asks for one to read.
+/// How many rows ahead a consumer that enters a full row asks for one to read. Measured, too.
 const FULL_AHEAD: usize = 4;
 
 /// How values lie in rows.
