@@ -7,7 +7,7 @@
 //! # Layout
 //! Positions are counted from 0 and never wrap; `head` counts what was received. There is no shared tail: where the window of
 //! what is queued ends is seen from what the producer writes into the ring anyway. A ring of granules has a word a slot
-//! ([`granule`](super::granule)), one of values has rows of a few slots with one stamp ([`value`](super::value)). In both a position
+//! ([`granule`]), one of values has rows of a few slots with one stamp ([`value`]). In both a position
 //! is *stamped* if the ring says that it, or what comes behind it, was filled, and queued if it is not received, and it and
 //! all between the head and it are stamped. A new producer finds its position by walking from the head.
 //!
@@ -159,7 +159,7 @@ pub(crate) fn clear_beyond(ring: Ring) {
     }
 }
 
-/// One end of the queue. How it gets at the slots is the part of [`granule`](super::granule) and [`value`](super::value).
+/// One end of the queue. How it gets at the slots is the part of [`granule`] and [`value`].
 #[derive(Debug)]
 pub(crate) struct End {
     pub(super) ring: Cell<Ring>,
