@@ -1,22 +1,29 @@
 //! Hands records over between two processes that sleep at every chance, and finds every wake-up that is lost.
 //!
 //! ```text
-//! cargo run --release --features async --example wake_soak -- [--count N] [--seed S] [--only WORD]
+//! cargo run --release --features async --example wake_soak -- [--count N] [--pause N] [--seed S] [--only WORD]
 //! ```
 //!
 //! No sleep has a bound here (`IPC_BUFFER_TICK_MS`), so that a lost wake-up is a hang: whoever makes no step for 30 seconds says
-//! where it stands, and the run fails. Both sides pause at random, for about as long as the other side needs to fall asleep.
-//! N hand-overs in all, shared between the cases: each shape of traffic, with each wait strategy, with heavy barriers, without
-//! (`IPC_BUFFER_NO_MEMBARRIER`), and with them on one side only.
+//! where it stands, and the run fails. `--count` hand-overs in all, shared between the cases so that each takes about the same time:
+//! each shape of traffic, with each wait strategy, with heavy barriers, without (`IPC_BUFFER_NO_MEMBARRIER`), and with them on
+//! one side only. A thousand million take about 20 minutes on two cores that do nothing else.
+//!
+//! Both sides hand over in bursts of random length, `--pause` steps on an average, and then pause, if the dice say so. With `--pause 1`
+//! nearly every hand-over meets a sleeper; longer bursts hand over far more in the same time, and find the moments in which one side
+//! catches up with the other just as it goes on. Most pauses aim at the moment in which the other side lies down: one that was
+//! followed by a wake-up was too long, one that was not, too short. What ends a pause is a dozen stores that take long, so that a
+//! missing fence shows: it is not seen at all where a store takes effect at once.
 
 use ipc_buffer::{Buffer, Channel, ChannelOptions, Consumer, Producer, Select, ThreadContext, WaitStrategy};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use std::cell::Cell;
 use std::error::Error;
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use std::{env, fs, thread};
+use std::{env, fmt, fs, thread};
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 type Tx = Channel<u64, Producer>;
@@ -25,17 +32,32 @@ type Rx = Channel<u64, Consumer>;
 /// Longer than any two cores keep a process waiting for its turn.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-const SHAPES: &[&str] = &[
-    "ping-pong",
-    "stream-2",
-    "stream-16",
-    "stream-256",
-    "values-16",
-    "select",
+/// Mean steps of a side between two draws of a pause.
+const PAUSE: u64 = 32;
+/// What a step takes that wakes somebody, at least.
+const WAKE: Duration = Duration::from_nanos(1_500);
+/// How far two pauses that aim at the same moment are apart, at most.
+const NEAR_NS: u64 = 1_000;
+/// Lines of memory that a side has for stores that take long: 32 MiB.
+const FAR_LINES: usize = 1 << 19;
+/// Such stores at the end of a pause.
+const FAR_STORES: usize = 16;
+
+/// With their parts of the hand-overs for each strategy: about the inverse of what one takes.
+const SHAPES: &[(&str, [u64; 2])] = &[
+    ("ping-pong", [20, 4]),
+    ("stream-2", [20, 1]),
+    ("stream-16", [20, 4]),
+    ("stream-256", [20, 20]),
+    ("values-16", [20, 4]),
+    ("select", [20, 4]),
     #[cfg(feature = "async")]
-    "await",
+    ("await", [20, 4]),
 ];
-const STRATEGIES: [&str; 2] = ["adaptive", "block"];
+
+/// With how many cases to run at the same time: two sides that look for each other have a core each; where nobody looks, a core that
+/// has somebody else to run is sooner awake than one that has gone to sleep itself.
+const STRATEGIES: [(&str, usize); 2] = [("adaptive", 1), ("block", 2)];
 /// What the first process may do, and what the second.
 const BARRIERS: [(&str, &str); 4] =
     [("heavy", "heavy"), ("fenced", "fenced"), ("fenced", "heavy"), ("heavy", "fenced")];
@@ -75,59 +97,122 @@ impl Drop for Name {
 }
 
 fn run(args: &[String]) -> Outcome {
-    let (mut count, mut seed, mut only) = (4_000_000, 1, String::new());
+    let (mut count, mut pause, mut seed, mut only) = (4_000_000, PAUSE, 1, String::new());
     for pair in args.chunks(2) {
         let [arg, value] = pair else { return Err(format!("{} takes a value", pair[0]).into()) };
         match arg.as_str() {
-            "--count" => count = value.parse()?,
+            "--count" => count = value.parse::<u64>()?,
+            "--pause" => pause = value.parse::<u64>()?.max(1),
             "--seed" => seed = value.parse()?,
             "--only" => only.clone_from(value),
-            _ => return Err("usage: wake_soak [--count N] [--seed S] [--only WORD]".into()),
+            _ => return Err("usage: wake_soak [--count N] [--pause N] [--seed S] [--only WORD]".into()),
         }
     }
     let mut cases = Vec::new();
-    for &shape in SHAPES {
-        for strategy in STRATEGIES {
-            for (one, other) in BARRIERS {
-                cases.push((format!("{shape} {strategy} {one}/{other}"), [shape, strategy], [one, other]));
+    for &(shape, parts) in SHAPES {
+        for ((strategy, _), part) in STRATEGIES.into_iter().zip(parts) {
+            for barriers in BARRIERS {
+                cases.push(Case { number: 0, shape, strategy, barriers, count: part, pause, seed });
             }
         }
     }
-    cases.retain(|(title, ..)| title.contains(&only));
-    let each: u64 = count / u64::try_from(cases.len())?.max(1);
-    let (mut all, mut sleeps) = (0, 0);
-    for (number, (title, [shape, strategy], barriers)) in (0..).zip(cases) {
-        let name = Name(format!("wake_soak-{}-{number}", std::process::id()));
-        let start = Instant::now();
+    cases.retain(|case| case.to_string().contains(&only));
+    let parts: u64 = cases.iter().map(|case| case.count).sum();
+    for (number, case) in (0..).zip(&mut cases) {
+        (case.number, case.seed) = (number, seed + number);
+        // Some have six channels.
+        case.count = (count * case.count).div_ceil(parts).next_multiple_of(6);
+    }
+    let (all, sleeps, failed) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    for (strategy, jobs) in STRATEGIES {
+        let todo = Mutex::new(cases.iter().filter(|case| case.strategy == strategy));
+        let work = || -> Result<(), String> {
+            let next = || todo.lock().ok()?.next();
+            while let Some(case) = next() {
+                let start = Instant::now();
+                // Or another one has failed.
+                let Some(slept) = case.run(&failed).map_err(|error| format!("{case}: {error}"))? else { break };
+                println!("{case:34} {:>12} hand-overs {slept:>12} sleeps {:>8.1?}", case.count, start.elapsed());
+                all.fetch_add(case.count, Ordering::Relaxed);
+                sleeps.fetch_add(slept, Ordering::Relaxed);
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            let work = || work().inspect_err(|_| failed.store(true, Ordering::Relaxed));
+            let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
+            workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| "a worker panicked")?)
+        })?;
+    }
+    println!("{} hand-overs, {} sleeps, 0 lost wake-ups", all.into_inner(), sleeps.into_inner());
+    Ok(())
+}
+
+/// Two processes, and what they do.
+struct Case {
+    number: u64,
+    shape: &'static str,
+    strategy: &'static str,
+    barriers: (&'static str, &'static str),
+    count: u64,
+    pause: u64,
+    seed: u64,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { shape, strategy, barriers: (one, other), .. } = self;
+        f.pad(&format!("{shape} {strategy} {one}/{other}"))
+    }
+}
+
+impl Case {
+    /// How often both have slept; `None` if another case has failed meanwhile.
+    fn run(&self, failed: &AtomicBool) -> Outcome<Option<u64>> {
+        let name = Name(format!("wake_soak-{}-{}", std::process::id(), self.number));
         let mut sides = Vec::new();
-        for (side, barrier) in ["0", "1"].into_iter().zip(barriers) {
+        for (side, barrier) in [("0", self.barriers.0), ("1", self.barriers.1)] {
             let mut command = Command::new(env::current_exe()?);
-            command.args(["--side", side, &name.0, shape, strategy, &each.to_string(), &(seed + number).to_string()]);
+            let numbers = [self.count, self.pause, self.seed].map(|number| number.to_string());
+            command.args(["--side", side, &name.0, self.shape, self.strategy]).args(numbers);
             command.env("IPC_BUFFER_TICK_MS", "3600000").env_remove("IPC_BUFFER_NO_MEMBARRIER");
             if barrier == "fenced" {
                 command.env("IPC_BUFFER_NO_MEMBARRIER", "1");
             }
             sides.push(Process(command.stdout(Stdio::piped()).spawn()?));
         }
-        let mut slept = 0_u64;
+        let mut slept = 0;
         for side in &mut sides {
-            let status = side.0.wait()?;
+            let status = loop {
+                if failed.load(Ordering::Relaxed) {
+                    return Ok(None);
+                } else if let Some(status) = side.0.try_wait()? {
+                    break status;
+                }
+                thread::sleep(Duration::from_millis(5));
+            };
             if !status.success() {
-                return Err(format!("{title}: a side ended with {status}").into());
+                return Err(format!("a side ended with {status}").into());
             }
             let said = std::io::read_to_string(side.0.stdout.take().ok_or("piped")?)?;
             slept += said.trim().parse::<u64>()?;
         }
-        println!("{title:34} {each:>12} hand-overs {slept:>12} sleeps {:>8.1?}", start.elapsed());
-        all += each;
-        sleeps += slept;
+        Ok(Some(slept))
     }
-    println!("{all} hand-overs, {sleeps} sleeps, 0 lost wake-ups");
-    Ok(())
 }
 
 /// Hand-overs of this process, as its watchdog sees them.
 static STEPS: AtomicU64 = AtomicU64::new(0);
+
+/// Steps without a pause, at most, if there are `mean` of them.
+const fn longest(mean: u64) -> u64 {
+    2 * mean - 1
+}
+
+/// A cache line.
+#[derive(Default)]
+#[repr(align(64))]
+struct Line(AtomicU64);
 
 /// One of the two processes.
 struct Side {
@@ -135,20 +220,53 @@ struct Side {
     ctx: ThreadContext,
     options: ChannelOptions,
     count: u64,
+    /// Mean steps between two draws of a pause.
+    pause: u64,
+    /// Who has waited for so long sleeps.
+    asleep_ns: u64,
+    /// How long a pause must be for the other side to be falling asleep when it ends, as far as is known.
+    aim_ns: Cell<u64>,
+    /// When a pause of that length has ended, if no step came after it yet.
+    aimed: Cell<Option<Instant>>,
+    steps: Cell<u64>,
+    /// The step at whose end the next one is drawn.
+    next_pause: Cell<u64>,
     rng: Cell<u64>,
+    /// More than a cache holds.
+    far: Vec<Line>,
 }
 
 impl Side {
     fn work(args: &[String]) -> Outcome {
-        let [side, name, shape, strategy, count, seed] = args else { return Err("--side is not for you".into()) };
+        let [side, name, shape, strategy, count, pause, seed] = args else {
+            return Err("--side is not for you".into());
+        };
         set_parent_process_death_signal(Some(Signal::KILL))?;
         let first = side == "0";
         let strategy = if strategy == "block" { WaitStrategy::Block } else { WaitStrategy::Adaptive };
-        let (count, seed): (u64, u64) = (count.parse()?, seed.parse()?);
-        let slots = shape.rsplit('-').next().and_then(|slots| slots.parse().ok()).unwrap_or(2);
+        let (count, pause, seed): (u64, u64, u64) = (count.parse()?, pause.parse()?, seed.parse()?);
+        let slots = match shape.rsplit('-').next().and_then(|slots| slots.parse().ok()) {
+            Some(slots) => slots,
+            // What one side sends at once must have room on its way back.
+            None if shape == "ping-pong" => usize::try_from(longest(pause).next_power_of_two())?.max(2),
+            None => 2,
+        };
         let options = ChannelOptions::new().capacity(slots).wait_strategy(strategy);
         let ctx = Buffer::options().capacity(1 << 20).open(name)?.context()?;
-        let this = Self { first, ctx, options, count, rng: Cell::new(seed * 2 + u64::from(first)) };
+        let this = Self {
+            first,
+            ctx,
+            options,
+            count,
+            pause,
+            asleep_ns: if strategy == WaitStrategy::Block { 8_000 } else { 50_000 },
+            aim_ns: Cell::new(0),
+            aimed: Cell::new(None),
+            steps: Cell::new(0),
+            next_pause: Cell::new(1),
+            rng: Cell::new(seed * 2 + u64::from(first)),
+            far: (0..FAR_LINES).map(|_| Line::default()).collect(),
+        };
         let who = format!("{shape}, side {side}");
         thread::spawn(move || watch(&who));
         match shape.as_str() {
@@ -172,24 +290,56 @@ impl Side {
         mixed ^ (mixed >> 27)
     }
 
-    /// About what the other side needs to look, to fall asleep, or to wake up; or nothing.
+    /// Steps to the next draw.
+    fn burst(&self) -> u64 {
+        1 + self.random() % longest(self.pause)
+    }
+
+    /// The end of a step, and now and then a pause: what the other side needs to look, to fall asleep, or to wake up.
     fn pause(&self) {
-        STEPS.fetch_add(1, Ordering::Relaxed);
+        let step = self.steps.get() + 1;
+        self.steps.set(step);
+        // No addition in place: that is a fence, with which few wake-ups would be lost at all.
+        STEPS.store(step, Ordering::Relaxed);
+        if let Some(end) = self.aimed.take() {
+            self.take_aim(end.elapsed() > WAKE);
+        }
+        if step < self.next_pause.get() {
+            return;
+        }
+        self.next_pause.set(step + self.burst());
         let random = self.random();
-        let limit_ns = match random & 15 {
-            0 => 40_000,
-            1 | 2 => 4_000,
-            3 if random & 0xfff0 == 0 => 1_000_000,
+        let (kind, random) = (random & 15, random >> 4);
+        let length_ns = match kind {
+            0 => random % 40_000,
+            1 => random % 4_000,
+            2..8 => self.aim_ns.get(),
+            8 if random & 0xfff == 0 => (random >> 12) % 1_000_000,
             _ => return,
         };
-        let length = Duration::from_nanos((random >> 16) % limit_ns);
+        let length = Duration::from_nanos(length_ns);
         let start = Instant::now();
-        if limit_ns == 1_000_000 {
+        if kind == 8 {
             thread::sleep(length);
         }
         while start.elapsed() < length {
             std::hint::spin_loop();
         }
+        self.aimed.set((2..8).contains(&kind).then(Instant::now));
+        // What is stored next waits for these stores to get their lines, while loads overtake it: as long as that lasts, only a
+        // fence keeps the order.
+        for _ in 0..FAR_STORES {
+            let line = usize::try_from(self.random()).unwrap_or(0) % FAR_LINES;
+            self.far[line].0.store(random, Ordering::Relaxed);
+        }
+    }
+
+    /// After a step that came too late, or too early, to meet somebody who is falling asleep.
+    fn take_aim(&self, is_late: bool) {
+        let (aim_ns, by_ns) = (self.aim_ns.get(), self.random() % NEAR_NS);
+        let next_ns = if is_late { aim_ns.saturating_sub(by_ns) } else { aim_ns + by_ns };
+        // Or the other side does not wait at all.
+        self.aim_ns.set(if next_ns < self.asleep_ns { next_ns } else { self.random() % self.asleep_ns });
     }
 
     fn producer(&self, id: i64) -> Outcome<Tx> {
@@ -206,18 +356,24 @@ impl Side {
         if !tx.wait_for_consumer(PATIENCE) {
             return Err("nobody came".into());
         }
-        for number in 0..self.count / 2 {
+        let mut next = 0;
+        while next < self.count / 2 {
+            // The other side sends back whatever it gets.
+            let burst = if self.first { self.burst().min(self.count / 2 - next) } else { 1 };
             if self.first {
-                tx.send(self.ctx.record(number)?)?;
+                (next..next + burst).try_for_each(|number| -> Outcome { Ok(tx.send(self.ctx.record(number)?)?) })?;
             }
-            let record = rx.recv()?;
-            if *record != number {
-                return Err(format!("received {} for {number}", *record).into());
+            for number in next..next + burst {
+                let record = rx.recv()?;
+                if *record != number {
+                    return Err(format!("received {} for {number}", *record).into());
+                }
+                self.pause();
+                if !self.first {
+                    tx.send(record)?;
+                }
             }
-            self.pause();
-            if !self.first {
-                tx.send(record)?;
-            }
+            next += burst;
         }
         Ok(())
     }

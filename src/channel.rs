@@ -19,6 +19,7 @@ use crate::record::{Payload, Record};
 use crate::select::{self, Selectable};
 use crate::sys::crash::point;
 use std::fmt;
+use std::hint::spin_loop;
 use std::marker::PhantomData;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -417,10 +418,16 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     /// 250 ms.
     #[inline(always)]
     pub fn recv(&mut self) -> Result<M, RecvError> {
-        match self.try_recv() {
-            Ok(item) => Ok(item),
-            Err(TryRecvError::Recv(error)) => Err(error),
-            Err(TryRecvError::Empty) => self.recv_slow(None).unwrap_or(Err(RecvError::Disconnected)),
+        // Often the message is about to come: nothing is set up, asked or counted before these looks are over.
+        let mut looks = self.endpoint.looks;
+        loop {
+            if let Some(result) = self.take() {
+                return result;
+            } else if looks == 0 {
+                return self.recv_slow(None).unwrap_or(Err(RecvError::Disconnected));
+            }
+            looks -= 1;
+            spin_loop();
         }
     }
 

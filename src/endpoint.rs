@@ -110,6 +110,8 @@ pub(crate) struct Endpoint {
     looked: Cell<Instant>,
     pub(crate) waits: Waits,
     pub(crate) strategy: WaitStrategy,
+    /// Looks before anything is set up for a wait.
+    pub(crate) looks: u32,
     /// Whether a future waits for this end, and is to be woken; see `future`.
     #[cfg(feature = "async")]
     pub(crate) parked: Cell<bool>,
@@ -171,6 +173,7 @@ impl Endpoint {
             looked: Cell::new(Instant::now()),
             waits: Waits::default(),
             strategy,
+            looks: strategy.first_looks(),
             #[cfg(feature = "async")]
             parked: Cell::new(false),
         });

@@ -139,9 +139,14 @@ fn has_other_cores() -> bool {
     cores > 1
 }
 
-#[cfg(feature = "async")]
 impl WaitStrategy {
+    /// Looks that a wait begins with, before anything is set up for it: none where the other side can't run meanwhile.
+    pub(crate) fn first_looks(self) -> u32 {
+        if self == WaitStrategy::Block || !has_other_cores() { 0 } else { LOOKS }
+    }
+
     /// Whether a future that began to wait at `since` looks again at once, instead of leaving it to the waiter to wake it.
+    #[cfg(feature = "async")]
     pub(crate) fn looks_on(self, since: Instant) -> bool {
         match self {
             WaitStrategy::Spin => true,

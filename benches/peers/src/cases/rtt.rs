@@ -26,14 +26,15 @@ pub const INLINE: Case = Case {
 
 pub const ADAPTIVE: Case = Case {
     name: "rtt_adaptive",
-    about: "round trip of 8 B, both sides busy, waiting with send and recv; against itself spinning",
+    about: "round trip of 8 B, both sides busy, waiting as each library does by default; against itself spinning",
     entrants: || {
         vec![
             processes::<RoundTrip, ours::Waiting<1, false>>(),
             processes::<RoundTrip, ours::Records<1>>().named("spinning"),
+            processes::<RoundTrip, ice::Events<1>>(),
         ]
     },
-    against: &[&["spinning"], &[floor::PING_PONG]],
+    against: &[&["spinning"], &[floor::PING_PONG], &["iceoryx2 event"]],
 };
 
 pub const BLOCKING: Case = Case {
