@@ -351,8 +351,21 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     pub fn try_recv(&mut self) -> Result<M, TryRecvError> {
         match self.take() {
             Some(result) => result.map_err(TryRecvError::Recv),
-            None if self.endpoint.is_calm() => Err(TryRecvError::Empty),
-            None => self.nothing_queued(),
+            None => self.nothing_yet(),
+        }
+    }
+
+    /// As [`try_recv`](Self::try_recv) when nothing was queued just now.
+    #[inline(never)]
+    fn nothing_yet(&self) -> Result<M, TryRecvError> {
+        if self.endpoint.end.hesitate()
+            && let Some(result) = self.take()
+        {
+            result.map_err(TryRecvError::Recv)
+        } else if self.endpoint.is_calm() {
+            Err(TryRecvError::Empty)
+        } else {
+            self.nothing_queued()
         }
     }
 
@@ -427,7 +440,9 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
                 return self.recv_slow(None).unwrap_or(Err(RecvError::Disconnected));
             }
             looks -= 1;
-            spin_loop();
+            if !self.endpoint.end.hesitate() {
+                spin_loop();
+            }
         }
     }
 

@@ -116,6 +116,9 @@ impl<T: ?Sized + Payload> Message for Record<T> {
         let granule = at.next_granule()?;
         let cache = endpoint.local.cache();
         let arena = cache.arena();
+        // In a dialogue it is the same block, time and again. A core that foresees that something will be queued here asks for that
+        // block's line now, and not when the slot's has come; any other was this side's just now, and is here already.
+        arena.prefetch(endpoint.end.note_granule(granule));
         // A header that says neither "somebody's" nor "the channel's" was not queued by this library.
         let Some(start) = arena.start(granule).filter(|start| block::is_sendable(start.header())) else {
             return Some(Err(NoMessage));
@@ -128,9 +131,7 @@ impl<T: ?Sized + Payload> Message for Record<T> {
         };
         let Some(record) = record else { return Some(Err(NoMessage)) };
         // The slots of a line arrive together; what they name is far away still.
-        if let Some(granule) = at.glimpse() {
-            arena.prefetch(granule);
-        }
+        at.glimpse().for_each(|granule| arena.prefetch(granule));
         at.step();
         Some(Ok(record))
     }

@@ -15,7 +15,9 @@ use crate::sync::{AtomicU64, Ordering};
 use crate::sys::crash::point;
 
 /// How far ahead the consumer looks: far enough for many lines to be on their way at once.
-const GLIMPSE: u64 = 16;
+const GLIMPSE: u64 = 32;
+/// Records that the consumer asks for together.
+const TOGETHER: u64 = 4;
 
 /// The word of a slot.
 #[inline(always)]
@@ -93,6 +95,12 @@ impl End {
         store(0);
         Ok((count, self.pushed(ring.header, start.wrapping_add(count as u64))))
     }
+
+    /// Notes which granule was taken, and says which one was before.
+    #[inline(always)]
+    pub(crate) fn note_granule(&self, granule: u32) -> u32 {
+        self.taken.replace(granule)
+    }
 }
 
 impl At {
@@ -102,10 +110,14 @@ impl At {
         self.ring.granule(self.position)
     }
 
-    /// What a slot some way ahead names: maybe an old granule, and only good for a prefetch.
+    /// Granules that are queued some way ahead, [`TOGETHER`] at a time with every so many positions.
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation)] // the low half
-    pub(crate) fn glimpse(&self) -> Option<u32> {
-        Some(self.ring.slot(self.position.wrapping_add(GLIMPSE))?.load(Ordering::Relaxed) as u32)
+    pub(crate) fn glimpse(&self) -> impl Iterator<Item = u32> + use<> {
+        let (ring, last) = (self.ring, self.position.wrapping_add(GLIMPSE + TOGETHER - 1));
+        // They are queued in order. What an old slot names is somebody else's by now, who would have to fetch it back.
+        let is_due = self.position.is_multiple_of(TOGETHER) && ring.granule(last).is_some();
+        let ahead = if is_due { 0..TOGETHER } else { 0..0 };
+        ahead.filter_map(move |i| Some(ring.slot(last.wrapping_sub(i))?.load(Ordering::Relaxed) as u32))
     }
 }

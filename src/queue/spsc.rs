@@ -42,12 +42,16 @@
 //! window is one run that begins behind the position. Clearing goes from its end, so that a kill leaves a shorter run.
 
 use super::granule;
+use super::pace::Pace;
 use super::value::{self, Rows, Shape};
 use crate::layout::SpscHeader;
 use crate::sync::{AtomicU64, Ordering, compiler_fence};
 use crate::sys::crash::point;
 use crate::wait::flags;
 use std::cell::Cell;
+
+/// In a ring with fewer slots a producer gains nothing by waiting for more of them.
+const FEW: u64 = 64;
 
 /// A ring in a segment.
 #[derive(Clone, Copy)]
@@ -168,6 +172,9 @@ pub(crate) struct End {
     /// The producer's: where the room that it knows of ends. A consumer's of values: the stamp it saw last.
     pub(super) until: Cell<u64>,
     pub(super) rows: Rows,
+    /// The granule that a consumer took last.
+    pub(super) taken: Cell<u32>,
+    pace: Pace,
 }
 
 /// Where a consumer is that takes one or more, before it moves the head.
@@ -207,7 +214,14 @@ impl End {
     fn standing(ring: Ring, position: u64) -> Self {
         let rows = ring.shape.map_or_else(Rows::none, |shape| Rows::at(ring.words, shape, position));
         // The producer has to look at the head first; of a consumer's rows nothing is known.
-        Self { ring: Cell::new(ring), position: Cell::new(position), until: Cell::new(0), rows }
+        Self {
+            ring: Cell::new(ring),
+            position: Cell::new(position),
+            until: Cell::new(0),
+            rows,
+            taken: Cell::new(0),
+            pace: Pace::new(position),
+        }
     }
 
     pub(crate) fn ring(&self) -> Ring {
@@ -252,17 +266,30 @@ impl End {
     #[cold]
     #[inline(never)]
     fn look(&self) -> Result<(), NotPushed> {
-        let ring = self.ring.get();
-        // SYNC(take)
-        let head = ring.head();
-        if self.position.get().wrapping_sub(head) < ring.capacity {
-            self.until.set(head.wrapping_add(ring.capacity));
+        let capacity = self.ring.get().capacity;
+        if self.sees_room() || capacity >= FEW && self.hesitate() && self.sees_room() {
             Ok(())
         } else if self.is_gone() {
             Err(NotPushed::Gone)
         } else {
             Err(NotPushed::Full)
         }
+    }
+
+    fn sees_room(&self) -> bool {
+        let ring = self.ring.get();
+        // SYNC(take)
+        let head = ring.head();
+        let has_room = self.position.get().wrapping_sub(head) < ring.capacity;
+        if has_room {
+            self.until.set(head.wrapping_add(ring.capacity));
+        }
+        has_room
+    }
+
+    /// For an end that has nothing to do: lets the other one get ahead for a moment, if that is likely to pay; true if it has.
+    pub(crate) fn hesitate(&self) -> bool {
+        self.pace.hesitate(self.position.get())
     }
 
     /// After the stamps, up to `position`: whether there is something on the consumer's bell. The caller answers it
