@@ -173,7 +173,8 @@ impl<T: ?Sized + Payload, R: Role, M: Message> Channel<T, R, M> {
 }
 
 impl<T: ?Sized + Payload, M: Message> Channel<T, Producer, M> {
-    /// Queues the record or value if a slot is free, and never waits.
+    /// Queues the record or value if a slot is free, and never waits for one. (Where messages stream so fast that it pays, a side that
+    /// has caught up with the other one looks away for a microsecond before it says so.)
     ///
     /// ```
     /// # let name = format!("doc-try-send-{}", std::process::id());
@@ -330,7 +331,7 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Producer, M> {
 }
 
 impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
-    /// Receives the next record or value if one is queued, and never waits.
+    /// Receives the next record or value if one is queued, and never waits for one; but see [`try_send`](Channel::try_send).
     ///
     /// ```
     /// # let name = format!("doc-try-recv-{}", std::process::id());

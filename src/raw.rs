@@ -72,13 +72,12 @@ impl Way for Numbers {
                 None => spin_loop(),
             }
         };
+        cache.arena().prefetch(end.note_granule(granule));
         let start = cache.arena().start(granule).unwrap();
         start.header().state.store(cache.owned().0, Ordering::Relaxed);
         // SAFETY: received just now, and sent by `send`.
         let number = unsafe { start.payload(BLOCK_HEADER).cast::<u64>().read() };
-        if let Some(granule) = at.glimpse() {
-            cache.arena().prefetch(granule);
-        }
+        at.glimpse().for_each(|granule| cache.arena().prefetch(granule));
         at.step();
         end.receive(at);
         let class = class::for_bytes(8).unwrap();

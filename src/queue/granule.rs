@@ -13,11 +13,17 @@
 use super::spsc::{At, End, NotPushed, Ring};
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::crash::point;
+use crate::sys::prefetch;
 
 /// How far ahead the consumer looks: far enough for many lines to be on their way at once.
 const GLIMPSE: u64 = 32;
 /// Records that the consumer asks for together.
 const TOGETHER: u64 = 4;
+
+/// Slots of a line.
+const LINE_SLOTS: u64 = 8;
+/// How far ahead a producer asks for the line that it will write.
+const FREE_AHEAD: u64 = 2 * LINE_SLOTS;
 
 /// The word of a slot.
 #[inline(always)]
@@ -65,6 +71,13 @@ impl End {
         let ring = self.ring.get();
         let position = self.position.get();
         let Some(slot) = ring.slot(position) else { return Err(NotPushed::Full) };
+        if position.is_multiple_of(LINE_SLOTS)
+            && self.until.get() > position.saturating_add(FREE_AHEAD)
+            && let Some(ahead) = ring.slot(position.wrapping_add(FREE_AHEAD))
+        {
+            // The consumer has left it, but its core has the line still.
+            prefetch::for_writing(ahead);
+        }
         point!("send: before the slot");
         // SYNC(publish)
         slot.store(word(position, granule), Ordering::Release);
