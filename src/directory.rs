@@ -534,7 +534,7 @@ impl Spot {
     fn position(self, ring: Ring) -> u64 {
         let head = ring.head();
         let ahead = Self::wrap(self.seen.wrapping_sub(head));
-        if self.seen == 0 || ahead > ring.capacity { head } else { head + ahead }
+        if self.seen == 0 || ahead > ring.capacity { head } else { head.saturating_add(ahead) }
     }
 }
 

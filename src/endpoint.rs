@@ -177,6 +177,9 @@ impl Endpoint {
             #[cfg(feature = "async")]
             parked: Cell::new(false),
         });
+        if endpoint.looks == 0 {
+            endpoint.end.never_hesitate();
+        }
         let weak: Weak<Self> = Rc::downgrade(&endpoint);
         local.register(weak);
         Ok(endpoint)

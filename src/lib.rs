@@ -45,7 +45,7 @@
 //! one store does ([`Channel::send_batch`], [`Channel::recv_batch`]).
 //!
 //! # Waiting
-//! `try_send` and `try_recv` never wait; `send` and `recv` do, with a timeout or deadline if you like, by their
+//! `try_send` and `try_recv` never wait for the other end; `send` and `recv` do, with a timeout or deadline if you like, by their
 //! [`WaitStrategy`]; a [`Select`] waits for the first of many ends. A wait ends when there is something to do, or when the other
 //! end has left, or was killed. Who sleeps takes no processor time, and costs who does not sleep nothing.
 //!

@@ -24,8 +24,6 @@ const LATE: u64 = 4096;
 /// What one end remembers of its tries. Positions are those of [`End`](super::spsc::End).
 #[derive(Debug)]
 pub(super) struct Pace {
-    /// Where the last try was made, until it is known what came of it.
-    tried: Cell<Option<u64>>,
     /// Where the next one may be made.
     due: Cell<u64>,
     /// How long it takes.
@@ -36,39 +34,36 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn new(position: u64) -> Self {
-        Self {
-            tried: Cell::new(None),
-            due: Cell::new(position.saturating_add(SOON)),
-            wait: Cell::new(SHORT),
-            apart: Cell::new(SOON),
-        }
+        Self { due: Cell::new(position.saturating_add(SOON)), wait: Cell::new(SHORT), apart: Cell::new(SOON) }
     }
 
-    /// For an end with nothing to do at `position`: waits, if that is likely to gain something; true if it has.
-    pub(super) fn hesitate(&self, position: u64) -> bool {
+    /// From now on nothing is tried.
+    pub(super) fn never(&self) {
+        self.due.set(u64::MAX);
+    }
+
+    /// For an end with nothing to do at `position`: waits, if that is likely to gain something; true if it has. `have_come` says
+    /// whether there is so much to do now.
+    pub(super) fn hesitate(&self, position: u64, have_come: impl Fn(u64) -> bool) -> bool {
         let Some(wait) = self.next(position) else { return false };
         let start = Instant::now();
         while start.elapsed() < wait {
             spin_loop();
         }
+        // What comes while this end is elsewhere is not the wait's merit.
+        self.judge(position, have_come(worth(wait)));
         true
     }
 
     /// How long to wait at `position`, if at all.
     fn next(&self, position: u64) -> Option<Duration> {
-        if let Some(tried) = self.tried.take() {
-            self.judge(position, position.wrapping_sub(tried));
-        }
-        (position >= self.due.get()).then(|| {
-            self.tried.set(Some(position));
-            self.wait.get()
-        })
+        (position >= self.due.get()).then(|| self.wait.get())
     }
 
-    /// What came of the last try: there is nothing to do again, at `position`, after `gained` messages.
-    fn judge(&self, position: u64, gained: u64) {
+    /// What came of the wait at `position`.
+    fn judge(&self, position: u64, was_worth_it: bool) {
         let wait = self.wait.get();
-        if u128::from(gained) * QUICK.as_nanos() >= wait.as_nanos() {
+        if was_worth_it {
             self.wait.set((2 * wait).min(LONG));
             // Not before: a dialogue with some requests in flight gains as much from short waits.
             if wait == LONG {
@@ -82,24 +77,27 @@ impl Pace {
     }
 }
 
+/// Messages that a wait has to gain.
+fn worth(wait: Duration) -> u64 {
+    u64::try_from(wait.as_nanos() / QUICK.as_nanos()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Waits and their sum, of an end that finds `at_once` messages whenever it finds any, until it has seen `messages`; each wait
-    /// gains it one more for every `each` of its time.
-    fn waits(at_once: u64, each: Option<Duration>, messages: u64) -> (u64, Duration) {
+    /// Waits and their sum, of an end that finds `at_once` messages whenever it comes round, until it has seen `messages`; `come` says
+    /// how many come in the time of a wait.
+    fn waits(at_once: u64, messages: u64, come: impl Fn(Duration) -> u64) -> (u64, Duration) {
         let pace = Pace::new(0);
         let (mut position, mut count, mut sum) = (0, 0, Duration::ZERO);
         while position < messages {
-            // Twice in vain, as one who polls.
-            for _ in 0..2 {
-                if let Some(wait) = pace.next(position) {
-                    count += 1;
-                    sum += wait;
-                    let gained = each.map_or(0, |each| wait.as_nanos() / each.as_nanos());
-                    position += u64::try_from(gained).unwrap();
-                }
+            if let Some(wait) = pace.next(position) {
+                let come = come(wait);
+                pace.judge(position, come >= worth(wait));
+                count += 1;
+                sum += wait;
+                position += come;
             }
             position += at_once;
         }
@@ -107,18 +105,21 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_one_by_one_is_hardly_kept_waiting() {
-        let (count, sum) = waits(1, None, 1_000_000);
-        assert!((100..1000).contains(&count), "{count} waits");
-        assert_eq!(sum, SHORT * u32::try_from(count).unwrap());
+    fn who_gains_nothing_stops_waiting() {
+        // A dialogue; and one who comes round now and then, and takes what has gathered meanwhile.
+        for at_once in [1, 40, 1000] {
+            let (count, sum) = waits(at_once, 1_000_000 * at_once, |_| 0);
+            assert!(count < 1000 * at_once, "{count} waits");
+            assert_eq!(sum, SHORT * u32::try_from(count).unwrap());
+        }
         // Requests in flight, answered together: it takes a while to learn that this is no stream.
-        let (_, sum) = waits(16, None, 1_000_000);
+        let (_, sum) = waits(1, 1_000_000, |_| 16);
         assert!(sum < Duration::from_micros(1000), "{sum:?} for a million");
     }
 
     #[test]
     fn in_a_stream_every_catching_up_is_followed_by_a_wait() {
-        let (count, sum) = waits(1, Some(Duration::from_nanos(20)), 1_000_000);
+        let (count, sum) = waits(1, 1_000_000, |wait| u64::try_from(wait.as_nanos() / 20).unwrap());
         assert!(sum > LONG * u32::try_from(count * 9 / 10).unwrap(), "{count} waits, {sum:?}");
         assert!((1_000_000 / 60..1_000_000 / 40).contains(&count), "{count} waits");
     }
@@ -126,18 +127,17 @@ mod tests {
     #[test]
     fn a_stream_after_a_long_dialogue_is_noticed() {
         let pace = Pace::new(0);
-        (0..1_000_000).for_each(|position| {
-            let _ = pace.next(position);
-        });
-        let start = 1_000_000;
-        let (mut position, mut found) = (start, 0);
+        (0..1_000_000)
+            .filter(|position| pace.next(*position).is_some())
+            .for_each(|position| pace.judge(position, false));
+        let (mut position, mut tries) = (1_000_000, 0);
         while pace.wait.get() < LONG {
             position += 8;
             if pace.next(position).is_some() {
-                position += 40;
-                found += 1;
+                pace.judge(position, true);
+                tries += 1;
             }
         }
-        assert!(found < 8 && position - start < 2 * LATE, "{found} tries, after {} messages", position - start);
+        assert!(tries < 8 && position < 1_000_000 + 2 * LATE, "{tries} tries, noticed at {position}");
     }
 }

@@ -267,7 +267,7 @@ impl End {
     #[inline(never)]
     fn look(&self) -> Result<(), NotPushed> {
         let capacity = self.ring.get().capacity;
-        if self.sees_room() || capacity >= FEW && self.hesitate() && self.sees_room() {
+        if self.sees_room() || capacity >= FEW && self.hesitate_to_push() && self.sees_room() {
             Ok(())
         } else if self.is_gone() {
             Err(NotPushed::Gone)
@@ -287,9 +287,24 @@ impl End {
         has_room
     }
 
-    /// For an end that has nothing to do: lets the other one get ahead for a moment, if that is likely to pay; true if it has.
+    /// For a consumer that found nothing: lets the producer get ahead for a moment, if that is likely to pay; true if it has.
     pub(crate) fn hesitate(&self) -> bool {
-        self.pace.hesitate(self.position.get())
+        let (ring, position) = (self.ring.get(), self.position.get());
+        // They are queued in order.
+        let have_come = |count| count <= ring.capacity && ring.stamped(position.wrapping_add(count - 1)) > 0;
+        self.pace.hesitate(position, have_come)
+    }
+
+    /// As [`hesitate`](Self::hesitate), for a producer that found no room.
+    fn hesitate_to_push(&self) -> bool {
+        let (ring, position) = (self.ring.get(), self.position.get());
+        let has_room = |count| position.wrapping_sub(ring.head()).wrapping_add(count) <= ring.capacity;
+        self.pace.hesitate(position, has_room)
+    }
+
+    /// For an end that is to leave the core to others.
+    pub(crate) fn never_hesitate(&self) {
+        self.pace.never();
     }
 
     /// After the stamps, up to `position`: whether there is something on the consumer's bell. The caller answers it

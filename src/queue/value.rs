@@ -293,7 +293,11 @@ impl End {
                 return None;
             }
         }
-        let (value, rest) = self.rows.rest.get().split_at_checked(shape.words)?;
+        let Some((value, rest)) = self.rows.rest.get().split_at_checked(shape.words) else {
+            // The stamp said more than its row has: no producer's. The next row is asked itself.
+            self.until.set(0);
+            return None;
+        };
         self.rows.rest.set(rest);
         at.step();
         Some(value)
