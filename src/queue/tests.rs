@@ -331,3 +331,214 @@ fn every_length_comes_out_as_it_went_in() {
         assert_eq!(back, value);
     }
 }
+
+/// Clears what a torn batch left, as a new producer does, but is killed after `steps` of it.
+fn clear_partly(ring: Ring, steps: usize) {
+    let before: Vec<u64> = ring.words.iter().map(|word| word.load(Ordering::Relaxed)).collect();
+    clear_beyond(ring);
+    // The words that changed, in the order in which that was done: from the last position to the first.
+    let at = usize::try_from(ring.head() % ring.capacity).unwrap();
+    let mut changed: Vec<usize> =
+        (0..before.len()).filter(|i| ring.words[*i].load(Ordering::Relaxed) != before[*i]).collect();
+    match ring.shape {
+        None => changed.sort_by_key(|i| (i + before.len() - at) % before.len()),
+        Some(_) => changed.sort_by_key(|i| ring.words[*i].load(Ordering::Relaxed)),
+    }
+    let undone = changed.len().saturating_sub(steps);
+    for i in &changed[..undone] {
+        ring.words[*i].store(before[*i], Ordering::Relaxed);
+    }
+}
+
+/// As [`like_a_deque`], with producers that are killed anywhere in a batch, others that are killed while they clear what those left,
+/// and a consumer that stays, with what it remembers, or goes, at any time.
+fn like_a_deque_with_kills(capacity: usize, kind: Kind, head: u64, seed: u64, operations: u64) {
+    let ring = ring(capacity, kind, head);
+    let (mut tx, mut rx) = (producer(ring, kind), consumer(ring, kind));
+    let mut twin = VecDeque::new();
+    let mut next = 0;
+    let mut state = seed;
+    let mut below = |limit: usize| {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        usize::try_from((state >> 33) % limit as u64).unwrap()
+    };
+    for _ in 0..operations {
+        match below(10) {
+            0 | 1 => match tx.push(next) {
+                Ok(_) => {
+                    twin.push_back(next);
+                    next += 1;
+                }
+                Err(why) => assert_eq!((why, twin.len()), (NotPushed::Full, capacity)),
+            },
+            2 => {
+                let (want, free) = (1 + below(2 * capacity), capacity - twin.len());
+                match tx.push_batch(next, want, |_| ()) {
+                    Ok(count) => {
+                        assert_eq!(count, want.min(free));
+                        twin.extend(next..next + count as u64);
+                        next += count as u64;
+                    }
+                    Err(why) => assert_eq!((why, free), (NotPushed::Full, 0)),
+                }
+            }
+            3 | 4 => {
+                let expected = twin.pop_front();
+                assert_eq!(rx.take(1, expected.unwrap_or(0)), usize::from(expected.is_some()));
+            }
+            5 => {
+                let max = below(capacity + 2);
+                let taken = rx.take(max, twin.front().copied().unwrap_or(0));
+                assert_eq!(taken, max.min(twin.len()));
+                twin.drain(..taken);
+            }
+            6 => rx = consumer(ring, kind),
+            7 | 8 if twin.len() < capacity => {
+                // Numbers that nobody may see. The producer is the one there is, with the room it knows of, or a new one.
+                let count = 1 + below(capacity - twin.len());
+                let written = below(count + 1);
+                let word = publishes(ring, tx.end.position());
+                let before = word.load(Ordering::Relaxed);
+                let lies = 1 << 30;
+                if written < count && (kind.is_some() || written > 0) {
+                    let stop = |i| assert!(i != written, "killed");
+                    let killed = catch_unwind(AssertUnwindSafe(|| tx.push_batch(lies, count, stop)));
+                    assert!(killed.is_err());
+                } else {
+                    assert_eq!(tx.push_batch(lies, count, |_| ()), Ok(count));
+                    word.store(before, Ordering::Relaxed);
+                }
+                assert_eq!(ring.len(), twin.len());
+                // The consumer goes on meanwhile.
+                let taken = rx.take(below(capacity + 1), twin.front().copied().unwrap_or(0));
+                twin.drain(..taken);
+                for _ in 0..below(3) {
+                    clear_partly(ring, below(capacity));
+                    assert_eq!(ring.len(), twin.len());
+                    let taken = rx.take(below(2), twin.front().copied().unwrap_or(0));
+                    twin.drain(..taken);
+                }
+                tx = producer(ring, kind);
+            }
+            _ => tx = producer(ring, kind),
+        }
+        assert_eq!(ring.len(), twin.len());
+        assert_eq!(rx.end.has_queued(), !twin.is_empty());
+        assert_eq!(tx.end.has_room(), twin.len() < capacity);
+        assert_eq!(rx.end.position() + twin.len() as u64, tx.end.position());
+    }
+}
+
+#[test]
+fn a_ring_is_a_queue_whoever_is_killed() {
+    let quiet = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|info| {
+        if !info.to_string().contains("killed") {
+            eprintln!("{info}");
+        }
+    }));
+    let result = catch_unwind(|| {
+        for (seed, kind) in (1..).zip(KINDS) {
+            for capacity in [2, 4, 8, 16, 64] {
+                for head in [0, 1, 6, 12, (1 << 32) - 3, (1 << 50) - 1, (1 << 63) - 5] {
+                    like_a_deque_with_kills(capacity, kind, head, seed ^ head, 2500);
+                }
+            }
+        }
+    });
+    std::panic::set_hook(quiet);
+    result.unwrap();
+}
+
+/// Whatever a peer writes, there is no panic (debug: no overflow), and every operation ends.
+#[test]
+fn a_hostile_ring_is_survived() {
+    let mut state = 7_u64;
+    let mut random = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed ^ (mixed >> 27)
+    };
+    for kind in KINDS {
+        for capacity in [2_usize, 4, 16, 64] {
+            let ring = ring(capacity, kind, 0);
+            let (mut tx, mut rx) = (End::producer(ring), End::consumer(ring));
+            for _ in 0..30_000 {
+                let near = |base: u64, random: u64| base.wrapping_add(random % 80).wrapping_sub(40);
+                let odd = match random() % 6 {
+                    0 => random(),
+                    1 => near(u64::MAX, random()),
+                    2 => near(0, random()),
+                    3 => near(tx.position(), random()),
+                    4 => near(rx.position(), random()),
+                    _ => near(ring.head(), random()),
+                };
+                match random() % 16 {
+                    0 => ring.header.head.store(odd, Ordering::Relaxed),
+                    1 | 2 => {
+                        ring.words[usize::try_from(random()).unwrap() % ring.words.len()].store(odd, Ordering::Relaxed)
+                    }
+                    3 => {
+                        let _ = match kind {
+                            None => tx.push_granule(5),
+                            Some(len) => tx.push_value(Shape::of(len), |_| ()),
+                        };
+                    }
+                    4 => {
+                        let count = 1 + usize::try_from(random()).unwrap() % (2 * capacity);
+                        let _ = match kind {
+                            None => tx.push_granules(count, |_| 5),
+                            Some(len) => tx.push_values(Shape::of(len), count, |_, _| ()),
+                        };
+                    }
+                    5 | 6 | 7 => {
+                        let mut at = rx.at();
+                        let mut taken = 0;
+                        while taken < capacity
+                            && match kind {
+                                None => at.next_granule().map(|_| (at.glimpse().for_each(drop), at.step()).1).is_some(),
+                                Some(len) => rx.next_value(&mut at, Shape::of(len)).is_some(),
+                            }
+                        {
+                            taken += 1;
+                        }
+                        if taken > 0 {
+                            rx.receive(at);
+                        }
+                        let _ = rx.has_freed_much(taken);
+                    }
+                    8 => tx = End::producer(ring),
+                    9 => rx = End::consumer(ring),
+                    10 => clear_beyond(ring),
+                    11 => assert!(ring.len() <= capacity),
+                    12 => assert!(records_from(ring, odd).count() <= capacity + 1),
+                    13 => assert!(!tx.has_room() || capacity > 0),
+                    14 => {
+                        let _ = rx.has_queued();
+                    }
+                    _ => {
+                        rx.hesitate();
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Symptom: a stamp that says more than its row has (a hostile or broken segment) makes a consumer deaf for good: it takes the row, and
+/// then finds nothing any more, though it says that something is queued.
+#[test]
+fn a_stamp_beyond_its_row_does_not_make_a_consumer_deaf() {
+    for len in [8, 16, 56, 64] {
+        let (ring, kind) = (ring(64, Some(len), 0), Some(len));
+        let (tx, rx) = (producer(ring, kind), consumer(ring, kind));
+        (0..40).for_each(|number| drop(tx.push(number).unwrap()));
+        publishes(ring, 0).store(u64::MAX, Ordering::Relaxed);
+        let mut taken = 0;
+        for _ in 0..100 {
+            assert_eq!(rx.end.has_queued(), taken < 40);
+            taken += rx.take(1, taken) as u64;
+        }
+        assert_eq!(taken, 40, "{len} bytes");
+    }
+}
