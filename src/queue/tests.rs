@@ -491,7 +491,7 @@ fn a_hostile_ring_is_survived() {
                             Some(len) => tx.push_values(Shape::of(len), count, |_, _| ()),
                         };
                     }
-                    5 | 6 | 7 => {
+                    5..=7 => {
                         let mut at = rx.at();
                         let mut taken = 0;
                         while taken < capacity
@@ -532,7 +532,7 @@ fn a_stamp_beyond_its_row_does_not_make_a_consumer_deaf() {
     for len in [8, 16, 56, 64] {
         let (ring, kind) = (ring(64, Some(len), 0), Some(len));
         let (tx, rx) = (producer(ring, kind), consumer(ring, kind));
-        (0..40).for_each(|number| drop(tx.push(number).unwrap()));
+        (0..40).for_each(|number| assert!(tx.push(number).is_ok()));
         publishes(ring, 0).store(u64::MAX, Ordering::Relaxed);
         let mut taken = 0;
         for _ in 0..100 {
