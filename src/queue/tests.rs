@@ -100,8 +100,27 @@ fn consumer(ring: Ring, kind: Kind) -> Tested {
     Tested { end: End::consumer(ring), kind }
 }
 
-/// Random operations, new ends among them, on the ring and on a queue that is obviously right.
-fn like_a_deque(capacity: usize, kind: Kind, head: u64, seed: u64, operations: u64) {
+/// Clears what a torn batch left, as a new producer does, but is killed after `steps` of it.
+fn clear_partly(ring: Ring, steps: usize) {
+    let before: Vec<u64> = ring.words.iter().map(|word| word.load(Ordering::Relaxed)).collect();
+    clear_beyond(ring);
+    // The words that changed, in the order in which that was done: from the last position to the first.
+    let at = usize::try_from(ring.head() % ring.capacity).unwrap();
+    let mut changed: Vec<usize> =
+        (0..before.len()).filter(|i| ring.words[*i].load(Ordering::Relaxed) != before[*i]).collect();
+    match ring.shape {
+        None => changed.sort_by_key(|i| (i + before.len() - at) % before.len()),
+        Some(_) => changed.sort_by_key(|i| ring.words[*i].load(Ordering::Relaxed)),
+    }
+    let undone = changed.len().saturating_sub(steps);
+    for i in &changed[..undone] {
+        ring.words[*i].store(before[*i], Ordering::Relaxed);
+    }
+}
+
+/// Random operations, new ends among them, on the ring and on a queue that is obviously right. With `kills`, producers are killed
+/// anywhere in a batch, others while they clear what those left, and the consumer goes on meanwhile with what it remembers.
+fn like_a_deque(capacity: usize, kind: Kind, head: u64, seed: u64, operations: u64, kills: bool) {
     let ring = ring(capacity, kind, head);
     let (mut tx, mut rx) = (producer(ring, kind), consumer(ring, kind));
     let mut twin = VecDeque::new();
@@ -112,7 +131,7 @@ fn like_a_deque(capacity: usize, kind: Kind, head: u64, seed: u64, operations: u
         usize::try_from((state >> 33) % limit as u64).unwrap()
     };
     for _ in 0..operations {
-        match below(8) {
+        match below(if kills { 10 } else { 8 }) {
             0 | 1 => match tx.push(next) {
                 Ok(_) => {
                     twin.push_back(next);
@@ -121,8 +140,7 @@ fn like_a_deque(capacity: usize, kind: Kind, head: u64, seed: u64, operations: u
                 Err(why) => assert_eq!((why, twin.len()), (NotPushed::Full, capacity)),
             },
             2 => {
-                let want = 1 + below(2 * capacity);
-                let free = capacity - twin.len();
+                let (want, free) = (1 + below(2 * capacity), capacity - twin.len());
                 match tx.push_batch(next, want, |_| ()) {
                     Ok(count) => {
                         // The consumer was seen far enough for as many as were asked for, or as there is room for.
@@ -143,15 +161,42 @@ fn like_a_deque(capacity: usize, kind: Kind, head: u64, seed: u64, operations: u
                 assert_eq!(taken, max.min(twin.len()));
                 twin.drain(..taken);
             }
-            6 => tx = producer(ring, kind),
-            _ => rx = consumer(ring, kind),
+            6 => rx = consumer(ring, kind),
+            7 | 8 if kills && twin.len() < capacity => {
+                // Numbers that nobody may see. The producer is the one there is, with the room it knows of, or a new one.
+                let count = 1 + below(capacity - twin.len());
+                let written = below(count + 1);
+                let word = publishes(ring, tx.end.position());
+                let before = word.load(Ordering::Relaxed);
+                let lies = 1 << 30;
+                if written < count && (kind.is_some() || written > 0) {
+                    let stop = |i| assert!(i != written, "killed");
+                    let killed = catch_unwind(AssertUnwindSafe(|| tx.push_batch(lies, count, stop)));
+                    assert!(killed.is_err());
+                } else {
+                    assert_eq!(tx.push_batch(lies, count, |_| ()), Ok(count));
+                    word.store(before, Ordering::Relaxed);
+                }
+                assert_eq!(ring.len(), twin.len());
+                // The consumer goes on meanwhile.
+                let taken = rx.take(below(capacity + 1), twin.front().copied().unwrap_or(0));
+                twin.drain(..taken);
+                for _ in 0..below(3) {
+                    clear_partly(ring, below(capacity));
+                    assert_eq!(ring.len(), twin.len());
+                    let taken = rx.take(below(2), twin.front().copied().unwrap_or(0));
+                    twin.drain(..taken);
+                }
+                tx = producer(ring, kind);
+            }
+            _ => tx = producer(ring, kind),
         }
         assert_eq!(ring.len(), twin.len());
         assert_eq!(rx.end.has_queued(), !twin.is_empty());
         assert_eq!(tx.end.has_room(), twin.len() < capacity);
         assert_eq!(rx.end.position() + twin.len() as u64, tx.end.position());
     }
-    assert!(next > operations / 8);
+    assert!(kills || next > operations / 8);
 }
 
 #[test]
@@ -160,7 +205,7 @@ fn a_ring_is_a_queue_wherever_it_stands() {
         for capacity in [2, 4, 8, 16, 64] {
             let lap = capacity as u64;
             for head in [0, 1, 6, 12, (1 << 32) - 3, (1 << 32) * lap - 3, (1 << 50) - 1] {
-                like_a_deque(capacity, kind, head, seed + head, 1500);
+                like_a_deque(capacity, kind, head, seed + head, 1500, false);
             }
         }
     }
@@ -170,7 +215,7 @@ fn a_ring_is_a_queue_wherever_it_stands() {
 #[test]
 fn laps_do_not_wear_a_ring_out() {
     for kind in KINDS {
-        like_a_deque(4, kind, 0, 99, 12_000);
+        like_a_deque(4, kind, 0, 99, 12_000, false);
     }
 }
 
@@ -332,103 +377,6 @@ fn every_length_comes_out_as_it_went_in() {
     }
 }
 
-/// Clears what a torn batch left, as a new producer does, but is killed after `steps` of it.
-fn clear_partly(ring: Ring, steps: usize) {
-    let before: Vec<u64> = ring.words.iter().map(|word| word.load(Ordering::Relaxed)).collect();
-    clear_beyond(ring);
-    // The words that changed, in the order in which that was done: from the last position to the first.
-    let at = usize::try_from(ring.head() % ring.capacity).unwrap();
-    let mut changed: Vec<usize> =
-        (0..before.len()).filter(|i| ring.words[*i].load(Ordering::Relaxed) != before[*i]).collect();
-    match ring.shape {
-        None => changed.sort_by_key(|i| (i + before.len() - at) % before.len()),
-        Some(_) => changed.sort_by_key(|i| ring.words[*i].load(Ordering::Relaxed)),
-    }
-    let undone = changed.len().saturating_sub(steps);
-    for i in &changed[..undone] {
-        ring.words[*i].store(before[*i], Ordering::Relaxed);
-    }
-}
-
-/// As [`like_a_deque`], with producers that are killed anywhere in a batch, others that are killed while they clear what those left,
-/// and a consumer that stays, with what it remembers, or goes, at any time.
-fn like_a_deque_with_kills(capacity: usize, kind: Kind, head: u64, seed: u64, operations: u64) {
-    let ring = ring(capacity, kind, head);
-    let (mut tx, mut rx) = (producer(ring, kind), consumer(ring, kind));
-    let mut twin = VecDeque::new();
-    let mut next = 0;
-    let mut state = seed;
-    let mut below = |limit: usize| {
-        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
-        usize::try_from((state >> 33) % limit as u64).unwrap()
-    };
-    for _ in 0..operations {
-        match below(10) {
-            0 | 1 => match tx.push(next) {
-                Ok(_) => {
-                    twin.push_back(next);
-                    next += 1;
-                }
-                Err(why) => assert_eq!((why, twin.len()), (NotPushed::Full, capacity)),
-            },
-            2 => {
-                let (want, free) = (1 + below(2 * capacity), capacity - twin.len());
-                match tx.push_batch(next, want, |_| ()) {
-                    Ok(count) => {
-                        assert_eq!(count, want.min(free));
-                        twin.extend(next..next + count as u64);
-                        next += count as u64;
-                    }
-                    Err(why) => assert_eq!((why, free), (NotPushed::Full, 0)),
-                }
-            }
-            3 | 4 => {
-                let expected = twin.pop_front();
-                assert_eq!(rx.take(1, expected.unwrap_or(0)), usize::from(expected.is_some()));
-            }
-            5 => {
-                let max = below(capacity + 2);
-                let taken = rx.take(max, twin.front().copied().unwrap_or(0));
-                assert_eq!(taken, max.min(twin.len()));
-                twin.drain(..taken);
-            }
-            6 => rx = consumer(ring, kind),
-            7 | 8 if twin.len() < capacity => {
-                // Numbers that nobody may see. The producer is the one there is, with the room it knows of, or a new one.
-                let count = 1 + below(capacity - twin.len());
-                let written = below(count + 1);
-                let word = publishes(ring, tx.end.position());
-                let before = word.load(Ordering::Relaxed);
-                let lies = 1 << 30;
-                if written < count && (kind.is_some() || written > 0) {
-                    let stop = |i| assert!(i != written, "killed");
-                    let killed = catch_unwind(AssertUnwindSafe(|| tx.push_batch(lies, count, stop)));
-                    assert!(killed.is_err());
-                } else {
-                    assert_eq!(tx.push_batch(lies, count, |_| ()), Ok(count));
-                    word.store(before, Ordering::Relaxed);
-                }
-                assert_eq!(ring.len(), twin.len());
-                // The consumer goes on meanwhile.
-                let taken = rx.take(below(capacity + 1), twin.front().copied().unwrap_or(0));
-                twin.drain(..taken);
-                for _ in 0..below(3) {
-                    clear_partly(ring, below(capacity));
-                    assert_eq!(ring.len(), twin.len());
-                    let taken = rx.take(below(2), twin.front().copied().unwrap_or(0));
-                    twin.drain(..taken);
-                }
-                tx = producer(ring, kind);
-            }
-            _ => tx = producer(ring, kind),
-        }
-        assert_eq!(ring.len(), twin.len());
-        assert_eq!(rx.end.has_queued(), !twin.is_empty());
-        assert_eq!(tx.end.has_room(), twin.len() < capacity);
-        assert_eq!(rx.end.position() + twin.len() as u64, tx.end.position());
-    }
-}
-
 #[test]
 fn a_ring_is_a_queue_whoever_is_killed() {
     let quiet = std::panic::take_hook();
@@ -441,7 +389,7 @@ fn a_ring_is_a_queue_whoever_is_killed() {
         for (seed, kind) in (1..).zip(KINDS) {
             for capacity in [2, 4, 8, 16, 64] {
                 for head in [0, 1, 6, 12, (1 << 32) - 3, (1 << 50) - 1, (1 << 63) - 5] {
-                    like_a_deque_with_kills(capacity, kind, head, seed ^ head, 2500);
+                    like_a_deque(capacity, kind, head, seed ^ head, 2500, true);
                 }
             }
         }
