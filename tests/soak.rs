@@ -59,6 +59,7 @@ fn no_wake_up_is_lost() {
     let stdout = run("wake_soak", &["--count", &total.to_string()], |id| format!("wake_soak-{id}-{}", cases - 1));
     assert!(stdout.trim_end().ends_with(" 0 lost wake-ups"), "{stdout}");
     let (handed_over, slept) = (count(&stdout, " hand-overs"), count(&stdout, " sleeps"));
-    assert!(handed_over >= total && slept > 1000, "{stdout}");
+    // Each case rounds its share up, to what six channels can share.
+    assert!((total..total + 6 * cases).contains(&handed_over) && slept > 1000, "{stdout}");
     println!("{}", stdout.lines().last().unwrap_or_default());
 }

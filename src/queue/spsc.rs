@@ -267,24 +267,13 @@ impl End {
     #[inline(never)]
     fn look(&self) -> Result<(), NotPushed> {
         let capacity = self.ring.get().capacity;
-        if self.sees_room() || capacity >= FEW && self.hesitate_to_push() && self.sees_room() {
+        if self.has_room() || capacity >= FEW && self.hesitate_to_push() && self.has_room() {
             Ok(())
         } else if self.is_gone() {
             Err(NotPushed::Gone)
         } else {
             Err(NotPushed::Full)
         }
-    }
-
-    fn sees_room(&self) -> bool {
-        let ring = self.ring.get();
-        // SYNC(take)
-        let head = ring.head();
-        let has_room = self.position.get().wrapping_sub(head) < ring.capacity;
-        if has_room {
-            self.until.set(head.wrapping_add(ring.capacity));
-        }
-        has_room
     }
 
     /// For a consumer that found nothing: lets the producer get ahead for a moment, if that is likely to pay; true if it has.
@@ -323,12 +312,17 @@ impl End {
         self.ring.get().header.to_producer.load(Ordering::Relaxed) & flags::GONE != 0
     }
 
-    /// Whether a slot is free for this producer.
+    /// Looks whether a slot is free for this producer, and notes how many are.
     #[inline(always)]
     pub(crate) fn has_room(&self) -> bool {
         let ring = self.ring.get();
         // SYNC(take)
-        self.position.get().wrapping_sub(ring.head()) < ring.capacity
+        let head = ring.head();
+        let has_room = self.position.get().wrapping_sub(head) < ring.capacity;
+        if has_room {
+            self.until.set(head.wrapping_add(ring.capacity));
+        }
+        has_room
     }
 
     /// Messages pushed or taken, counted from the channel's first.
