@@ -280,15 +280,16 @@ impl End {
     pub(crate) fn hesitate(&self) -> bool {
         let (ring, position) = (self.ring.get(), self.position.get());
         // They are queued in order.
-        let have_come = |count| count <= ring.capacity && ring.stamped(position.wrapping_add(count - 1)) > 0;
-        self.pace.hesitate(position, have_come)
+        let have_come =
+            |count| (1..=ring.capacity).contains(&count) && ring.stamped(position.wrapping_add(count - 1)) > 0;
+        self.pace.hesitate(position, ring.capacity, have_come)
     }
 
     /// As [`hesitate`](Self::hesitate), for a producer that found no room.
     fn hesitate_to_push(&self) -> bool {
         let (ring, position) = (self.ring.get(), self.position.get());
         let has_room = |count| position.wrapping_sub(ring.head()).wrapping_add(count) <= ring.capacity;
-        self.pace.hesitate(position, has_room)
+        self.pace.hesitate(position, ring.capacity, has_room)
     }
 
     /// For an end that is to leave the core to others.
