@@ -12,10 +12,12 @@
 // The crate is for 64-bit targets (lib.rs), and every offset is below 2^38.
 #![allow(clippy::cast_possible_truncation)]
 
+use crate::heap::block::Handle;
 use crate::heap::class;
 use crate::layout::{
-    BlockHeader, CHANNELS, CONTEXTS, ContextSlot, DirectoryEntry, GRANULE, Geometry, HINT_BLOCK, HINT_BLOCK_BYTES,
-    Header, INDEX_CELLS, LISTS, Magazine, PAGE, PROCESSES, ProcessSlot, Shared, SpscHeader, UNIT, UNIT_GRANULES,
+    BLOCK_HEADER, BlockHeader, CHANNELS, CONTEXTS, ContextSlot, DirectoryEntry, GRANULE, Geometry, HINT_BLOCK,
+    HINT_BLOCK_BYTES, Header, INDEX_CELLS, LISTS, Magazine, PAGE, PROCESSES, ProcessSlot, Shared, SpscHeader, UNIT,
+    UNIT_GRANULES,
 };
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::crash::point;
@@ -40,7 +42,49 @@ pub(crate) struct Arena {
     geometry: Geometry,
 }
 
-/// How far from the first granule of the data a block of some class may start. Made by [`Arena::reach`] only.
+/// Where an arena is mapped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent {
+    /// Where the payload of a block in the first granule would follow the header, were there a block.
+    payloads: usize,
+    granules: u64,
+}
+
+impl Extent {
+    /// Where there is no arena.
+    pub(crate) const NONE: Self = Self { payloads: 0, granules: 0 };
+
+    pub(crate) const fn start(self) -> usize {
+        self.payloads.wrapping_sub(BLOCK_HEADER as usize)
+    }
+
+    /// The granule that `address` lies in, if that is one of the arena's.
+    #[inline(always)]
+    pub(crate) const fn granule(self, address: usize) -> Option<u32> {
+        self.number(address.wrapping_sub(self.start()) as u64 / GRANULE)
+    }
+
+    /// The block of `class` whose payload is at `address`, right behind the header at a granule's start, if that granule is one of
+    /// the arena's: one comparison.
+    #[inline(always)]
+    pub(crate) const fn block(self, class: u8, address: usize) -> Option<Handle> {
+        let offset = address.wrapping_sub(self.payloads) as u64;
+        // An address elsewhere in a granule makes a number that is far too large.
+        if offset.rotate_right(GRANULE.ilog2()) < self.granules { Some(Handle::at(class, offset)) } else { None }
+    }
+
+    #[inline(always)]
+    const fn number(self, granule: u64) -> Option<u32> {
+        if granule >= self.granules {
+            return None;
+        }
+        // SAFETY: `granules` was a `u32`.
+        unsafe { std::hint::assert_unchecked(granule < 1 << 32) };
+        Some(granule as u32)
+    }
+}
+
+/// At how many granules from the first of the data on a block of some class may start. Made by [`Arena::reach`] only.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reach(u32);
 
@@ -80,7 +124,12 @@ impl Arena {
     pub(crate) unsafe fn new(base: NonNull<u8>, geometry: Geometry, file: RawFd) -> Self {
         let granule = |bytes: u64| u32::try_from(bytes / GRANULE).unwrap_or(u32::MAX);
         let (first, end) = (granule(geometry.data), granule(geometry.total));
-        Self { base, first, end, whole: Reach(end - first - 1), file, geometry }
+        Self { base, first, end, whole: Reach(end - first), file, geometry }
+    }
+
+    #[inline(always)]
+    pub(crate) fn extent(&self) -> Extent {
+        Extent { payloads: self.base.addr().get() + BLOCK_HEADER as usize, granules: u64::from(self.end) }
     }
 
     pub(crate) const fn geometry(&self) -> &Geometry {
@@ -218,16 +267,25 @@ impl Arena {
 
     /// Where blocks of `class` may start.
     pub(crate) fn reach(&self, class: usize) -> Reach {
-        Reach((self.end - self.first).saturating_sub(class::granules(class)))
+        Reach((self.end - self.first + 1).saturating_sub(class::granules(class)))
     }
 
     /// The start of the block at `granule`, if a block of the class that `reach` was made for (with this arena) may start
     /// there: one comparison for both ends.
     #[inline(always)]
     pub(crate) fn block_within(&self, granule: u32, reach: Reach) -> Option<Start> {
-        let is_inside = granule.wrapping_sub(self.first) <= reach.0;
+        let is_inside = granule.wrapping_sub(self.first) < reach.0;
         // SAFETY: within reach, the whole block lies in the data.
         is_inside.then(|| Start(unsafe { self.base.add((u64::from(granule) * GRANULE) as usize) }))
+    }
+
+    /// As [`block_within`](Self::block_within), of what a handle says, which may be broken.
+    #[inline(always)]
+    pub(crate) fn block_of(&self, handle: Handle, reach: Reach) -> Option<Start> {
+        let offset = handle.offset();
+        let is_inside = (offset / GRANULE).wrapping_sub(self.first.into()) < reach.0.into();
+        // SAFETY: within reach, the whole block lies in the data.
+        is_inside.then(|| Start(unsafe { self.base.add(offset as usize) }))
     }
 
     /// Asks the core for the first line of the block at `granule`, for writing. A hint: any number will do.

@@ -19,17 +19,18 @@
 
 #![allow(unsafe_code)]
 
+use crate::arena::Arena;
 use crate::directory;
 use crate::error::{BufferError, OpenError};
-use crate::heap::block::{Handle, Tag};
+use crate::heap::block::Known;
 use crate::heap::cache::Cache;
-use crate::heap::{self, block, class, depot, unit};
+use crate::heap::{self, block, depot, unit};
 use crate::layout::{CONTEXTS, Owner, UNIT, Word, flag};
 use crate::local;
 use crate::participant;
 use crate::recovery::{self, At, Effort};
 use crate::segment::{self, COURTESY, PATIENCE, Segment, Wish};
-use crate::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sys::barrier;
 use crate::sys::crash::point;
 use crate::sys::fork::{self, PerProcess};
@@ -53,8 +54,6 @@ const UNCOUNTED: u64 = u64::MAX;
 pub(crate) struct Attachment {
     segment: Segment,
     me: Owner,
-    /// Tells this process's records of this segment from others.
-    tag: Tag,
     /// Excludes this process's threads from each other on the control plane; the byte lock excludes processes.
     control: Mutex<()>,
     /// A cache that belongs to no thread: for reaping, and for records dropped where no context is.
@@ -88,9 +87,6 @@ struct Entry(NonNull<Attachment>);
 
 // SAFETY: an `Attachment` is Send and Sync; the pointer is only followed under the registry's lock or through a hold.
 unsafe impl Send for Entry {}
-
-/// Tags below this are those of records this process inherited by forks.
-static INHERITED: AtomicU32 = AtomicU32::new(0);
 
 static REGISTRY: PerProcess<Registry> = PerProcess::new();
 
@@ -142,12 +138,6 @@ impl Drop for Hold {
     }
 }
 
-/// A tag that no record in this process has: none of an attachment listed, nor of one inherited by a fork.
-fn free_tag(attachments: &[Entry]) -> Option<Tag> {
-    let mut tags = (INHERITED.load(Ordering::Relaxed)..Tag::LIMIT).map(Tag::new);
-    tags.find(|tag| tagged(attachments, *tag).is_none())
-}
-
 /// Takes the attachment out of the process for good. The lock is held, there are no holds and no records.
 fn detach(attachments: &mut Vec<Entry>, attachment: NonNull<Attachment>) {
     attachments.retain(|entry| entry.0 != attachment);
@@ -187,9 +177,6 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
             return Ok(Hold(entry.0));
         }
     }
-    let Some(tag) = free_tag(&attachments) else {
-        return Err(OpenError::TooManyProcesses { name: name.into(), limit: crate::layout::PROCESSES });
-    };
     // Before the control lock is taken: it may take the kernel tens of milliseconds.
     let fenced = !barrier::register();
     let mut segment = segment::enter(name, wish)?;
@@ -204,7 +191,6 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
     let mut attachment = Box::new(Attachment {
         segment,
         me,
-        tag,
         control: Mutex::new(()),
         service: Mutex::new(None),
         reaping: Mutex::new(()),
@@ -257,7 +243,7 @@ impl Drop for Control<'_> {
 }
 
 impl Control<'_> {
-    pub(crate) fn arena(&self) -> &crate::arena::Arena {
+    pub(crate) fn arena(&self) -> &Arena {
         self.attachment.arena()
     }
 
@@ -302,17 +288,13 @@ impl Attachment {
         &self.segment
     }
 
-    pub(crate) fn arena(&self) -> &crate::arena::Arena {
+    pub(crate) fn arena(&self) -> &Arena {
         self.segment.arena()
     }
 
     /// This process, in the segment.
     pub(crate) fn me(&self) -> Owner {
         self.me
-    }
-
-    pub(crate) fn tag(&self) -> Tag {
-        self.tag
     }
 
     pub(crate) fn is_forked(&self) -> bool {
@@ -356,7 +338,7 @@ impl Attachment {
             let this = unsafe { this.as_ref() };
             !participant::is_alive(&this.segment, this.me, who)
         };
-        Cache::new(*self.arena(), self.me, self.tag, context, is_dead)
+        Cache::new(*self.arena(), self.me, context, is_dead)
     }
 
     /// Held by the one thread of this process that reaps; `None` if another one still does after `patience`.
@@ -453,31 +435,36 @@ impl Attachment {
     }
 }
 
-fn tagged(attachments: &[Entry], tag: Tag) -> Option<NonNull<Attachment>> {
-    // SAFETY: listed, and the caller holds the lock (invariant 1).
-    attachments.iter().find(|entry| unsafe { entry.0.as_ref() }.tag == tag).map(|entry| entry.0)
+/// The attachment that is mapped at `address`, and the granule that lies there.
+fn mapped_at(attachments: &[Entry], address: usize) -> Option<(NonNull<Attachment>, u32)> {
+    attachments.iter().find_map(|entry| {
+        // SAFETY: listed, and the caller holds the lock (invariant 1).
+        let granule = unsafe { entry.0.as_ref() }.arena().extent().granule(address)?;
+        Some((entry.0, granule))
+    })
 }
 
-/// Bytes of a record of whole units, header included; `None` in a forked child.
-pub(crate) fn run_bytes(handle: Handle) -> Option<u64> {
+/// Asks the arena that is mapped at `address`, and tells it the granule; `None` in a forked child, if it was the parent's.
+pub(crate) fn look<R>(address: usize, ask: impl FnOnce(&Arena, u32) -> Option<R>) -> Option<R> {
     let attachments = REGISTRY.get().attachments.lock();
-    let attachment = tagged(&attachments, handle.tag())?;
+    let (attachment, granule) = mapped_at(&attachments, address)?;
     // SAFETY: listed, and the lock is held (invariant 1).
-    block::run_bytes(unsafe { attachment.as_ref() }.arena(), handle.granule())
+    ask(unsafe { attachment.as_ref() }.arena(), granule)
 }
 
-/// Frees a block that was dropped in a thread without a context of its buffer. Does nothing in a forked child, where no
-/// attachment has an inherited record's tag.
+/// Frees a block that was dropped in a thread without a context of its buffer. Does nothing in a forked child with what it has
+/// inherited: no attachment of the child is mapped there.
 ///
 /// # Safety
-/// The handle is that of a record which existed until now: so its attachment is not freed (invariant 1).
+/// `address` is inside the block of a record which existed until now: so its attachment is not freed (invariant 1).
 #[cold]
-pub(crate) unsafe fn free_homeless(handle: Handle) {
+pub(crate) unsafe fn free_homeless(address: usize, known: Known) {
     let mut attachments = REGISTRY.get().attachments.lock();
-    let Some(attachment) = tagged(&attachments, handle.tag()) else { return };
+    let Some((attachment, granule)) = mapped_at(&attachments, address) else { return };
     // SAFETY: as above.
     let this = unsafe { attachment.as_ref() };
-    if handle.class() == class::RUN {
+    let Some(handle) = known.find(this.arena(), granule) else { return };
+    if handle.is_run() {
         heap::free_run(this.arena(), this.me, handle.granule());
     } else if this.with_service(|cache| heap::free(cache, handle)).is_err()
         && let Some(block) = this.arena().block(handle.granule())
@@ -525,7 +512,6 @@ extern "C" fn after_fork_in_child() {
         // SAFETY: listed, so not freed (invariant 1).
         let attachment = unsafe { entry.0.as_ref() };
         attachment.forked.store(true, Ordering::Relaxed);
-        INHERITED.fetch_max(attachment.tag.number() + 1, Ordering::Relaxed);
         attachment.segment.abandon();
     }
 }

@@ -122,13 +122,8 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Producer, M> {
     fn try_send_rest(&self, mut items: vec::IntoIter<M>) -> Result<(), TrySendError<vec::IntoIter<M>>> {
         let endpoint = &*self.endpoint;
         while !items.as_slice().is_empty() {
-            let rest = items.as_slice();
-            let ours = rest.iter().take_while(|item| !item.is_foreign(endpoint)).count();
-            if ours == 0 {
-                return Err(TrySendError::ForeignRecord(items));
-            }
-            match M::push_batch(&rest[..ours], &endpoint.end) {
-                Ok((sent, rung)) => {
+            match M::push_batch(items.as_slice(), endpoint) {
+                Some(Ok((sent, rung))) => {
                     // They are the channel's now.
                     items.by_ref().take(sent).for_each(std::mem::forget);
                     if rung {
@@ -136,7 +131,8 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Producer, M> {
                         endpoint.answer(sent);
                     }
                 }
-                Err(why) => return Err(endpoint.not_pushed(items, why)),
+                Some(Err(why)) => return Err(endpoint.not_pushed(items, why)),
+                None => return Err(TrySendError::ForeignRecord(items)),
             }
         }
         Ok(())

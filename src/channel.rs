@@ -174,7 +174,7 @@ impl<T: ?Sized + Payload, R: Role, M: Message> Channel<T, R, M> {
 
 impl<T: ?Sized + Payload, M: Message> Channel<T, Producer, M> {
     /// Queues the record or value if a slot is free, and never waits for one. (Where messages stream so fast that it pays, a side that
-    /// has caught up with the other one looks away for a microsecond before it says so.)
+    /// has caught up with the other one looks away for up to two microseconds before it says so.)
     ///
     /// ```
     /// # let name = format!("doc-try-send-{}", std::process::id());
@@ -195,11 +195,8 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Producer, M> {
     #[inline(always)]
     pub fn try_send(&mut self, message: M) -> Result<(), TrySendError<M>> {
         let endpoint = &*self.endpoint;
-        if message.is_foreign(endpoint) {
-            return Err(TrySendError::ForeignRecord(message));
-        }
-        match message.push(&endpoint.end) {
-            Ok(rung) => {
+        match message.push(endpoint) {
+            Some(Ok(rung)) => {
                 // It is the channel's now.
                 std::mem::forget(message);
                 if rung {
@@ -208,7 +205,8 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Producer, M> {
                 }
                 Ok(())
             }
-            Err(why) => Err(endpoint.not_pushed(message, why)),
+            Some(Err(why)) => Err(endpoint.not_pushed(message, why)),
+            None => Err(TrySendError::ForeignRecord(message)),
         }
     }
 

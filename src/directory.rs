@@ -671,7 +671,7 @@ fn free_block(arena: &Arena, cache: &Cache, granule: u32) {
     let Some(block) = arena.block(granule) else { return };
     let class = Meta::unpack(block.meta.load(Ordering::Relaxed)).class;
     if block::is_at(arena, granule, class) {
-        heap::free(cache, Handle::new(cache.tag(), class, granule));
+        heap::free(cache, Handle::new(class, granule));
     }
 }
 

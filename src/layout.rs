@@ -13,7 +13,7 @@
 //! ......   directory         16384 x 256 B  channels             } backed page by page,
 //! ......   unit table        units x 8 B    what each unit is    } as their frontier
 //! ......   magazine hints    24 KiB per 4096 magazines           } in the header moves
-//! ......   magazines         18 per unit and 4096 more, 256 B    }
+//! ......   magazines         5 per unit and 4096 more, 1 KiB     }
 //! 64 KiB-  data              units x 64 KiB                      } backed when claimed
 //! aligned
 //! ```
@@ -51,16 +51,16 @@ pub(crate) const CHANNELS: u32 = 16384;
 pub(crate) const INDEX_CELLS: u32 = 2 * CHANNELS;
 
 /// Entries in a magazine.
-pub(crate) const MAGAZINE_ENTRIES: u32 = 60;
+pub(crate) const MAGAZINE_ENTRIES: u32 = 252;
 /// Magazines that are backed together.
-pub(crate) const MAGAZINES_PER_PAGE: u32 = 16;
+pub(crate) const MAGAZINES_PER_PAGE: u32 = 4;
 /// Magazines under one root of the hint tree: 64 words of 64 bits.
 pub(crate) const HINT_BLOCK: u32 = 4096;
 /// Hint lists: one a size class, and the pool of empty magazines.
 pub(crate) const LISTS: usize = class::COUNT + 1;
 /// The list of empty magazines.
 pub(crate) const POOL: usize = class::COUNT;
-const MAGAZINES_PER_UNIT: u64 = 18;
+const MAGAZINES_PER_UNIT: u64 = 5;
 const MAGAZINES_SPARE: u64 = 4096;
 
 /// Smallest capacity: four units.
@@ -311,15 +311,13 @@ pub(crate) mod entry {
     pub(crate) const VALUES: u32 = 4;
 }
 
-/// An array of free blocks of one size class; see `heap::magazine`.
+/// An array of free blocks of one size class; see `heap::depot`.
 #[repr(C)]
 pub(crate) struct Magazine {
-    /// `heap::magazine` kind: in the pool (0), in a depot, or held by a context.
+    /// `heap::depot` kind: in the pool (0), in a depot, or held by a context.
     pub(crate) holder: AtomicU64,
-    /// Entries in use; written by the holder only.
-    pub(crate) n: AtomicU32,
-    /// Index + 1 of the magazine that was put into the depot together with this one, or 0; a hint, written by the holder only.
-    pub(crate) next: AtomicU32,
+    _pad: AtomicU64,
+    /// Granules of free blocks, up to the first 0; written by the holder only.
     pub(crate) entries: [AtomicU32; MAGAZINE_ENTRIES as usize],
 }
 
@@ -365,7 +363,7 @@ macro_rules! shared {
     )* };
 }
 shared! {
-    Header: 4096, ProcessSlot: 64, ContextSlot: 64, DirectoryEntry: 256, Magazine: 256, BlockHeader: 16,
+    Header: 4096, ProcessSlot: 64, ContextSlot: 64, DirectoryEntry: 256, Magazine: 1024, BlockHeader: 16,
     SpscHeader: 256, AtomicU32: 4, AtomicU64: 8,
 }
 const _: () = {

@@ -8,15 +8,16 @@
 //! and its endpoints have no slots, so every operation ends on its slow path, which asks [`Local::check`].
 //!
 //! # Invariants
-//! 1. `CURRENT` is nobody's, or the front of the cache of a `Local` of this thread whose status is `Open`: it is set by its owner
-//!    thread and cleared before the status changes or the `Local` is freed.
+//! 1. `CURRENT` is nobody's, or the front of the cache of a `Local` of this thread whose status is `Open`, and `CURRENT_LOCAL` is null, or
+//!    that `Local`: both are set by its owner thread and cleared before the status changes or the `Local` is freed.
 //! 2. While the status is `Open`, `hold` is there, so the segment is mapped.
 
 #![allow(unsafe_code)]
 
+use crate::arena::Extent;
 use crate::attachment::{self, Hold};
 use crate::error::{AllocError, BufferError};
-use crate::heap::block::{Block, Handle, Tag};
+use crate::heap::block::{Block, Handle, Known};
 use crate::heap::cache::{Cache, Front, NOBODYS};
 use crate::heap::unit::{self, NoUnits};
 use crate::heap::{self, depot, reclaim, want};
@@ -26,13 +27,16 @@ use crate::recovery::{self, Effort, End, OTHERS};
 use crate::sys::crash::point;
 use crate::wait::{self, Bed};
 use std::cell::{Cell, RefCell};
+use std::ptr;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
 thread_local! {
-    /// The cache last used on this thread. No destructor, so it can be asked at any time.
+    /// The front of the cache last used on this thread. No destructor, so it can be asked at any time.
     static CURRENT: Cell<*const Front> = const { Cell::new(NOBODYS) };
-    /// Every open context of this thread.
+    /// Whose that is.
+    static CURRENT_LOCAL: Cell<*const Local> = const { Cell::new(ptr::null()) };
+    /// Every context of this thread; closed ones too, as long as something refers to them.
     static CONTEXTS_HERE: RefCell<Vec<Weak<Local>>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -68,12 +72,12 @@ impl std::fmt::Debug for Local {
     }
 }
 
-fn find(tag: Tag) -> Option<Rc<Local>> {
-    CONTEXTS_HERE
-        .try_with(|here| here.borrow().iter().filter_map(Weak::upgrade).find(|local| local.cache.tag() == tag))
-        .ok()
-        .flatten()
-        .filter(|local| local.status.get().is_ok())
+/// This thread's working context of the buffer that is mapped at `address`.
+fn find(address: usize) -> Option<Rc<Local>> {
+    // What is mapped there now may be another buffer than that of a closed context.
+    let is_there =
+        |local: &Rc<Local>| local.status.get().is_ok() && local.cache.arena().extent().granule(address).is_some();
+    CONTEXTS_HERE.try_with(|here| here.borrow().iter().filter_map(Weak::upgrade).find(is_there)).ok().flatten()
 }
 
 /// This thread's context of the buffer, made if need be, with one more handle.
@@ -81,7 +85,7 @@ pub(crate) fn enter(hold: &Hold) -> Result<Rc<Local>, BufferError> {
     if hold.is_forked() {
         return Err(BufferError::Forked);
     }
-    let local = match find(hold.tag()) {
+    let local = match find(hold.arena().extent().start()) {
         Some(local) => local,
         None => {
             let open = || participant::open_context(hold.arena(), hold.me());
@@ -112,20 +116,26 @@ pub(crate) fn enter(hold: &Hold) -> Result<Rc<Local>, BufferError> {
         }
     };
     local.handles.set(local.handles.get() + 1);
-    CURRENT.set(local.cache.front());
+    local.be_current();
     Ok(local)
 }
 
-/// Frees a block that a record held.
+/// Frees the block that a record held, `address` being inside: `at_once` says which that is, if it is one of a class that is
+/// mapped at an extent, and this is easily told; else `known` says what there is to go by.
 ///
 /// # Safety
-/// The handle is that of a record that exists until this call.
+/// The record exists until this call, and both tell the truth of it.
 #[inline(always)]
-pub(crate) unsafe fn free(handle: Handle) {
+pub(crate) unsafe fn free(
+    address: usize,
+    at_once: impl FnOnce(Extent) -> Option<Handle>,
+    known: impl FnOnce() -> Known,
+) {
     // SAFETY: invariant 1.
-    if !unsafe { &*CURRENT.get() }.push(handle) {
+    let front = unsafe { &*CURRENT.get() };
+    if !at_once(front.extent()).is_some_and(|handle| front.push(handle)) {
         // SAFETY: by the caller.
-        unsafe { free_slow(handle) };
+        unsafe { free_slow(address, known()) };
     }
 }
 
@@ -133,20 +143,30 @@ pub(crate) unsafe fn free(handle: Handle) {
 /// As [`free`].
 #[cold]
 #[inline(never)]
-unsafe fn free_slow(handle: Handle) {
-    match find(handle.tag()) {
+unsafe fn free_slow(address: usize, known: Known) {
+    // SAFETY: invariant 1.
+    let current = unsafe { CURRENT_LOCAL.get().as_ref() };
+    if current.is_some_and(|local| local.free(address, known)) {
+        return;
+    }
+    match find(address) {
         Some(local) => {
-            CURRENT.set(local.cache.front());
-            heap::free(&local.cache, handle);
+            local.be_current();
+            local.free(address, known);
         }
         // SAFETY: by the caller.
-        None => unsafe { attachment::free_homeless(handle) },
+        None => unsafe { attachment::free_homeless(address, known) },
     }
+}
+
+fn let_go_of_current() {
+    CURRENT.set(NOBODYS);
+    CURRENT_LOCAL.set(ptr::null());
 }
 
 /// In a forked child: this thread's contexts are the parent's.
 pub(crate) fn abandon_all() {
-    CURRENT.set(NOBODYS);
+    let_go_of_current();
     let _ = CONTEXTS_HERE.try_with(|here| {
         // The only thread here, but the fork may have come from inside a borrow.
         let Ok(mut here) = here.try_borrow_mut() else { return };
@@ -170,6 +190,23 @@ impl Local {
 
     pub(crate) fn cache(&self) -> &Cache {
         &self.cache
+    }
+
+    /// What is freed next on this thread is looked for here first.
+    fn be_current(&self) {
+        CURRENT.set(self.cache.front());
+        CURRENT_LOCAL.set(self);
+    }
+
+    /// Frees the block around `address` that a record held, if it is one of this buffer's.
+    fn free(&self, address: usize, known: Known) -> bool {
+        let arena = self.cache.arena();
+        let Some(granule) = arena.extent().granule(address) else { return false };
+        // If nobody can say what block it is, a foreign hand has written where that stands: it stays this process's.
+        if let Some(handle) = known.find(arena, granule) {
+            heap::free(&self.cache, handle);
+        }
+        true
     }
 
     /// The attachment, held; `None` once the context is closed.
@@ -218,8 +255,8 @@ impl Local {
         point!("close: flushed");
         self.cache.forget();
         self.status.set(Err(Inert::Closed));
-        if std::ptr::eq(CURRENT.get(), self.cache.front()) {
-            CURRENT.set(NOBODYS);
+        if ptr::eq(CURRENT.get(), self.cache.front()) {
+            let_go_of_current();
         }
         let hold = self.hold.take();
         if let Some(hold) = hold {

@@ -4,9 +4,9 @@ use crate::directory::{Form, Kind};
 use crate::endpoint::Endpoint;
 use crate::heap::block;
 use crate::options;
-use crate::queue::spsc::{At, End, NotPushed};
+use crate::queue::spsc::{At, NotPushed};
 use crate::queue::value::{self, Shape};
-use crate::record::{Payload, Record};
+use crate::record::{NoBlock, Payload, Record};
 use crate::sync::Ordering;
 use bytemuck::Pod;
 
@@ -68,17 +68,13 @@ pub trait Message: sealed::Sealed + Sized {
     #[doc(hidden)]
     const SHAPE: Option<Shape>;
 
-    /// Whether it belongs to another buffer.
+    /// Queues it, and then it is gone; see `End::push_granule`. `None` if it is another buffer's.
     #[doc(hidden)]
-    fn is_foreign(&self, endpoint: &Endpoint) -> bool;
+    fn push(&self, endpoint: &Endpoint) -> Option<Result<bool, NotPushed>>;
 
-    /// Queues it, and then it is gone; see [`End::push_granule`].
+    /// Queues the first of them; see `End::push_granules`. `None` if the very first is another buffer's.
     #[doc(hidden)]
-    fn push(&self, end: &End) -> Result<bool, NotPushed>;
-
-    /// Queues the first of them; see [`End::push_granules`].
-    #[doc(hidden)]
-    fn push_batch(batch: &[Self], end: &End) -> Result<(usize, bool), NotPushed>;
+    fn push_batch(batch: &[Self], endpoint: &Endpoint) -> Option<Result<(usize, bool), NotPushed>>;
 
     /// Takes what is queued for this consumer, if something is, and goes on behind it; the head has yet to be moved.
     #[doc(hidden)]
@@ -98,17 +94,21 @@ impl<T: ?Sized + Payload> Message for Record<T> {
     const SHAPE: Option<Shape> = None;
 
     #[inline(always)]
-    fn is_foreign(&self, endpoint: &Endpoint) -> bool {
-        !self.belongs_to(endpoint.local.cache().tag())
+    fn push(&self, endpoint: &Endpoint) -> Option<Result<bool, NotPushed>> {
+        match self.block_in(&endpoint.local) {
+            Ok(block) => Some(endpoint.end.push_granule(self.label(block))),
+            // As where the ring has gone.
+            Err(NoBlock::Closed) => Some(Err(NotPushed::Full)),
+            Err(NoBlock::Foreign) => None,
+        }
     }
 
-    #[inline(always)]
-    fn push(&self, end: &End) -> Result<bool, NotPushed> {
-        end.push_granule(self.granule())
-    }
-
-    fn push_batch(batch: &[Self], end: &End) -> Result<(usize, bool), NotPushed> {
-        end.push_granules(batch.len(), |i| batch[i].granule())
+    fn push_batch(batch: &[Self], endpoint: &Endpoint) -> Option<Result<(usize, bool), NotPushed>> {
+        let block = |record: &Self| record.block_in(&endpoint.local);
+        let ours = batch.iter().take_while(|record| !matches!(block(record), Err(NoBlock::Foreign))).count();
+        // In a closed context there is no room for any.
+        let granule = |record: &Self| block(record).map_or(0, |block| record.label(block));
+        (ours > 0).then(|| endpoint.end.push_granules(ours, |i| granule(&batch[i])))
     }
 
     #[inline(always)]
@@ -146,18 +146,14 @@ impl<T: Pod> Message for T {
     const SHAPE: Option<Shape> = Some(shape::<T>());
 
     #[inline(always)]
-    fn is_foreign(&self, _: &Endpoint) -> bool {
-        false
+    fn push(&self, endpoint: &Endpoint) -> Option<Result<bool, NotPushed>> {
+        let put = |words: &[_]| value::store(bytemuck::bytes_of(self), words);
+        Some(endpoint.end.push_value(const { shape::<T>() }, put))
     }
 
-    #[inline(always)]
-    fn push(&self, end: &End) -> Result<bool, NotPushed> {
-        end.push_value(const { shape::<T>() }, |words| value::store(bytemuck::bytes_of(self), words))
-    }
-
-    fn push_batch(batch: &[Self], end: &End) -> Result<(usize, bool), NotPushed> {
+    fn push_batch(batch: &[Self], endpoint: &Endpoint) -> Option<Result<(usize, bool), NotPushed>> {
         let put = |i: usize, words: &[_]| value::store(bytemuck::bytes_of(&batch[i]), words);
-        end.push_values(const { shape::<T>() }, batch.len(), put)
+        Some(endpoint.end.push_values(const { shape::<T>() }, batch.len(), put))
     }
 
     #[inline(always)]

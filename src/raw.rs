@@ -8,6 +8,7 @@
 
 #![allow(unsafe_code)]
 
+use crate::heap::block::Handle;
 use crate::heap::{self, class};
 use crate::layout::BLOCK_HEADER;
 use crate::sync::Ordering;
@@ -81,7 +82,10 @@ impl Way for Numbers {
         at.step();
         end.receive(at);
         let class = class::for_bytes(8).unwrap();
-        cache.push(cache.handle(class, granule));
+        let handle = Handle::new(heap::index(class), granule);
+        if !cache.front().push(handle) {
+            cache.push(handle);
+        }
         number
     }
 }

@@ -3,16 +3,16 @@
 //! # Invariants
 //! 1. A record's block is `OWNED` by this process and named by no other record: made by an allocation, by receiving, or by
 //!    giving back a failed send. So its payload is this record's alone, as long as every participant keeps the protocol.
-//! 2. `payload` is aligned for `T`, lies inside the block, [`block::payload_offset`] behind its start, and the block inside the
+//! 2. `payload` is aligned for `T`, lies inside the block, [`Record::offset_in`] behind its start, and the block inside the
 //!    mapping; the attachment keeps the mapping while the record exists (see `attachment`).
 //! 3. `T` is plain data (`Pod`): every byte pattern is a valid value, so whatever a peer wrote there is one.
 
 #![allow(unsafe_code)]
 
-use crate::arena::{Arena, Start};
+use crate::arena::{Arena, Extent, Start};
 use crate::attachment;
 use crate::error::AllocError;
-use crate::heap::block::{self, Block, Handle, MAX_COUNT, Meta, Tag};
+use crate::heap::block::{self, Block, Handle, Known, MAX_COUNT, Meta};
 use crate::heap::cache::Cache;
 use crate::heap::{self, class};
 use crate::layout::{BLOCK_HEADER, BlockHeader, GRANULE};
@@ -24,10 +24,38 @@ use std::ptr::NonNull;
 use std::{fmt, mem};
 
 mod sealed {
+    use crate::heap::block::Handle;
+
     pub trait Sealed {}
     impl<T: bytemuck::Pod> Sealed for T {}
     impl<T: bytemuck::Pod> Sealed for [T] {}
+
+    /// What a record keeps, to know its block by, beside the payload's address.
+    pub trait Clue: Copy {
+        fn new(handle: Handle) -> Self;
+        fn handle(self) -> Option<Handle>;
+    }
+
+    impl Clue for Handle {
+        fn new(handle: Handle) -> Self {
+            handle
+        }
+
+        fn handle(self) -> Option<Handle> {
+            Some(self)
+        }
+    }
+
+    /// Nothing: the type and the address tell.
+    impl Clue for () {
+        fn new(_: Handle) -> Self {}
+
+        fn handle(self) -> Option<Handle> {
+            None
+        }
+    }
 }
+use sealed::Clue;
 
 /// What a record can hold and a channel can carry: any plain-data type (`bytemuck::Pod`), or a slice of one.
 ///
@@ -52,31 +80,60 @@ pub trait Payload: sealed::Sealed {
     #[doc(hidden)]
     const SLICE: bool;
     #[doc(hidden)]
+    type Clue: sealed::Clue;
+    #[doc(hidden)]
     fn from_raw(payload: NonNull<u8>, count: usize) -> NonNull<Self>;
+    #[doc(hidden)]
+    fn count(payload: NonNull<Self>) -> usize;
 }
 
 impl<T: Pod> Payload for T {
     type Element = T;
     const SLICE: bool = false;
+    type Clue = ();
 
     fn from_raw(payload: NonNull<u8>, _count: usize) -> NonNull<Self> {
         payload.cast()
+    }
+
+    fn count(_: NonNull<Self>) -> usize {
+        1
     }
 }
 
 impl<T: Pod> Payload for [T] {
     type Element = T;
     const SLICE: bool = true;
+    type Clue = Handle;
 
     fn from_raw(payload: NonNull<u8>, count: usize) -> NonNull<Self> {
         NonNull::slice_from_raw_parts(payload.cast(), count)
+    }
+
+    fn count(payload: NonNull<Self>) -> usize {
+        payload.len()
     }
 }
 
 const MAX_ALIGN: usize = 4096;
 
+/// Why a record's block is not known to a context.
+#[derive(Clone, Copy)]
+pub(crate) enum NoBlock {
+    /// It is another buffer's.
+    Foreign,
+    /// The context is closed, and its buffer may be gone.
+    Closed,
+}
+
+/// Bytes from the start of the block to the payload, where a type of known size lies in a block of another class than its own (one of
+/// the next larger, when memory was short): so the address tells, by one bit, whether the type says what block it is.
+const AWAY: u32 = 32;
+
 /// One block of a buffer's heap, owned by this process: reads and writes like a `Box<T>`, goes to another process with
 /// [`Channel::send`](crate::Channel::send) without being copied, and is freed when dropped.
+///
+/// One of a sized type is a pointer, and so is an `Option` of it; one of a slice is a slice's pointer and a word more.
 ///
 /// It may be dropped, and moved, in any thread of the process. Nobody else reads or writes it as long as it exists:
 /// sending gives it up, receiving takes it over. Its address may differ from process to process; its contents are plain data,
@@ -93,11 +150,12 @@ const MAX_ALIGN: usize = 4096;
 /// let mut record = ctx.record(41_u64)?;
 /// *record += 1;
 /// assert_eq!(*record, 42);
+/// assert_eq!(size_of_val(&Some(record)), size_of::<usize>());
 /// # Ok::<(), ipc_buffer::Error>(())
 /// ```
 pub struct Record<T: ?Sized + Payload> {
     payload: NonNull<T>,
-    handle: Handle,
+    clue: T::Clue,
 }
 
 // SAFETY: a record is the only access to its payload (invariant 1), like a box; its drop works in any thread.
@@ -109,7 +167,7 @@ impl<T: ?Sized + Payload> Drop for Record<T> {
     #[inline(always)]
     fn drop(&mut self) {
         // SAFETY: this record exists until this call, and never again.
-        unsafe { local::free(self.handle) };
+        unsafe { local::free(self.address(), |extent| self.at_once(extent), || self.known()) };
     }
 }
 
@@ -169,43 +227,96 @@ impl<T: ?Sized + Payload> Record<T> {
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
     pub fn capacity_bytes(&self) -> usize {
-        let class = usize::from(self.handle.class());
-        let block = if class < class::COUNT {
-            Some(u64::from(class::granules(class)) * GRANULE)
-        } else {
-            attachment::run_bytes(self.handle)
+        let behind =
+            |handle: Handle, bytes: u64| bytes.checked_sub(Self::offset(handle.class(), handle.granule()).into());
+        let room = match (self.clue.handle(), Self::USUAL) {
+            (Some(handle), _) if !handle.is_run() => behind(handle, block::small_bytes(handle.class())),
+            (None, Some((_, class))) if self.address() & AWAY as usize == 0 => {
+                Some(block::small_bytes(class) - BLOCK_HEADER)
+            }
+            _ => attachment::look(self.address(), |arena, granule| {
+                let handle = self.known().find(arena, granule)?;
+                behind(handle, block::bytes(arena, handle.granule(), handle.class())?)
+            }),
         };
-        let room = block.and_then(|bytes| usize::try_from(bytes).ok()?.checked_sub(self.offset()));
         // In a forked child nobody knows.
-        room.unwrap_or(size_of_val(&**self))
+        room.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(size_of_val(&**self))
     }
 
-    /// Bytes from the start of the block to the payload.
-    fn offset(&self) -> usize {
-        block::payload_offset(self.granule(), align_of::<T::Element>() as u64) as usize
-    }
-
-    /// Whether this is a record of the buffer that `tag` stands for.
     #[inline(always)]
-    pub(crate) fn belongs_to(&self, tag: Tag) -> bool {
-        self.handle.tag() == tag
+    fn address(&self) -> usize {
+        self.payload.cast::<u8>().addr().get()
     }
 
-    pub(crate) fn granule(&self) -> u32 {
-        self.handle.granule()
+    #[inline(always)]
+    fn known(&self) -> Known {
+        match (self.clue.handle(), Self::USUAL) {
+            (Some(handle), _) => Known::all(handle),
+            (None, Some((_, class))) if self.address() & AWAY as usize == 0 => Known::class(class),
+            _ => Known::NOTHING,
+        }
+    }
+
+    /// Its block, if it is one of a class, in the arena that is mapped at `extent`, and nothing need be looked up.
+    #[inline(always)]
+    fn at_once(&self, extent: Extent) -> Option<Handle> {
+        match (self.clue.handle(), Self::USUAL) {
+            (Some(handle), _) => extent.granule(self.address()).map(|_| handle).filter(|handle| !handle.is_run()),
+            // The compiler knows the class; it lies `AWAY` if that is another.
+            (None, Some((_, class))) => extent.block(class, self.address()),
+            (None, None) => None,
+        }
+    }
+
+    /// Its block, if it is one of the buffer's that `local` is a context of.
+    #[inline(always)]
+    pub(crate) fn block_in(&self, local: &Local) -> Result<Handle, NoBlock> {
+        #[cold]
+        fn look(local: &Local, address: usize, known: Known) -> Result<Handle, NoBlock> {
+            let arena = local.cache().arena();
+            let granule = arena.extent().granule(address).ok_or(NoBlock::Foreign)?;
+            local.check().map_err(|_| NoBlock::Closed)?;
+            known.find(arena, granule).ok_or(NoBlock::Foreign)
+        }
+        let at_once = self.at_once(local.cache().arena().extent());
+        at_once.map_or_else(|| look(local, self.address(), self.known()), Ok)
+    }
+
+    /// Says in the header of its block what the payload is, for who receives it; `handle` is the block. Where that starts.
+    #[inline(always)]
+    pub(crate) fn label(&self, handle: Handle) -> u32 {
+        let (class, offset) = (handle.class(), Self::offset(handle.class(), handle.granule()));
+        // SAFETY: invariant 2: so far before the payload the block starts, with its header.
+        let header = unsafe { self.payload.cast::<u8>().sub(offset as usize) };
+        // SAFETY: as above; aligned to a granule, and atomics throughout.
+        let header: &BlockHeader = unsafe { header.cast().as_ref() };
+        let count = T::count(self.payload) as u64;
+        header.meta.store(Meta { class, offset, count }.pack(), Ordering::Relaxed);
+        handle.granule()
     }
 
     /// What the meta word of a sized record says, and its class, unless alignment or size make it a special case.
     const USUAL: Option<(u64, u8)> = {
         let size = size_of::<T::Element>() as u64;
+        // In a run of units, too, it could lie `AWAY`.
+        let may_lie_away = heap::run_span(size) == heap::run_span(size + BLOCK_HEADER);
         match class::for_bytes(size) {
-            Some(class) if !T::SLICE && align_of::<T::Element>() as u64 <= BLOCK_HEADER => {
+            Some(class) if !T::SLICE && align_of::<T::Element>() as u64 <= BLOCK_HEADER && may_lie_away => {
                 let class = heap::index(class);
                 Some((Meta { class, offset: block::payload_offset(0, 1), count: 1 }.pack(), class))
             }
             _ => None,
         }
     };
+
+    /// Bytes from the start of a block to the payload.
+    #[inline(always)]
+    fn offset(class: u8, granule: u32) -> u32 {
+        match Self::USUAL {
+            Some((_, usual)) if usual != class => AWAY,
+            _ => block::payload_offset(granule, align_of::<T::Element>() as u64),
+        }
+    }
 
     /// The record in the block at `granule`, if its header and its place say it is one of this type: then `take` is called.
     ///
@@ -221,26 +332,27 @@ impl<T: ?Sized + Payload> Record<T> {
             Some((usual, class)) if word == usual && cache.is_block(granule, class.into()) => {
                 take();
                 let payload = T::from_raw(start.payload(BLOCK_HEADER), 1);
-                Some(Self { payload, handle: Handle::new(cache.tag(), class, granule) })
+                Some(Self { payload, clue: T::Clue::new(Handle::new(class, granule)) })
             }
-            _ => Self::from_any_block(cache.tag(), cache.arena(), granule, start, word).inspect(|_| take()),
+            _ => Self::from_any_block(cache.arena(), granule, start, word).inspect(|_| take()),
         }
     }
 
     #[inline(never)]
-    fn from_any_block(tag: Tag, arena: &Arena, granule: u32, start: Start, word: u64) -> Option<Self> {
+    fn from_any_block(arena: &Arena, granule: u32, start: Start, word: u64) -> Option<Self> {
         let (offset, count, class) = Self::check(arena, granule, word)?;
         let payload = block::is_at(arena, granule, class).then(|| start.payload(offset))?;
-        Some(Self { payload: T::from_raw(payload, count), handle: Handle::new(tag, class, granule) })
+        Some(Self { payload: T::from_raw(payload, count), clue: T::Clue::new(Handle::new(class, granule)) })
     }
 
     /// The payload's offset and count, and the block's class, if the meta word makes sense for this type and place.
     fn check(arena: &Arena, granule: u32, word: u64) -> Option<(u64, usize, u8)> {
         let Meta { class, offset, count } = Meta::unpack(word);
+        let is_placed = offset == Self::offset(class, granule);
         let offset = u64::from(offset);
         let size = (size_of::<T::Element>() as u64).checked_mul(count)?;
-        let ok = offset == u64::from(block::payload_offset(granule, align_of::<T::Element>() as u64))
-            && size.checked_add(offset)? <= block::bytes(arena, granule, class)?
+        let ok = is_placed
+            && size.max(1).checked_add(offset)? <= block::bytes(arena, granule, class)?
             && (T::SLICE || count == 1);
         ok.then_some((offset, usize::try_from(count).ok()?, class))
     }
@@ -262,12 +374,6 @@ impl<T: Pod> Record<[T]> {
         if len >= self.payload.len() {
             return;
         }
-        // SAFETY: invariant 2: so far before the payload the block starts, with its header.
-        let header = unsafe { self.payload.cast::<u8>().sub(self.offset()) };
-        // SAFETY: as above; aligned to a granule, and atomics throughout.
-        let header: &BlockHeader = unsafe { header.cast().as_ref() };
-        let meta = Meta::unpack(header.meta.load(Ordering::Relaxed));
-        header.meta.store(Meta { count: len as u64, ..meta }.pack(), Ordering::Relaxed);
         self.payload = NonNull::slice_from_raw_parts(self.payload.cast(), len);
     }
 }
@@ -421,16 +527,15 @@ pub(crate) fn alloc_or<T: ?Sized + Payload>(
 /// Makes a record of a block just allocated.
 #[inline(always)]
 fn fill_in<T: ?Sized + Payload>(class: u8, block: Block, count: usize) -> RecordUninit<T> {
-    let offset = block::payload_offset(block.handle.granule(), align_of::<T::Element>() as u64);
-    let meta = Meta { class, offset, count: count as u64 };
-    block.header().meta.store(meta.pack(), Ordering::Relaxed);
+    let offset = Record::<T>::offset(class, block.handle.granule());
     let payload = T::from_raw(block.start.payload(u64::from(offset)), count);
-    RecordUninit(Record { payload, handle: block.handle })
+    RecordUninit(Record { payload, clue: T::Clue::new(block.handle) })
 }
 
 const _: () = {
     assert!(class::RUN == u8::MAX);
-    assert!(size_of::<Record<u64>>() == 16 && size_of::<Option<Record<u64>>>() == 16);
+    assert!(size_of::<Record<u64>>() == 8 && size_of::<Option<Record<u64>>>() == 8);
+    assert!(AWAY as u64 == 2 * BLOCK_HEADER && (AWAY as u64) < GRANULE && BLOCK_HEADER & AWAY as u64 == 0);
 };
 
 #[cfg(doctest)]

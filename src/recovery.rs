@@ -386,19 +386,15 @@ impl<'a> Work<'a> {
 /// Returns a magazine of the dead to its depot; says how many blocks were in it.
 fn return_magazine(arena: &Arena, me: Owner, index: u32, magazine: &Magazine) -> u64 {
     // Nobody writes it: its holder is dead, and we are the only reaper.
-    let n = magazine.n.load(Ordering::Relaxed);
-    if n as usize > magazine.entries.len() {
-        magazine.n.store(0, Ordering::Release);
-    }
     let Some(class) = depot::class_of(arena, magazine) else {
         // Nothing in it that is a block.
-        magazine.n.store(0, Ordering::Release);
+        magazine.entries.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
         depot::put(arena, index, magazine, 0);
         return 0;
     };
     // Entries of a slab that died while it was being given back are dropped; the rest is free, whatever it says.
     reclaim::drop_entries(arena, me, magazine, |granule| reclaim::slab_of(arena, granule, class).is_none());
-    let blocks = magazine.n.load(Ordering::Relaxed);
+    let blocks = depot::len(magazine);
     depot::put(arena, index, magazine, class);
     blocks.into()
 }
@@ -420,7 +416,7 @@ fn free_owned(cache: &Cache, head: u32, what: Word, victims: &[Owner]) -> u64 {
             point!("reap: record taken");
             // No magazine had room, or a dead process held so much: unlike a plain free, this one may ask for more.
             depot::grow_if_empty(cache.arena());
-            heap::free(cache, Handle::new(cache.tag(), at.class, at.granule));
+            heap::free(cache, Handle::new(at.class, at.granule));
             point!("reap: record freed");
             records += u64::from(is_victims);
         }

@@ -104,17 +104,17 @@ pub(crate) fn stats(arena: &Arena) -> Stats {
     }
     for index in 0..header.magazine_top.load(Ordering::Acquire) {
         let Some(magazine) = arena.magazine(index) else { break };
-        let n = u64::from(magazine.n.load(Ordering::Relaxed));
+        let n = || u64::from(depot::len(magazine));
         let holder = Word(magazine.holder.load(Ordering::Relaxed));
         match holder.kind() {
             depot::IN_DEPOT => {
                 if let Some(stats) = usize::try_from(holder.value()).ok().and_then(|class| classes.get_mut(class)) {
-                    stats.free += n;
+                    stats.free += n();
                 }
             }
             depot::HELD => {
                 if let Some(stats) = depot::class_of(arena, magazine).and_then(|class| classes.get_mut(class)) {
-                    stats.cached += n;
+                    stats.cached += n();
                 }
             }
             _ => {}

@@ -9,6 +9,10 @@ use ipc_buffer::{Buffer, RecvError, TryRecvError, TrySendError};
 fn asking_twice_gives_the_same_context() {
     let name = Name::new("same");
     let buffer = Buffer::open(&name).unwrap();
+    // A closed one that something refers to still is not in the way.
+    let closed = buffer.context().unwrap();
+    let _kept = closed.producer::<u64>(2).unwrap();
+    drop(closed);
     let (one, two) = (buffer.context().unwrap(), buffer.context().unwrap());
     let _tx = one.producer::<u64>(1).unwrap();
     drop(one);

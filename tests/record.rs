@@ -8,7 +8,7 @@ mod work;
 
 use bytemuck::{Pod, Zeroable};
 use common::Name;
-use ipc_buffer::{AllocError, AttachError, Buffer, Record, ThreadContext};
+use ipc_buffer::{AllocError, AttachError, Buffer, Record, ThreadContext, TrySendError};
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -343,6 +343,129 @@ fn the_last_records_go_in_many_threads_at_once() {
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         assert!(!name.exists());
     }
+}
+
+/// An empty payload of large alignment must not lie where the next block starts, or the next buffer.
+#[test]
+fn nothing_of_large_alignment_has_a_block_of_its_own() {
+    type Pair<T> = (Record<[T; 0]>, Option<Record<[T]>>);
+    fn fill<T: Pod>(ctx: &ThreadContext) -> Vec<Pair<T>> {
+        std::iter::from_fn(|| Some((ctx.record([]).ok()?, ctx.slice_from(&[]).ok()))).collect()
+    }
+    fn check<T: Pod>(above: &Buffer, buffer: &Buffer, ctx: &ThreadContext) {
+        let (mut tx, mut rx) = (ctx.producer::<[T; 0]>(1).unwrap(), ctx.consumer::<[T; 0]>(1).unwrap());
+        let mut all = fill::<T>(ctx);
+        let count = all.len();
+        assert!(count > 50, "{count} blocks");
+        let records = common::sound(buffer).owned[0].records;
+        assert!(records == 2 * count as u64 || records == 2 * count as u64 - 1, "{records} for {count} pairs");
+        let mut number = 0;
+        all.retain(|_| {
+            number += 1;
+            number % 3 != 0
+        });
+        all.extend(fill::<T>(ctx));
+        assert_eq!(all.len(), count, "what came back was what was dropped");
+        for (record, _) in all {
+            tx.send(record).unwrap();
+            drop(rx.recv().unwrap());
+        }
+        drop((tx, rx));
+        common::all_free(buffer);
+        common::all_free(above);
+    }
+    let (above_name, name) = (Name::new("nothing-above"), Name::new("nothing-large"));
+    let above = Buffer::options().capacity(256 << 10).open(&above_name).unwrap();
+    let buffer = Buffer::options().capacity(256 << 10).open(&name).unwrap();
+    let ctx = buffer.context().unwrap();
+    check::<A32>(&above, &buffer, &ctx);
+    check::<A64>(&above, &buffer, &ctx);
+    check::<A128>(&above, &buffer, &ctx);
+    check::<A256>(&above, &buffer, &ctx);
+    check::<A512>(&above, &buffer, &ctx);
+    check::<A1024>(&above, &buffer, &ctx);
+    drop(ctx);
+    work::end(buffer, &name);
+    work::end(above, &above_name);
+}
+
+/// A closed context's buffer may be gone, and another one be mapped where it was.
+#[test]
+fn an_endpoint_whose_buffer_is_gone() {
+    let (gone_name, name) = (Name::new("gone"), Name::new("gone-next"));
+    let gone = Buffer::options().capacity(64 << 20).open(&gone_name).unwrap();
+    let gone_ctx = gone.context().unwrap();
+    let mut tx = gone_ctx.producer::<A64>(1).unwrap();
+    drop((gone_ctx, gone));
+    let buffer = Buffer::options().capacity(1 << 20).open(&name).unwrap();
+    let ctx = buffer.context().unwrap();
+    let record = ctx.record(A64([7; 64])).unwrap();
+    let error = tx.try_send(record).unwrap_err();
+    assert!(matches!(error, TrySendError::ContextClosed(_) | TrySendError::ForeignRecord(_)), "{error}");
+    let batch = tx.try_send_batch([error.into_inner()]).unwrap_err().into_inner();
+    assert_eq!(batch[0].0, [7; 64]);
+    drop((batch, tx, ctx));
+    work::end(buffer, &name);
+}
+
+/// When memory is short a record may get a block of another class than its type's: it is as good as any.
+#[test]
+fn a_record_in_a_larger_block() {
+    type Small = [u64; 3];
+    type Large = [u64; 7500];
+    let _dog = common::watchdog();
+    let name = Name::new("larger");
+    let buffer = Buffer::options().capacity(1 << 20).open(&name).unwrap();
+    let ctx = buffer.context().unwrap();
+    let mut to_self = (ctx.producer::<Small>(1).unwrap(), ctx.consumer::<Small>(1).unwrap());
+    let mut large = (ctx.producer::<Large>(2).unwrap(), ctx.consumer::<Large>(2).unwrap());
+    let usual = (ctx.zeroed::<Small>().unwrap().capacity_bytes(), ctx.zeroed::<Large>().unwrap().capacity_bytes());
+    assert!(usual.0 >= size_of::<Small>() && usual.1 >= size_of::<Large>());
+    ctx.flush();
+    buffer.trim().unwrap();
+    let fill = |bytes: usize| -> Vec<Record<[u8]>> {
+        std::iter::from_fn(|| Some(ctx.slice_uninit::<u8>(bytes).ok()?.assume_init())).collect()
+    };
+    // A block of 3000 bytes: in that of a slice of another class. A block of units, of which one is free: for 60,000 bytes it takes
+    // a slab of several.
+    let mut all = fill(65_000);
+    all.pop();
+    let mut rest = fill(3000);
+    rest.pop();
+    let mut small = ctx.record([1_u64, 2, 3]).unwrap();
+    assert!(small.capacity_bytes() > usual.0, "the type's own class had a block");
+    assert_eq!(*small, [1, 2, 3]);
+    small[2] = 4;
+    to_self.0.send(small).unwrap();
+    let small = to_self.1.recv().unwrap();
+    assert_eq!((*small, small.capacity_bytes() > usual.0), ([1, 2, 4], true));
+    to_self.0.send_batch([small]).unwrap();
+    let small = to_self.1.recv_batch(9).unwrap().pop().unwrap();
+    assert_eq!(*small, [1, 2, 4]);
+    // In another buffer's channel it is foreign, and comes back.
+    let other_name = Name::new("larger-other");
+    let other = Buffer::open(&other_name).unwrap();
+    let other_ctx = other.context().unwrap();
+    let mut other_tx = other_ctx.producer::<Small>(1).unwrap();
+    let back = other_tx.try_send(small).unwrap_err().into_inner();
+    assert_eq!(*back, [1, 2, 4]);
+    drop(back);
+    assert_eq!(rest.len() + 1, rest.len() + fill(3000).len(), "its block came back as what it was");
+    drop(rest);
+    ctx.flush();
+    buffer.trim().unwrap();
+    let big = ctx.record([5_u64; 7500]).unwrap();
+    let is_run = big.capacity_bytes() != usual.1;
+    assert!(is_run && big.capacity_bytes() >= size_of::<Large>() && big.iter().all(|word| *word == 5));
+    large.0.send(big).unwrap();
+    let big = large.1.recv().unwrap();
+    assert!(big.iter().all(|word| *word == 5));
+    // Where no context is.
+    std::thread::spawn(move || drop(big)).join().unwrap();
+    drop((all, to_self, large, other_tx, other_ctx));
+    work::end(other, &other_name);
+    drop(ctx);
+    work::end(buffer, &name);
 }
 
 #[test]

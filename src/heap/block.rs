@@ -13,7 +13,7 @@
 #![allow(clippy::cast_possible_truncation)]
 
 use crate::arena::{Arena, Start};
-use crate::heap::{class, reclaim, unit};
+use crate::heap::{self, class, reclaim, unit};
 use crate::layout::{BLOCK_HEADER, BlockHeader, GRANULE, Owner, UNIT, Word};
 use crate::sync::Ordering;
 
@@ -33,45 +33,32 @@ pub(crate) mod state {
     pub(crate) const SENDABLE: u64 = OWNED;
 }
 
-/// Which attachment of this process a handle is good with.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Tag(u64);
-
-impl Tag {
-    /// Attachments that a process can tell apart.
-    pub(crate) const LIMIT: u32 = 1 << 22;
-
-    pub(crate) const fn new(number: u32) -> Self {
-        Self(Handle::MARK | (number as u64) << 40)
-    }
-
-    pub(crate) const fn number(self) -> u32 {
-        ((self.0 & !Handle::MARK) >> 40) as u32
-    }
-
-    #[inline(always)]
-    pub(crate) const fn word(self) -> u64 {
-        self.0
-    }
-}
-
-/// Whose a block is in this process, its class and its place, in one word.
+/// A block's class and place in one word, which is not 0: no block starts at the very first granule of a segment. It is the place in
+/// bytes, with the class in the bits that are 0 there.
 ///
 /// ```text
-/// 63    62    61      40 39     32 31       0
-/// [ 1 ][ run ][ tag     ][ class  ][ granule  ]
+/// 37         6 5      0
+/// [ granule  ][ class  ]
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Handle(u64);
+pub struct Handle(u64);
 
 impl Handle {
-    const MARK: u64 = 1 << 63;
-    const RUN: u64 = 1 << 62;
+    const CLASS: u64 = GRANULE - 1;
+    /// In place of a class.
+    const RUN: u64 = Self::CLASS;
 
     #[inline(always)]
-    pub(crate) const fn new(tag: Tag, class: u8, granule: u32) -> Self {
-        let run = if class == class::RUN { Self::RUN } else { 0 };
-        Self(tag.0 | run | (class as u64) << 32 | granule as u64)
+    pub(crate) const fn new(class: u8, granule: u32) -> Self {
+        const { assert!(class::COUNT as u64 <= Self::RUN) };
+        let class = if class == class::RUN { Self::RUN } else { class as u64 };
+        Self((granule as u64 * GRANULE) | class)
+    }
+
+    /// As [`new`](Self::new), for a size class and `offset` bytes, a multiple of a granule.
+    #[inline(always)]
+    pub(crate) const fn at(class: u8, offset: u64) -> Self {
+        Self(offset + class as u64)
     }
 
     #[inline(always)]
@@ -84,43 +71,74 @@ impl Handle {
         self.0
     }
 
-    /// Not so for words that lie in shared memory for other purposes.
-    pub(crate) const fn is_marked(self) -> bool {
-        self.0 & Self::MARK != 0
+    #[inline(always)]
+    pub(crate) const fn is_run(self) -> bool {
+        self.0 & Self::CLASS == Self::RUN
     }
 
     #[inline(always)]
-    pub(crate) const fn tag(self) -> Tag {
-        Tag(self.0 & !Self::RUN & !0 << 40)
-    }
-
-    /// Whether it belongs to the attachment whose tag the word is, and is no run: one comparison.
-    #[inline(always)]
-    pub(crate) const fn is_small_of(self, tag: u64) -> bool {
-        self.0 >> 40 == tag >> 40
-    }
-
-    /// Whether it belongs to the attachment and is of this class: one comparison.
-    #[inline(always)]
-    pub(crate) const fn is_of(self, tag: Tag, class: usize) -> bool {
-        self.0 >> 32 == tag.0 >> 32 | class as u64
+    pub(crate) const fn is_of(self, class: usize) -> bool {
+        self.0 & Self::CLASS == class as u64
     }
 
     #[inline(always)]
     pub(crate) const fn class(self) -> u8 {
-        (self.0 >> 32 & 0xff) as u8
+        if self.is_run() { class::RUN } else { (self.0 & Self::CLASS) as u8 }
     }
 
-    /// The class, if it is below `END`, a power of two; something else below, if it isn't.
+    /// The class, or another number below 64, if it is a run, or the word broken.
     #[inline(always)]
-    pub(crate) const fn class_below<const END: usize>(self) -> usize {
-        const { assert!(END.is_power_of_two()) };
-        (self.0 >> 32) as usize & (END - 1)
+    pub(crate) const fn class_below_64(self) -> usize {
+        (self.0 & Self::CLASS) as usize
     }
 
     #[inline(always)]
     pub(crate) const fn granule(self) -> u32 {
-        self.0 as u32
+        (self.0 / GRANULE) as u32
+    }
+
+    /// Bytes from the start of the segment.
+    #[inline(always)]
+    pub(crate) const fn offset(self) -> u64 {
+        self.0 & !Self::CLASS
+    }
+}
+
+/// What is known of a block, beside an address in it: nothing, its class (and then the address lies in its first granule), or
+/// all there is. One word, for it goes through calls.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Known(u64);
+
+impl Known {
+    pub(crate) const NOTHING: Self = Self(0);
+    const CLASS: u64 = 1 << 63;
+
+    #[inline(always)]
+    pub(crate) const fn class(class: u8) -> Self {
+        Self(Self::CLASS | class as u64)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn all(handle: Handle) -> Self {
+        Self(handle.word())
+    }
+
+    /// The block, if nothing need be looked up; the address lies in `granule`.
+    #[inline(always)]
+    pub(crate) const fn at_once(self, granule: u32) -> Option<Handle> {
+        if self.0 & Self::CLASS != 0 {
+            Some(Handle::new(self.0 as u8, granule))
+        } else if self.0 != 0 {
+            Some(Handle(self.0))
+        } else {
+            None
+        }
+    }
+
+    /// The block; the address lies in `granule` of `arena`.
+    #[inline(always)]
+    pub(crate) fn find(self, arena: &Arena, granule: u32) -> Option<Handle> {
+        self.at_once(granule).or_else(|| around(arena, granule))
     }
 }
 
@@ -167,8 +185,13 @@ impl Meta {
 /// Bytes to ask the heap for, so that `bytes` at `align` fit behind the header: `None` on overflow.
 #[inline(always)]
 pub(crate) const fn need(bytes: u64, align: u64) -> Option<u64> {
-    // Up to 16 the payload follows the header; above, it moves up to the next aligned address, at most `align` on.
-    if align <= BLOCK_HEADER { Some(bytes) } else { bytes.checked_add(align - BLOCK_HEADER) }
+    if align <= BLOCK_HEADER {
+        return Some(bytes);
+    }
+    // The payload does not follow the header but moves up to the next aligned address, at most `align` on. One without a byte must
+    // not start in the next block either: its address tells which is its own.
+    let bytes = if bytes == 0 { 1 } else { bytes };
+    bytes.checked_add(align - BLOCK_HEADER)
 }
 
 /// Where the payload of the block at `granule` starts for this alignment, in bytes from the block's start.
@@ -190,6 +213,25 @@ pub(crate) fn is_at(arena: &Arena, granule: u32, class: u8) -> bool {
     usize::from(class) < class::COUNT && reclaim::slab_of(arena, granule, class.into()).is_some()
 }
 
+/// The block that `granule` lies in, by what its unit says; `None` if it lies in none.
+#[cold]
+#[inline(never)]
+pub(crate) fn around(arena: &Arena, granule: u32) -> Option<Handle> {
+    arena.block(granule)?;
+    let (head, what) = unit::head_of(arena, arena.unit_of(granule))?;
+    let first = arena.granule_of(head);
+    match what.kind() {
+        unit::RUN => Some(Handle::new(class::RUN, first)),
+        unit::SLAB => {
+            let class = unit::class_of(what);
+            (class < class::COUNT).then_some(())?;
+            let start = (granule - first) / class::granules(class) * class::granules(class);
+            class::starts_at(class, start).then(|| Handle::new(heap::index(class), first + start))
+        }
+        _ => None,
+    }
+}
+
 /// Bytes of the large block at `granule`, if one starts there.
 pub(crate) fn run_bytes(arena: &Arena, granule: u32) -> Option<u64> {
     arena.block(granule)?;
@@ -199,14 +241,15 @@ pub(crate) fn run_bytes(arena: &Arena, granule: u32) -> Option<u64> {
     is_run.then(|| unit::span_of(what) * UNIT)
 }
 
+/// Bytes of a block of a size class, header included.
+pub(crate) const fn small_bytes(class: u8) -> u64 {
+    class::granules(class as usize) as u64 * GRANULE
+}
+
 /// Bytes of a block of `class` at `granule`, header included.
 #[inline]
 pub(crate) fn bytes(arena: &Arena, granule: u32, class: u8) -> Option<u64> {
-    if usize::from(class) < class::COUNT {
-        Some(u64::from(class::granules(class.into())) * GRANULE)
-    } else {
-        run_bytes(arena, granule)
-    }
+    if usize::from(class) < class::COUNT { Some(small_bytes(class)) } else { run_bytes(arena, granule) }
 }
 
 /// Moves `block` from one state to another if it still is in it.

@@ -1,7 +1,7 @@
 //! A context's free blocks: a few magazines a size class, so that nearly every allocation and free is a pop or a push.
 //!
-//! Promises: [`Cache::pop`] and [`Cache::push`] take no lock, no fence, no read-modify-write and no system call unless a
-//! magazine runs empty or full; a push never fails. Refuses: to be used by two threads.
+//! Promises: [`Cache::pop_fast`] and [`Front::push`] take no lock, no fence, no read-modify-write and no system call unless a
+//! magazine runs empty or full; [`Cache::push`] never fails. Refuses: to be used by two threads.
 //!
 //! # Ownership
 //! A magazine whose holder word names this context is written by its thread alone.
@@ -20,8 +20,8 @@
 //! `revoked` decides: the owner refuses, or the thief has it, and the owner keeps out until the thief is done, or dead.
 //! ```text
 //! gate      INSIDE | BARE | the handle of the spare                                 written by the owner only
-//! revoked   idle: 0, or the owner's tag, which the owner puts there when it next looks
-//!           idle -> TAKING thief                  by the thief
+//! revoked   0
+//!           0 -> TAKING thief                     by the thief
 //!           TAKING -> 0                           by the owner, who is awake
 //!           TAKING -> TAKEN thief                 by the thief, who saw the owner outside
 //!           TAKEN -> EMPTIED thief                by the thief, when the spare is its own
@@ -29,7 +29,7 @@
 //!           VERIFY -> 0, FORGET -> 0              by the owner, once it has dropped what it no longer holds
 //!           VERIFY -> TAKEN, FORGET -> EMPTIED    by the next thief: the owner is outside still
 //!           (VERIFY and FORGET are numbered: an owner that has verified after one theft has not after the next)
-//!           idle -> ASKED, ASKED -> 0             by who waits for memory, and by the owner, who then gives back what it caches
+//!           0 -> ASKED, ASKED -> 0                by who waits for memory, and by the owner, who then gives back what it caches
 //! ```
 //!
 //! # If a process dies
@@ -37,15 +37,14 @@
 //! the spare's header, but before `EMPTIED`: the header is given its old name again before anybody looks for what the
 //! thief owned ([`settle`]).
 //!
-//! The owner: single writer, program order (`SYNC(kill)`: the second store is Release, so the compiler keeps the order and the
-//! machine can't show the second without the first):
+//! The owner: single writer, one store that counts for a pop, and one for a push (`SYNC(kill)`: it is Release, so that neither the
+//! compiler nor the machine shows it without what comes before):
 //!
 //! | after | the block is | repaired by |
 //! |---|---|---|
 //! | naming: `state = OWNED(me)` | still in the magazine: free | the names pass takes the name off |
-//! | pop: `n - 1` | owned, in nobody's hands | the header scan frees it |
-//! | push: entry | owned, beyond `n` | the header scan frees it |
-//! | push: `n + 1` | in the magazine: free | the names pass takes the name off |
+//! | pop: entry cleared | owned, in nobody's hands | the header scan frees it |
+//! | push: entry written | in the magazine: free | the names pass takes the name off |
 //! | the spare, named or not | owned, in nobody's hands | the header scan frees it |
 //!
 //! So a block is free if and only if it is in a magazine, or a spare (or `LOOSE`), whatever its state word says: a push
@@ -56,23 +55,25 @@
 //! get it a few at a time before they are popped, so that their headers, which are in other cores' caches, come together.
 //!
 //! # Invariants
-//! 1. Each magazine of a line is held by this context in the segment; `UNUSABLE` is held by nobody and is never written,
-//!    because its line has `room` 0.
+//! 1. Each magazine at hand or in reserve is held by this context in the segment; `UNUSABLE` is held by nobody, no line points into it,
+//!    and it is never written.
 //! 2. The segment stays mapped while the cache lives (the context holds the process's attachment).
 //! 3. The blocks of a held magazine from `named` on are `OWNED(me)`, and every block that is pushed.
+//! 4. A [`Line`]'s `named <= top <= end` point at entries of one held magazine, or behind its last; nothing is listed from `top` on.
 
 #![allow(unsafe_code)]
 
-use crate::arena::{Arena, Reach};
-use crate::heap::block::{self, Block, Handle, Tag, state};
+use crate::arena::{Arena, Extent, Reach};
+use crate::heap::block::{self, Block, Handle, state};
 use crate::heap::{self, class, depot, unit, want};
 use crate::layout::{ContextSlot, GRANULE, Geometry, MAGAZINE_ENTRIES, Magazine, Owner, POOL, UNIT, Word};
-use crate::sync::{Ordering, compiler_fence};
+use crate::sync::{AtomicU32, Ordering, compiler_fence};
 use crate::sys::crash::point;
 use std::cell::Cell;
+use std::ops::Range;
 use std::time::Duration;
 
-/// Stands in where a line has no magazine: nothing to pop, no room to push.
+/// Stands in where there is no magazine.
 struct Unusable(Magazine);
 // SAFETY: atomics throughout, and never written (invariant 1).
 unsafe impl Sync for Unusable {}
@@ -89,75 +90,35 @@ static NOWHERE: Nowhere = Nowhere(ContextSlot::revoked_for_good(Word::number(rev
 struct Held {
     magazine: &'static Magazine,
     index: u32,
+    /// Its entries.
+    len: u32,
     /// Its entries from here on bear this process's name.
     named: u32,
 }
 
 impl Held {
-    const NONE: Self = Self { magazine: &UNUSABLE.0, index: u32::MAX, named: 0 };
+    const NONE: Self = Self { magazine: &UNUSABLE.0, index: u32::MAX, len: 0, named: 0 };
 
     fn is_real(self) -> bool {
         self.index != u32::MAX
     }
-
-    fn n(self) -> u32 {
-        self.magazine.n.load(Ordering::Relaxed)
-    }
 }
 
-/// Most magazines that are put into the depot together.
-const MOST_CHAINED: usize = 4;
-
-/// Magazines in reserve, and the chain in the depot from which the next ones are to be had.
-struct Reserve {
-    held: [Cell<Held>; 2 * MOST_CHAINED],
-    len: Cell<usize>,
-    next: Cell<Option<u32>>,
+/// What some entries of a magazine say.
+fn granules(magazine: &Magazine, entries: Range<u32>) -> impl Iterator<Item = u32> {
+    let entries = magazine.entries.get(entries.start as usize..entries.end as usize).unwrap_or_default();
+    entries.iter().map(|entry| entry.load(Ordering::Relaxed))
 }
 
-impl Reserve {
-    fn new() -> Self {
-        Self { held: std::array::from_fn(|_| Cell::new(Held::NONE)), len: Cell::new(0), next: Cell::new(None) }
-    }
-
-    fn push(&self, held: Held) {
-        if let Some(slot) = self.held.get(self.len.get()) {
-            slot.set(held);
-            self.len.set(self.len.get() + 1);
-        }
-    }
-
-    fn last(&self) -> Option<Held> {
-        Some(self.held.get(self.len.get().wrapping_sub(1))?.get())
-    }
-
-    fn pop(&self) -> Option<Held> {
-        let held = self.held.get(self.len.get().wrapping_sub(1))?.replace(Held::NONE);
-        self.len.set(self.len.get() - 1);
-        Some(held)
-    }
-
-    fn retain(&self, keep: impl Fn(Held) -> bool) {
-        let all: Vec<Held> = std::iter::from_fn(|| self.pop()).collect();
-        all.into_iter().rev().filter(|held| keep(*held)).for_each(|held| self.push(held));
-    }
-}
-
-/// Of the first `end` entries, the last that are named together.
-fn last_of(magazine: &Magazine, end: u32) -> impl Iterator<Item = u32> {
-    let range = end.saturating_sub(NAMED_TOGETHER) as usize..end as usize;
-    magazine.entries.get(range).unwrap_or_default().iter().map(|entry| entry.load(Ordering::Relaxed))
-}
-
-/// What a context has at hand of one class.
+/// What a context has at hand of one class: a stack of entries of one magazine (invariant 4), or nothing, with all three null.
 #[repr(align(32))]
 struct Line {
-    magazine: Cell<&'static Magazine>,
-    index: Cell<u32>,
-    /// The magazine's entries from here on bear this process's name.
-    named: Cell<u32>,
-    /// Entries the magazine may have: the class's capacity, at most [`MAGAZINE_ENTRIES`], or 0 if there is no magazine.
-    room: Cell<u32>,
+    /// Behind the last entry.
+    top: Cell<*const AtomicU32>,
+    /// The entries from here on bear this process's name.
+    named: Cell<*const AtomicU32>,
+    /// As far as the stack may grow.
+    end: Cell<*const AtomicU32>,
     reach: Reach,
     /// A unit that was seen to be a slab of the class.
     slab: Cell<u32>,
@@ -165,42 +126,82 @@ struct Line {
 
 impl Line {
     const fn new(reach: Reach) -> Self {
-        Self {
-            magazine: Cell::new(Held::NONE.magazine),
-            index: Cell::new(Held::NONE.index),
-            named: Cell::new(0),
-            room: Cell::new(0),
-            reach,
-            slab: Cell::new(u32::MAX),
+        let [top, named, end] = [const { Cell::new(std::ptr::null()) }; 3];
+        Self { top, named, end, reach, slab: Cell::new(u32::MAX) }
+    }
+
+    fn is_full(&self) -> bool {
+        self.top.get() == self.end.get()
+    }
+
+    /// Whether there is nothing to pop until more is named.
+    #[inline(always)]
+    fn is_empty(&self) -> bool {
+        self.top.get() == self.named.get()
+    }
+
+    /// The entry that a pop would take.
+    #[inline(always)]
+    fn last(&self) -> Option<&'static AtomicU32> {
+        if self.is_empty() {
+            return None;
         }
+        // SAFETY: invariant 4: above `named` there is an entry.
+        let last = unsafe { self.top.get().sub(1) };
+        // SAFETY: as above; in the segment, which stays (invariant 2).
+        Some(unsafe { &*last })
+    }
+
+    /// Takes the last entry off; it names a block no longer.
+    #[inline(always)]
+    fn drop_last(&self, last: &'static AtomicU32) {
+        // SYNC(kill): it bears our name already.
+        last.store(0, Ordering::Release);
+        self.top.set(self.top.get().wrapping_sub(1));
+    }
+
+    #[inline(always)]
+    fn push(&self, granule: u32) -> bool {
+        let top = self.top.get();
+        if top == self.end.get() {
+            return false;
+        }
+        // SAFETY: invariant 4: before `end` there is an entry.
+        unsafe { &*top }.store(granule, Ordering::Release);
+        point!("push: listed");
+        // SAFETY: as above.
+        self.top.set(unsafe { top.add(1) });
+        true
     }
 }
 
-/// What a context has in reserve of one class.
+/// What a context has in reserve of one class: a full and an empty magazine, so that who goes to and fro at a magazine's end does not
+/// go to the depot each time.
 struct Stock {
-    /// Magazines to pop from next.
-    full: Reserve,
-    /// Magazines to push to next.
-    empty: Reserve,
+    /// The magazine of the class's [`Line`]; how far it is filled and named, that one knows.
+    current: Cell<Held>,
+    /// To pop from next.
+    full: Cell<Held>,
+    /// To push to next.
+    empty: Cell<Held>,
     /// [`capacity`] of the class.
     room: u32,
-    /// Magazines of the class that go to the depot together; a context keeps twice as many full ones. Where blocks are large, one.
-    chained: usize,
 }
 
 impl Stock {
     fn new(geometry: &Geometry, class: usize) -> Self {
-        let room = capacity(geometry, class);
-        let magazine = u64::from(room * class::granules(class)) * GRANULE;
-        let chained = usize::try_from(budget(geometry) / 2 / magazine).unwrap_or(1).clamp(1, MOST_CHAINED);
-        Self { full: Reserve::new(), empty: Reserve::new(), room, chained }
+        let [current, full, empty] = [const { Cell::new(Held::NONE) }; 3];
+        Self { current, full, empty, room: capacity(geometry, class) }
     }
+}
+
+/// Takes what is held there.
+fn take(held: &Cell<Held>) -> Option<Held> {
+    Some(held.replace(Held::NONE)).filter(|held| held.is_real())
 }
 
 /// Kinds of `ContextSlot::revoked`; see the module.
 pub(crate) mod revoked {
-    use crate::layout::Word;
-
     pub(crate) const TAKING: u64 = 1;
     pub(crate) const TAKEN: u64 = 2;
     pub(crate) const EMPTIED: u64 = 3;
@@ -210,11 +211,6 @@ pub(crate) mod revoked {
 
     /// In the number of a theft that somebody else ended; for [`VERIFY`] and [`FORGET`].
     pub(crate) const BY_THE_DEAD: u64 = 1 << 55;
-
-    /// Whether nobody wants anything of the owner: 0, or its tag, which is above all of these.
-    pub(crate) const fn is_idle(word: Word) -> bool {
-        word.kind() == 0 || word.kind() >= 8
-    }
 }
 
 /// What `ContextSlot::gate` says: inside, or the [`Handle`] of the spare, or that there is none.
@@ -236,7 +232,7 @@ impl Gate {
     }
 
     pub(crate) fn is_outside(self) -> bool {
-        self.0.is_marked()
+        self != Self::INSIDE
     }
 
     /// Whether there is no spare, as the owner sees it.
@@ -249,7 +245,8 @@ impl Gate {
     fn spare(self, arena: &Arena) -> Option<Block> {
         let class = usize::from(self.0.class());
         (self.is_outside() && class < class::COUNT).then_some(())?;
-        Some(Block { handle: self.0, start: arena.block_within(self.0.granule(), arena.reach(class))? })
+        let handle = Handle::new(self.0.class(), self.0.granule());
+        Some(Block { handle, start: arena.block_within(handle.granule(), arena.reach(class))? })
     }
 }
 
@@ -301,6 +298,7 @@ pub(crate) fn settle(arena: &Arena, slot: &ContextSlot, thief: Owner) {
 /// What a free needs: a thread without a cache has one of these too, [`NOBODYS`].
 #[repr(C)]
 pub(crate) struct Front {
+    extent: Extent,
     slot: Cell<&'static ContextSlot>,
     /// One for each class, and some that stand for none: no need to check what a handle says.
     lines: [Line; LINES],
@@ -309,32 +307,49 @@ pub(crate) struct Front {
 struct Nobodys(Front);
 // SAFETY: nobody gets in (its slot is `NOWHERE`), so its cells are never written.
 unsafe impl Sync for Nobodys {}
-static NOBODYS_FRONT: Nobodys =
-    Nobodys(Front { slot: Cell::new(&NOWHERE.0), lines: [const { Line::new(Reach::NONE) }; LINES] });
+static NOBODYS_FRONT: Nobodys = Nobodys(Front {
+    extent: Extent::NONE,
+    slot: Cell::new(&NOWHERE.0),
+    lines: [const { Line::new(Reach::NONE) }; LINES],
+});
 /// Where nothing can be freed.
 pub(crate) const NOBODYS: *const Front = &raw const NOBODYS_FRONT.0;
 
 impl Front {
-    /// Steps inside, if `is_idle` says of the word `revoked` that no thief is at work, or has been: else the slow path settles it.
     #[inline(always)]
-    fn enter(&self, is_idle: impl FnOnce(u64) -> bool) -> Option<Inside> {
+    pub(crate) fn extent(&self) -> Extent {
+        self.extent
+    }
+
+    /// Steps inside, if no thief is at work, or has been: else the slow path settles it.
+    #[inline(always)]
+    fn enter(&self) -> Option<Inside> {
         let slot = self.slot.get();
         let gate = Gate(Handle::from_word(slot.gate.load(Ordering::Relaxed)));
         slot.gate.store(Gate::INSIDE.word(), Ordering::Relaxed);
         // SYNC(gate)
         compiler_fence(Ordering::SeqCst);
         let inside = Inside { slot, gate };
-        if !is_idle(slot.revoked.load(Ordering::Relaxed)) {
+        if slot.revoked.load(Ordering::Relaxed) != 0 {
             inside.leave(gate);
             return None;
         }
         Some(inside)
     }
 
-    /// Frees a block that this process owns, if it is one of the buffer's and there is room: then nothing else need be looked at.
+    /// The line of the block's class, or some line, if the word is broken.
+    #[inline(always)]
+    fn line_of(&self, handle: Handle) -> &Line {
+        // SAFETY: below 64, and so many there are. (An index costs two instructions more.)
+        let line = unsafe { self.lines.as_ptr().byte_add(handle.class_below_64() * size_of::<Line>()) };
+        // SAFETY: as above.
+        unsafe { &*line }
+    }
+
+    /// Frees a block of a class, one of the buffer's that this process owns, if there is room.
     #[inline(always)]
     pub(crate) fn push(&self, handle: Handle) -> bool {
-        let Some(inside) = self.enter(|word| handle.is_small_of(word)) else { return false };
+        let Some(inside) = self.enter() else { return false };
         let done = inside.gate.is_bare() || self.push_inside(inside.gate.0);
         inside.leave(if done { Gate(handle) } else { inside.gate });
         done
@@ -342,20 +357,7 @@ impl Front {
 
     #[inline(always)]
     fn push_inside(&self, handle: Handle) -> bool {
-        let line = &self.lines[handle.class_below::<LINES>()];
-        let magazine = line.magazine.get();
-        let n = magazine.n.load(Ordering::Relaxed);
-        if n >= line.room.get() {
-            return false;
-        }
-        // SAFETY: `n` is below `room`, which is at most the number of entries.
-        let entry = unsafe { magazine.entries.get_unchecked(n as usize) };
-        entry.store(handle.granule(), Ordering::Relaxed);
-        point!("push: listed");
-        // SYNC(kill)
-        magazine.n.store(n + 1, Ordering::Release);
-        point!("push: counted");
-        true
+        self.line_of(handle).push(handle.granule())
     }
 }
 
@@ -365,8 +367,6 @@ pub(crate) struct Cache {
     arena: Arena,
     /// The state word of this process's blocks.
     owned: Word,
-    /// What this cache's handles carry.
-    tag: Tag,
     front: Front,
     me: Owner,
     /// The holder word of this context's magazines.
@@ -378,8 +378,8 @@ pub(crate) struct Cache {
     is_dead: Box<dyn Fn(Owner) -> bool>,
 }
 
-/// A power of two.
-const LINES: usize = class::COUNT.next_power_of_two();
+/// One for each [`Handle::class_below_64`].
+const LINES: usize = 64;
 
 /// Blocks of a magazine that get this process's name together, while those after them are asked for: nearly every block was last
 /// touched by another core.
@@ -412,7 +412,6 @@ impl Cache {
     pub(crate) fn new(
         arena: Arena,
         me: Owner,
-        tag: Tag,
         context: Owner,
         is_dead: impl Fn(Owner) -> bool + 'static,
     ) -> Option<Self> {
@@ -420,11 +419,10 @@ impl Cache {
         let slot = Cell::new(arena.context(context.index())?);
         let line = |class: usize| Line::new(if class < class::COUNT { arena.reach(class) } else { Reach::NONE });
         Some(Self {
-            front: Front { slot, lines: std::array::from_fn(line) },
+            front: Front { extent: arena.extent(), slot, lines: std::array::from_fn(line) },
             arena,
             me,
             owned: block::owned(me),
-            tag,
             held,
             stocks: std::array::from_fn(|class| Stock::new(arena.geometry(), class)),
             is_asked: Cell::new(false),
@@ -435,7 +433,7 @@ impl Cache {
     /// Steps inside, once no thief is at work, and forgets what one has taken.
     fn enter_surely(&self) -> Inside {
         loop {
-            if let Some(inside) = self.front.enter(|word| self.tag.word() == word) {
+            if let Some(inside) = self.front.enter() {
                 return inside;
             }
             let slot = self.front.slot.get();
@@ -443,10 +441,6 @@ impl Cache {
             let change = |to| {
                 let _ = slot.revoked.compare_exchange(word.0, to, Ordering::AcqRel, Ordering::Relaxed);
             };
-            if revoked::is_idle(word) {
-                change(self.tag.word());
-                continue;
-            }
             // Whatever brought us here: a thief takes over from who asked.
             self.is_asked.set(want::is_wanted(&self.arena));
             match word.kind() {
@@ -479,8 +473,9 @@ impl Cache {
     fn verify(&self) {
         let still = |held: Held| held.magazine.holder.load(Ordering::Acquire) == self.held.0;
         for (class, stock) in self.stocks.iter().enumerate() {
-            stock.full.retain(still);
-            stock.empty.retain(still);
+            for place in [&stock.full, &stock.empty] {
+                place.set(Some(place.get()).filter(|held| still(*held)).unwrap_or(Held::NONE));
+            }
             if !still(self.current(class)) {
                 self.set_current(class, Held::NONE);
             }
@@ -501,17 +496,6 @@ impl Cache {
         self.owned
     }
 
-    #[inline(always)]
-    pub(crate) fn tag(&self) -> Tag {
-        self.tag
-    }
-
-    /// Names a block to this cache.
-    #[inline(always)]
-    pub(crate) fn handle(&self, class: usize, granule: u32) -> Handle {
-        Handle::new(self.tag, heap::index(class), granule)
-    }
-
     /// Whether a block of `class` starts at `granule` of the data, by what its unit says: for slabs of one unit only, as nearly all
     /// are. What was seen to be a slab is not looked at again: a block that is anybody's keeps its slab in place.
     #[inline(always)]
@@ -524,7 +508,8 @@ impl Cache {
     #[cold]
     #[inline(never)]
     fn finds_slab(&self, granule: u32, class: usize) -> bool {
-        let is_slab = unit::is_slab(&self.arena, granule, class);
+        let end = self.arena.unit_of(granule) + class::span(class);
+        let is_slab = unit::is_slab(&self.arena, granule, class) && end <= self.arena.geometry().units;
         if is_slab {
             self.front.lines[class].slab.set(self.arena.unit_of(granule));
         }
@@ -536,23 +521,27 @@ impl Cache {
         self.held
     }
 
-    /// A free block of `class`, now `OWNED(me)`; `None` if this context and the depot have none.
-    pub(crate) fn pop(&self, class: usize) -> Option<Block> {
-        self.pop_fast(class).or_else(|| self.pop_slow(class))
-    }
-
-    /// A free block of `class`: the spare, or one from the magazine at hand.
+    /// A free block of `class`, which is `OWNED(me)`: the spare, one from the magazine at hand, or from the depot; `None` if that has
+    /// none either.
     #[inline(always)]
     pub(crate) fn pop_fast(&self, class: usize) -> Option<Block> {
-        let inside = self.front.enter(|word| self.tag.word() == word)?;
+        let Some(inside) = self.front.enter() else { return self.pop(class) };
         let spare = inside.gate.0;
-        if spare.is_of(self.tag, class) {
+        if spare.is_of(class) {
             // Checked, for a foreign hand may have written there.
-            let start = self.arena.block_within(spare.granule(), self.front.lines.get(class)?.reach);
+            let start = self.arena.block_of(spare, self.front.lines.get(class)?.reach);
             inside.leave(Gate::BARE);
             return start.map(|start| Block { handle: spare, start });
         }
-        let found = self.pop_inside(class);
+        let Some(found) = self.pop_inside(class) else { return self.refill_and_leave(class, inside) };
+        inside.leave(inside.gate);
+        Some(found)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn refill_and_leave(&self, class: usize, inside: Inside) -> Option<Block> {
+        let found = self.refill(class);
         inside.leave(inside.gate);
         found
     }
@@ -560,29 +549,25 @@ impl Cache {
     #[inline(always)]
     fn pop_inside(&self, class: usize) -> Option<Block> {
         let line = self.front.lines.get(class)?;
-        let magazine = line.magazine.get();
-        let n = magazine.n.load(Ordering::Relaxed);
-        if n <= line.named.get() {
-            return None;
-        }
-        // Above the last there is none: the word is broken.
-        let granule = magazine.entries.get(n as usize - 1)?.load(Ordering::Relaxed);
+        let last = line.last()?;
+        let granule = last.load(Ordering::Relaxed);
         let start = self.arena.block_within(granule, line.reach)?;
-        // SYNC(kill): it bears our name already.
-        magazine.n.store(n - 1, Ordering::Release);
-        point!("pop: counted");
-        Some(Block { handle: self.handle(class, granule), start })
+        line.drop_last(last);
+        point!("pop: taken");
+        Some(Block { handle: Handle::new(heap::index(class), granule), start })
     }
 
+    /// As [`pop_fast`](Self::pop_fast), whatever a thief may be doing.
     #[cold]
     #[inline(never)]
-    fn pop_slow(&self, class: usize) -> Option<Block> {
+    pub(crate) fn pop(&self, class: usize) -> Option<Block> {
         if self.is_shut() {
             return None;
         }
         let inside = self.enter_surely();
-        let found = self.refill(class);
-        inside.leave(inside.gate);
+        let spare = inside.gate.spare(&self.arena).filter(|spare| spare.handle.is_of(class));
+        let found = spare.or_else(|| self.refill(class));
+        inside.leave(if spare.is_some() { Gate::BARE } else { inside.gate });
         self.give_back_if_asked();
         found
     }
@@ -595,79 +580,59 @@ impl Cache {
                 return Some(found);
             }
             let current = self.current(class);
-            let n = current.n();
-            if current.is_real() && n > 0 {
-                if n > MAGAZINE_ENTRIES || n > line.named.get() {
-                    // An entry that names no block: a foreign hand wrote it. Drop it, or all, and go on.
-                    current.magazine.n.store(if n > MAGAZINE_ENTRIES { 0 } else { n - 1 }, Ordering::Release);
-                } else {
-                    self.name_some(class, n);
-                }
+            if let Some(last) = line.last() {
+                // It names no block: a foreign hand wrote it. Drop it, and go on.
+                line.drop_last(last);
+            } else if current.named > 0 {
+                self.name_some(class, current);
             } else {
-                let full = stock.full.pop().or_else(|| self.take_from(class, &stock.full))?;
+                let full = take(&stock.full).or_else(|| self.take(class))?;
                 point!("refill: taken");
                 if current.is_real() {
-                    self.reserve(class, POOL, &stock.empty, current);
+                    self.keep(class, &stock.empty, current);
                 }
                 self.set_current(class, full);
             }
         }
     }
 
-    /// Gives some more of the `n` blocks of the magazine at hand this process's name, and asks for those that come next.
-    fn name_some(&self, class: usize, n: u32) {
+    /// Gives some more of the blocks of the magazine at hand this process's name, and asks for those that come next.
+    fn name_some(&self, class: usize, current: Held) {
         let (line, stock) = (&self.front.lines[class], &self.stocks[class]);
-        let magazine = line.magazine.get();
-        let begin = n.saturating_sub(NAMED_TOGETHER);
-        for granule in last_of(magazine, n) {
+        let Held { magazine, named, .. } = current;
+        let begin = named.saturating_sub(NAMED_TOGETHER);
+        for granule in granules(magazine, begin..named) {
             if let Some(start) = self.arena.block_within(granule, line.reach) {
                 start.header().state.store(self.owned.0, Ordering::Relaxed);
                 point!("name: owned");
             }
         }
-        line.named.set(begin);
-        let next =
-            if begin > 0 { Some((magazine, begin)) } else { stock.full.last().map(|held| (held.magazine, held.named)) };
-        if let Some((magazine, end)) = next {
-            last_of(magazine, end).for_each(|granule| self.arena.prefetch(granule));
-        }
+        line.named.set(&raw const magazine.entries[begin as usize]);
         // Its lines are here when it is the next one.
         if (1..=NAMED_TOGETHER).contains(&begin)
-            && stock.full.len.get() == 0
-            && let Some(held) = self.take_from(class, &stock.full)
+            && !stock.full.get().is_real()
+            && let Some(held) = self.take(class)
         {
-            stock.full.push(held);
+            stock.full.set(held);
         }
+        let after = begin.saturating_sub(NAMED_TOGETHER)..begin;
+        let rest = NAMED_TOGETHER - (after.end - after.start);
+        self.ask_for(magazine, after);
+        let next = stock.full.get();
+        self.ask_for(next.magazine, next.named.saturating_sub(rest)..next.named);
     }
 
-    /// Takes a magazine of `list`, from the chain this context is at if there is one.
-    fn take_from(&self, list: usize, reserve: &Reserve) -> Option<Held> {
-        let follow = |next| depot::follow(&self.arena, list, next, self.held);
-        let taken = reserve.next.take().and_then(follow);
-        let (index, next) = taken.or_else(|| depot::take_chain(&self.arena, list, self.held))?;
-        reserve.next.set(next);
-        self.held(index)
+    /// Asks for the headers of blocks that will be named soon.
+    fn ask_for(&self, magazine: &Magazine, entries: Range<u32>) {
+        granules(magazine, entries).for_each(|granule| self.arena.prefetch(granule));
     }
 
-    /// Keeps a magazine that belongs to `list`; when there are too many, half of them go to the depot together.
-    fn reserve(&self, class: usize, list: usize, reserve: &Reserve, held: Held) {
-        let chained = self.stocks[class].chained;
-        if reserve.len.get() >= 2 * chained {
-            self.put_some(list, reserve, chained);
+    /// Keeps a magazine, and puts the one kept before into the depot.
+    fn keep(&self, class: usize, place: &Cell<Held>, held: Held) {
+        let before = place.replace(held);
+        if before.is_real() {
+            depot::put(&self.arena, before.index, before.magazine, class);
         }
-        reserve.push(held);
-    }
-
-    fn put_some(&self, list: usize, reserve: &Reserve, count: usize) {
-        let mut chain = [(u32::MAX, Held::NONE.magazine); MOST_CHAINED];
-        let mut len = 0;
-        while len < count.min(MOST_CHAINED)
-            && let Some(held) = reserve.pop()
-        {
-            chain[len] = (held.index, held.magazine);
-            len += 1;
-        }
-        depot::put_chain(&self.arena, list, &chain[..len]);
     }
 
     pub(crate) fn front(&self) -> &Front {
@@ -675,15 +640,9 @@ impl Cache {
     }
 
     /// Frees a block of a class that this process owns.
-    pub(crate) fn push(&self, handle: Handle) {
-        if !self.front.push(handle) {
-            self.push_slow(handle);
-        }
-    }
-
     #[cold]
     #[inline(never)]
-    fn push_slow(&self, handle: Handle) {
+    pub(crate) fn push(&self, handle: Handle) {
         if self.is_shut() {
             return;
         }
@@ -713,32 +672,39 @@ impl Cache {
         let stock = &self.stocks[class];
         let room = stock.room;
         let current = self.current(class);
-        if current.is_real() && current.n() < room {
+        if !self.front.lines[class].is_full() {
             // It had room all along: a thief kept us out.
             return;
         }
-        let empty =
-            stock.empty.pop().or_else(|| self.take_from(POOL, &stock.empty)).or_else(|| self.take_partial(class, room));
+        let empty = take(&stock.empty).or_else(|| self.take(POOL)).or_else(|| self.take_partial(class, room));
         if let Some(empty) = empty {
             point!("make room: taken");
             if current.is_real() {
-                self.reserve(class, class, &stock.full, current);
+                self.keep(class, &stock.full, current);
             }
             self.set_current(class, empty);
         }
     }
 
+    /// The magazine at hand.
+    #[allow(clippy::cast_possible_truncation)] // at most `MAGAZINE_ENTRIES`
     fn current(&self, class: usize) -> Held {
-        let line = &self.front.lines[class];
-        Held { magazine: line.magazine.get(), index: line.index.get(), named: line.named.get() }
+        let (line, held) = (&self.front.lines[class], self.stocks[class].current.get());
+        let start = held.magazine.entries.as_ptr().addr();
+        let place = |at: *const AtomicU32| ((at.addr() - start) / size_of::<AtomicU32>()) as u32;
+        if held.is_real() { Held { len: place(line.top.get()), named: place(line.named.get()), ..held } } else { held }
     }
 
     fn set_current(&self, class: usize, held: Held) {
-        let line = &self.front.lines[class];
-        line.magazine.set(held.magazine);
-        line.index.set(held.index);
-        line.named.set(held.named);
-        line.room.set(if held.is_real() { self.stocks[class].room } else { 0 });
+        let (line, stock) = (&self.front.lines[class], &self.stocks[class]);
+        stock.current.set(held);
+        let place = |i: u32| {
+            if held.is_real() { held.magazine.entries.as_ptr().wrapping_add(i as usize) } else { std::ptr::null() }
+        };
+        // Invariant 4; a foreign hand may have written more entries than there is room for.
+        line.top.set(place(held.len.min(stock.room)));
+        line.named.set(place(held.named.min(held.len).min(stock.room)));
+        line.end.set(place(stock.room));
     }
 
     fn take(&self, list: usize) -> Option<Held> {
@@ -750,13 +716,14 @@ impl Cache {
         self.arena.prefetch_magazine(index);
         // SAFETY: inside the segment, which outlives this cache (invariant 2); no copy leaves the cache.
         let magazine: &'static Magazine = unsafe { &*magazine };
-        Some(Held { magazine, index, named: magazine.n.load(Ordering::Relaxed) })
+        let len = depot::len(magazine);
+        Some(Held { magazine, index, len, named: len })
     }
 
     /// A magazine of the depot that is not full, when there is no empty one.
     fn take_partial(&self, class: usize, room: u32) -> Option<Held> {
         let partial = self.take(class)?;
-        if partial.n() < room {
+        if partial.len < room {
             return Some(partial);
         }
         depot::put_back(&self.arena, partial.index, partial.magazine, class);
@@ -774,13 +741,11 @@ impl Cache {
         for (class, stock) in self.stocks.iter().enumerate() {
             let current = self.current(class);
             self.set_current(class, Held::NONE);
-            let reserves = std::iter::from_fn(|| stock.full.pop().or_else(|| stock.empty.pop()));
-            for held in std::iter::once(current).filter(|held| held.is_real()).chain(reserves) {
+            let all = [Some(current).filter(|held| held.is_real()), take(&stock.full), take(&stock.empty)];
+            for held in all.into_iter().flatten() {
                 self.merge(class, held);
                 depot::put(&self.arena, held.index, held.magazine, class);
             }
-            depot::leave_chain(&self.arena, class, stock.full.next.take());
-            depot::leave_chain(&self.arena, POOL, stock.empty.next.take());
         }
         self.is_asked.set(false);
         inside.leave(Gate::BARE);
@@ -789,38 +754,24 @@ impl Cache {
     /// Fills a half-empty magazine of the depot from `held`, so that contexts that come and go don't litter the depot
     /// with magazines of few entries.
     fn merge(&self, class: usize, held: Held) {
-        let room = self.stocks[class].room;
-        if held.n() == 0 || held.n() >= room {
+        let (room, len) = (self.stocks[class].room as usize, held.len as usize);
+        if len == 0 || len >= room {
             return;
         }
         let Some(other) = self.take(class) else { return };
-        while other.n() < room
-            && let Some(granule) = self.pop_from(held)
-        {
+        let free = other.magazine.entries.get(other.len as usize..room).unwrap_or_default();
+        for (from, to) in held.magazine.entries[..len].iter().rev().zip(free) {
+            let granule = from.load(Ordering::Relaxed);
+            let Some(block) = self.arena.block(granule) else { break };
             // A pop and a push, each of which a kill may follow.
-            self.push_to(other, granule);
+            block.state.store(self.owned.0, Ordering::Relaxed);
+            point!("merge: owned");
+            from.store(0, Ordering::Release);
+            point!("merge: popped");
+            to.store(granule, Ordering::Release);
+            point!("merge: listed");
         }
         depot::put(&self.arena, other.index, other.magazine, class);
-    }
-
-    fn pop_from(&self, held: Held) -> Option<u32> {
-        let n = held.n().checked_sub(1)?;
-        let granule = held.magazine.entries.get(n as usize)?.load(Ordering::Relaxed);
-        let block = self.arena.block(granule)?;
-        block.state.store(self.owned.0, Ordering::Relaxed);
-        point!("merge: owned");
-        held.magazine.n.store(n, Ordering::Release);
-        point!("merge: popped");
-        Some(granule)
-    }
-
-    fn push_to(&self, held: Held, granule: u32) {
-        let n = held.n();
-        let Some(entry) = held.magazine.entries.get(n as usize) else { return };
-        entry.store(granule, Ordering::Relaxed);
-        point!("merge: listed");
-        held.magazine.n.store(n + 1, Ordering::Release);
-        point!("merge: counted");
     }
 
     /// Never touches the segment again: the context is closed, or (in a forked child) the parent's.
@@ -828,10 +779,8 @@ impl Cache {
         self.front.slot.set(&NOWHERE.0);
         for (class, stock) in self.stocks.iter().enumerate() {
             self.set_current(class, Held::NONE);
-            stock.full.retain(|_| false);
-            stock.empty.retain(|_| false);
-            stock.full.next.set(None);
-            stock.empty.next.set(None);
+            stock.full.set(Held::NONE);
+            stock.empty.set(Held::NONE);
         }
     }
 }

@@ -9,11 +9,8 @@
 //! ```text
 //! holder   POOL (0)           empty, anybody's
 //!          DEPOT  class       has free blocks of the class, anybody's
-//!          HELD   context     the context's; its `n` and entries are the context's to write
+//!          HELD   context     the context's, which alone writes its entries
 //! ```
-//!
-//! Magazines put together are chained by `next`, and only the first has a hint; whoever takes one takes over the rest of its
-//! chain, by following it or by giving the next one a hint of its own.
 //!
 //! # Orderings
 //! - `SYNC(magazine)`: [`put`] stores the holder with Release after the entries, [`take`] CASes it with Acquire. It carries
@@ -27,7 +24,7 @@
 
 use crate::arena::Arena;
 use crate::heap::{block, cache, class, unit, want};
-use crate::layout::{CONTEXTS, HINT_BLOCK, MAGAZINES_PER_PAGE, Magazine, Owner, POOL, Word};
+use crate::layout::{CONTEXTS, HINT_BLOCK, MAGAZINE_ENTRIES, MAGAZINES_PER_PAGE, Magazine, Owner, POOL, Word};
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::crash::point;
 use crate::sys::memory::NotBacked;
@@ -126,46 +123,14 @@ fn bits(mut word: u64) -> impl Iterator<Item = u32> {
     })
 }
 
-/// Takes a magazine of `list` for the context `held` names. What is chained to it is noted for others.
+/// Takes a magazine of `list` for the context `held` names.
 pub(crate) fn take(arena: &Arena, list: usize, held: Word) -> Option<u32> {
-    let (index, next) = take_chain(arena, list, held)?;
-    leave_chain(arena, list, next);
-    Some(index)
-}
-
-/// Takes the first magazine of a chain of `list`, and says which one is next, for [`follow`] or [`leave_chain`].
-pub(crate) fn take_chain(arena: &Arena, list: usize, held: Word) -> Option<(u32, Option<u32>)> {
     let index = recall_and_claim(arena, list, held).or_else(|| search(arena, list, held))?;
     if let Some(recent) = arena.header().recent.get(list) {
         recent.taken.fetch_add(1, Ordering::Relaxed);
     }
     point!("take: claimed");
-    Some((index, unchain(arena, index)))
-}
-
-/// Takes the magazine `next` of a chain of `list`, if nobody else has, and says which one comes then.
-pub(crate) fn follow(arena: &Arena, list: usize, next: u32, held: Word) -> Option<(u32, Option<u32>)> {
-    claim(arena, next, holder_in(list), held).then(|| {
-        point!("follow: claimed");
-        (next, unchain(arena, next))
-    })
-}
-
-/// Notes the rest of a chain for others.
-pub(crate) fn leave_chain(arena: &Arena, list: usize, next: Option<u32>) {
-    if let Some(next) = next {
-        set(arena, list, next);
-    }
-}
-
-fn unchain(arena: &Arena, index: u32) -> Option<u32> {
-    // Ours since the claim: nobody else writes it.
-    let word = &arena.magazine(index)?.next;
-    let next = word.load(Ordering::Relaxed).checked_sub(1)?;
-    word.store(0, Ordering::Relaxed);
-    point!("take: unchained");
-    arena.prefetch_magazine(next);
-    Some(next)
+    Some(index)
 }
 
 fn recall_and_claim(arena: &Arena, list: usize, held: Word) -> Option<u32> {
@@ -206,44 +171,30 @@ pub(crate) fn claim(arena: &Arena, index: u32, from: Word, to: Word) -> bool {
 
 /// Where a magazine belongs that lists blocks of `class`, or nothing.
 fn list_of(magazine: &Magazine, class: usize) -> usize {
-    if magazine.n.load(Ordering::Relaxed) == 0 { POOL } else { class }
+    if len(magazine) == 0 { POOL } else { class }
 }
 
 /// Puts a held magazine where its contents belong: the depot of `class`, or the pool if it is empty. Tells those who wait for
 /// memory.
 pub(crate) fn put(arena: &Arena, index: u32, magazine: &Magazine, class: usize) {
-    put_chain(arena, list_of(magazine, class), &[(index, magazine)]);
-}
-
-/// As [`put`], for a magazine that was only looked at: nobody need be told.
-pub(crate) fn put_back(arena: &Arena, index: u32, magazine: &Magazine, class: usize) {
-    link_chain(arena, list_of(magazine, class), &[(index, magazine)]);
-}
-
-/// Puts held magazines of `list` there, chained: all of them empty for the pool, none of them for a class. Tells those who wait
-/// for memory.
-pub(crate) fn put_chain(arena: &Arena, list: usize, chain: &[(u32, &Magazine)]) {
-    link_chain(arena, list, chain);
+    let list = list_of(magazine, class);
+    link(arena, index, magazine, list);
     if list != POOL {
         want::tell(arena);
     }
 }
 
-fn link_chain(arena: &Arena, list: usize, chain: &[(u32, &Magazine)]) {
-    let mut next = 0;
-    for (index, magazine) in chain.iter().rev() {
-        magazine.next.store(next, Ordering::Relaxed);
-        point!("put: linked");
-        // SYNC(magazine)
-        magazine.holder.store(holder_in(list).0, Ordering::Release);
-        point!("put: holder");
-        next = index + 1;
-    }
-    point!("put: unhinted");
-    if let Some(first) = next.checked_sub(1)
-        && !remember(arena, list, first)
-    {
-        set(arena, list, first);
+/// As [`put`], for a magazine that was only looked at: nobody need be told.
+pub(crate) fn put_back(arena: &Arena, index: u32, magazine: &Magazine, class: usize) {
+    link(arena, index, magazine, list_of(magazine, class));
+}
+
+fn link(arena: &Arena, index: u32, magazine: &Magazine, list: usize) {
+    // SYNC(magazine)
+    magazine.holder.store(holder_in(list).0, Ordering::Release);
+    point!("put: holder");
+    if !remember(arena, list, index) {
+        set(arena, list, index);
     }
 }
 
@@ -333,7 +284,6 @@ pub(crate) fn rebuild(arena: &Arena) {
 /// pops it has named it anew before that. So whatever happens to the magazine meanwhile, the CAS hits free blocks only.
 pub(crate) fn clear_names(arena: &Arena, magazine: u32, gone: &[Owner]) {
     let Some(magazine) = arena.magazine(magazine) else { return };
-    // SYNC(kill): `n` first, so that what it counts is what was pushed.
     for block in entries(magazine).filter_map(|granule| arena.block(granule)) {
         let name = Word(block.state.load(Ordering::Acquire));
         if name.kind() == block::state::OWNED && gone.contains(&name.owner()) {
@@ -343,10 +293,16 @@ pub(crate) fn clear_names(arena: &Arena, magazine: u32, gone: &[Owner]) {
     }
 }
 
-/// What a magazine lists.
+/// What a magazine lists: its entries up to the first 0.
 pub(crate) fn entries(magazine: &Magazine) -> impl Iterator<Item = u32> + '_ {
-    let n = magazine.n.load(Ordering::Acquire) as usize;
-    magazine.entries.iter().take(n).map(|entry| entry.load(Ordering::Relaxed))
+    magazine.entries.iter().map(|entry| entry.load(Ordering::Acquire)).take_while(|granule| *granule != 0)
+}
+
+/// How many entries a magazine has.
+pub(crate) fn len(magazine: &Magazine) -> u32 {
+    // Most are full or empty.
+    let is_full = magazine.entries.last().is_some_and(|entry| entry.load(Ordering::Relaxed) != 0);
+    if is_full { MAGAZINE_ENTRIES } else { entries(magazine).fold(0, |len, _| len + 1) }
 }
 
 /// The class of the blocks a magazine lists; `None` if it lists none.

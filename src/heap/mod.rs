@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cache    a context's magazines: pop, push          (fast path)
-//! depot    magazines that nobody holds               (one CAS per up to 60 blocks)
+//! depot    magazines that nobody holds               (one CAS per up to 252 blocks)
 //! unit     64 KiB pieces: slabs and large records    (a CAS per unit)
 //! class    sizes        block    header words        reclaim    empty slabs back to units
 //! want     waiting for memory
@@ -19,14 +19,14 @@ pub(crate) mod unit;
 pub(crate) mod want;
 
 use crate::arena::Arena;
-use crate::layout::{BLOCK_HEADER, MAGAZINE_ENTRIES, Owner, UNIT, Word};
+use crate::layout::{BLOCK_HEADER, Owner, UNIT, Word};
 use crate::sync::Ordering;
 use crate::sys::crash::point;
 use block::{Block, Handle, Meta};
 use cache::Cache;
 use unit::NoUnits;
 
-/// A block with `bytes` behind its header, if one is at hand, and its class (often known to the compiler).
+/// A block with `bytes` behind its header, if one is free in a slab, and its class (often known to the compiler).
 #[inline(always)]
 pub(crate) fn alloc_fast(cache: &Cache, bytes: u64) -> Option<(u8, Block)> {
     let class = class::for_bytes(bytes)?;
@@ -79,7 +79,7 @@ fn carve(cache: &Cache, class: usize) -> Result<Block, NoUnits> {
     point!("carve: published");
     for i in (0..class::blocks(class)).rev() {
         depot::grow_if_empty(arena);
-        cache.push(cache.handle(class, granule(i)));
+        cache.push(Handle::new(index(class), granule(i)));
         point!("carve: pushed");
     }
     depot::grow_if_empty(arena);
@@ -87,7 +87,7 @@ fn carve(cache: &Cache, class: usize) -> Result<Block, NoUnits> {
 }
 
 /// Units of a run with `bytes` behind its header.
-const fn run_span(bytes: u64) -> u64 {
+pub(crate) const fn run_span(bytes: u64) -> u64 {
     bytes.saturating_add(BLOCK_HEADER).div_ceil(UNIT)
 }
 
@@ -107,7 +107,7 @@ pub(crate) fn run(cache: &Cache, bytes: u64) -> Result<Block, NoUnits> {
     point!("run: header");
     unit::publish(arena, head, unit::run_word(span));
     point!("run: published");
-    Ok(Block { handle: Handle::new(cache.tag(), class::RUN, granule), start })
+    Ok(Block { handle: Handle::new(class::RUN, granule), start })
 }
 
 /// A free block of the next larger classes, when the right one has none and no slab can be made.
@@ -120,10 +120,10 @@ pub(crate) fn alloc_larger(cache: &Cache, bytes: u64) -> Option<Block> {
 /// Frees a block that this process owns.
 #[inline(always)]
 pub(crate) fn free(cache: &Cache, handle: Handle) {
-    if usize::from(handle.class()) < class::COUNT {
-        cache.push(handle);
-    } else {
+    if handle.is_run() {
         free_run(cache.arena(), cache.me(), handle.granule());
+    } else {
+        cache.push(handle);
     }
 }
 
@@ -145,16 +145,14 @@ pub(crate) fn free_run(arena: &Arena, me: Owner, granule: u32) {
 pub(crate) fn free_bytes(arena: &Arena, why: NoUnits) -> u64 {
     let mut total =
         UNIT * if why == NoUnits::NotBacked { unit::count_backed_free(arena) } else { unit::count(arena).0 };
-    for index in 0..arena.header().magazine_top.load(Ordering::Acquire) {
-        let Some(magazine) = arena.magazine(index) else { break };
+    for number in 0..arena.header().magazine_top.load(Ordering::Acquire) {
+        let Some(magazine) = arena.magazine(number) else { break };
         let holder = Word(magazine.holder.load(Ordering::Relaxed));
         if holder.kind() == depot::IN_DEPOT
             && let Ok(class) = usize::try_from(holder.value())
             && class < class::COUNT
         {
-            total += u64::from(magazine.n.load(Ordering::Relaxed).min(MAGAZINE_ENTRIES))
-                * u64::from(class::granules(class))
-                * 64;
+            total += u64::from(depot::len(magazine)) * block::small_bytes(index(class));
         }
     }
     total

@@ -32,35 +32,28 @@ pub(crate) fn slab_of(arena: &Arena, granule: u32, class: usize) -> Option<u32> 
 
 /// Removes those entries of a magazine in this process's hands that `is_stale` names.
 pub(crate) fn drop_entries(arena: &Arena, me: Owner, magazine: &Magazine, is_stale: impl Fn(u32) -> bool) {
-    let mut i = 0;
-    loop {
-        let n = magazine.n.load(Ordering::Relaxed);
-        let (Some(entry), Some(last)) =
-            (magazine.entries.get(i as usize), magazine.entries.get((n as usize).wrapping_sub(1)))
-        else {
-            return;
-        };
-        if i >= n {
-            return;
-        }
+    let (mut i, mut n) = (0, depot::len(magazine) as usize);
+    while i < n {
+        let (entry, last) = (&magazine.entries[i], &magazine.entries[n - 1]);
         if !is_stale(entry.load(Ordering::Relaxed)) {
             i += 1;
             continue;
         }
+        n -= 1;
         let moved = last.load(Ordering::Relaxed);
-        if i + 1 == n || is_stale(moved) {
+        if i == n || is_stale(moved) {
             // SYNC(kill), as each of the stores below.
-            magazine.n.store(n - 1, Ordering::Release);
-            point!("drop: counted");
+            last.store(0, Ordering::Release);
+            point!("drop: cleared");
         } else if let Some(block) = arena.block(moved) {
             block.state.store(block::owned(me).0, Ordering::Release);
             point!("drop: owned");
-            magazine.n.store(n - 1, Ordering::Release);
+            last.store(0, Ordering::Release);
             point!("drop: popped");
             entry.store(moved, Ordering::Release);
             point!("drop: moved");
         } else {
-            magazine.n.store(n - 1, Ordering::Release);
+            last.store(0, Ordering::Release);
         }
     }
 }
@@ -81,7 +74,7 @@ pub(crate) fn revoke_idle(cache: &Cache) {
     let mark = |slot: &ContextSlot| {
         let now = Word(slot.revoked.load(Ordering::Acquire));
         let (to, number) = match now.kind() {
-            kind if revoked::is_idle(now) || kind == revoked::ASKED => (revoked::TAKING, 0),
+            0 | revoked::ASKED => (revoked::TAKING, 0),
             // Outside since the last thief.
             revoked::VERIFY => (revoked::TAKEN, now.value() + 1),
             revoked::FORGET => (revoked::EMPTIED, now.value() + 1),
@@ -130,9 +123,6 @@ pub(crate) fn revoke_idle(cache: &Cache) {
     }
     // Nor may their spares stay with us.
     cache.flush();
-    // What others are about to follow has no hint: chains they have begun.
-    depot::rebuild(arena);
-    point!("revoke: rebuilt");
 }
 
 fn is_outside(slot: &ContextSlot) -> bool {
@@ -165,7 +155,7 @@ fn take_spare(cache: &Cache, slot: &ContextSlot) -> Option<Handle> {
     point!("revoke: spare");
     slot.revoked.store(Word::of(revoked::EMPTIED, cache.me()).0, Ordering::Release);
     point!("revoke: emptied");
-    Some(cache.handle(spare.handle.class().into(), spare.handle.granule()))
+    Some(spare.handle)
 }
 
 /// Puts a magazine of a context that is `TAKEN` into the depot.
@@ -176,7 +166,7 @@ fn put_back(arena: &Arena, index: u32, holder: Owner) {
     }
     match depot::class_of(arena, magazine) {
         Some(class) => depot::put(arena, index, magazine, class),
-        None if magazine.n.load(Ordering::Relaxed) == 0 => depot::put(arena, index, magazine, 0),
+        None if depot::len(magazine) == 0 => depot::put(arena, index, magazine, 0),
         None => {}
     }
     point!("revoke: put");

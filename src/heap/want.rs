@@ -26,8 +26,7 @@ pub(crate) fn announce(cache: &Cache) {
     let asked = Word::of(revoked::ASKED, cache.me()).0;
     for slot in (0..CONTEXTS).filter(|index| *index != mine).filter_map(|index| arena.context(index)) {
         if slot.owner.load(Ordering::Relaxed) != 0 {
-            let ask = |now| revoked::is_idle(Word(now)).then_some(asked);
-            let _ = slot.revoked.try_update(Ordering::AcqRel, Ordering::Relaxed, ask);
+            let _ = slot.revoked.compare_exchange(0, asked, Ordering::AcqRel, Ordering::Relaxed);
         }
     }
     // SYNC(want)
