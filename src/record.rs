@@ -3,7 +3,7 @@
 //! # Invariants
 //! 1. A record's block is `OWNED` by this process and named by no other record: made by an allocation, by receiving, or by
 //!    giving back a failed send. So its payload is this record's alone, as long as every participant keeps the protocol.
-//! 2. `payload` is aligned for `T`, lies inside the block, [`Record::offset_in`] behind its start, and the block inside the
+//! 2. `payload` is aligned for `T`, lies inside the block, [`Record::offset`] behind its start, and the block inside the
 //!    mapping; the attachment keeps the mapping while the record exists (see `attachment`).
 //! 3. `T` is plain data (`Pod`): every byte pattern is a valid value, so whatever a peer wrote there is one.
 
