@@ -397,7 +397,8 @@ fn an_endpoint_whose_buffer_is_gone() {
     let gone_ctx = gone.context().unwrap();
     let mut tx = gone_ctx.producer::<A64>(1).unwrap();
     drop((gone_ctx, gone));
-    let buffer = Buffer::options().capacity(1 << 20).open(&name).unwrap();
+    // Too large for any other gap, as a rule: it ends where the other one ended.
+    let buffer = Buffer::options().capacity(48 << 20).open(&name).unwrap();
     let ctx = buffer.context().unwrap();
     let record = ctx.record(A64([7; 64])).unwrap();
     let error = tx.try_send(record).unwrap_err();
