@@ -291,17 +291,7 @@ impl Arena {
     /// Asks the core for the first line of the block at `granule`, for writing. A hint: any number will do.
     #[inline(always)]
     pub(crate) fn prefetch(&self, granule: u32) {
-        self.prefetch_line(u64::from(granule) * GRANULE);
-    }
-
-    /// Asks the core for the lines of a magazine, for writing.
-    pub(crate) fn prefetch_magazine(&self, index: u32) {
-        let start = self.geometry.magazine_table + u64::from(index) * size_of::<Magazine>() as u64;
-        (0..size_of::<Magazine>() as u64 / GRANULE).for_each(|line| self.prefetch_line(start + line * GRANULE));
-    }
-
-    #[inline(always)]
-    fn prefetch_line(&self, offset: u64) {
+        let offset = u64::from(granule) * GRANULE;
         prefetch::for_writing(self.base.as_ptr().wrapping_add(offset as usize));
     }
 

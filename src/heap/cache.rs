@@ -713,7 +713,6 @@ impl Cache {
 
     fn held(&self, index: u32) -> Option<Held> {
         let magazine = std::ptr::from_ref(self.arena.magazine(index)?);
-        self.arena.prefetch_magazine(index);
         // SAFETY: inside the segment, which outlives this cache (invariant 2); no copy leaves the cache.
         let magazine: &'static Magazine = unsafe { &*magazine };
         let len = depot::len(magazine);
