@@ -152,7 +152,7 @@ fn detach(attachments: &mut Vec<Entry>, attachment: NonNull<Attachment>) {
 /// Attaches to the segment `name`, or counts one more hold on the attachment this process has.
 pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
     segment::check_name(name)?;
-    fork::install(before_fork, after_fork_in_parent, after_fork_in_child);
+    assert!(install_hooks(), "pthread_atfork has no memory");
     let mut attachments = REGISTRY.get().attachments.lock();
     for entry in attachments.iter() {
         // SAFETY: listed, and the lock is held (invariant 1).
@@ -221,7 +221,7 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
 
 /// Removes the name of a segment.
 pub(crate) fn remove(name: &str) -> Result<(), OpenError> {
-    fork::install(before_fork, after_fork_in_parent, after_fork_in_child);
+    assert!(install_hooks(), "pthread_atfork has no memory");
     // Nobody forks meanwhile: the child would inherit the descriptor, and with it the control lock, for good.
     let _attachments = REGISTRY.get().attachments.lock();
     segment::remove(name)
@@ -491,8 +491,27 @@ thread_local! {
 
 const _: () = assert!(!std::mem::needs_drop::<Cell<Option<ManuallyDrop<MutexGuard<'static, Vec<Entry>>>>>>());
 
+/// Run before `main`, while there is one thread: where a thread forks while another one opens the first buffer, the hooks must be there
+/// already, or the child finds the registry locked by somebody who is not there.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static AT_LOAD: extern "C" fn() = {
+    extern "C" fn at_load() {
+        // If this fails, who opens a buffer will see.
+        let _ = install_hooks();
+    }
+    at_load
+};
+
+fn install_hooks() -> bool {
+    fork::install(before_fork, after_fork_in_parent, after_fork_in_child)
+}
+
+// Each may be called twice (see `fork::install`).
+
 extern "C" fn before_fork() {
-    ACROSS_FORK.set(Some(ManuallyDrop::new(REGISTRY.get().attachments.lock())));
+    let held = ACROSS_FORK.take();
+    ACROSS_FORK.set(held.or_else(|| Some(ManuallyDrop::new(REGISTRY.get().attachments.lock()))));
 }
 
 extern "C" fn after_fork_in_parent() {

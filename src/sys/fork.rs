@@ -5,19 +5,20 @@
 
 #![allow(unsafe_code)]
 
-use crate::sync::{AtomicPtr, Ordering};
+use crate::sync::{AtomicBool, AtomicPtr, Ordering};
 use std::ptr;
-use std::sync::Once;
 
-static ONCE: Once = Once::new();
+static INSTALLED: AtomicBool = AtomicBool::new(false);
 
-/// Installs the hooks, once per process image.
-pub(crate) fn install(prepare: extern "C" fn(), parent: extern "C" fn(), child: extern "C" fn()) {
-    ONCE.call_once(|| {
+/// Installs the hooks if they are not there; false if there is no memory for that. Not behind a lock of any kind, which a fork
+/// by another thread could leave closed in the child: two threads may install them twice, which must not matter to the hooks.
+pub(crate) fn install(prepare: extern "C" fn(), parent: extern "C" fn(), child: extern "C" fn()) -> bool {
+    if !INSTALLED.load(Ordering::Acquire) {
         // SAFETY: the three functions live as long as the program and never unwind (each is a plain `extern "C"`).
         let failed = unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
-        assert!(failed == 0, "pthread_atfork failed with {failed}: out of memory");
-    });
+        INSTALLED.store(failed == 0, Ordering::Release);
+    }
+    INSTALLED.load(Ordering::Relaxed)
 }
 
 /// The one `T` of this process, made on first use and never freed. Behind locks that a thread may hold when another one forks, and
