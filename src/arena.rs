@@ -366,3 +366,47 @@ impl Arena {
         self.grow(top, top.load(Ordering::Acquire), self.geometry.directory, 256, CHANNELS)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::alloc::{Layout, alloc_zeroed, dealloc};
+
+    #[test]
+    fn a_block_that_would_not_fit_starts_nowhere() {
+        let geometry = Geometry::for_units(4);
+        let layout = Layout::from_size_align(geometry.total as usize, PAGE as usize).unwrap();
+        // SAFETY: the layout is not empty.
+        let base = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap();
+        // SAFETY: mapped as long as the arena is used; no file.
+        let arena = unsafe { Arena::new(base, geometry, -1) };
+        for class in 0..class::COUNT {
+            let (reach, granules) = (arena.reach(class), class::granules(class));
+            for granule in
+                [0, arena.first - 1, arena.first, arena.end - granules.min(arena.end), arena.end - 1, u32::MAX]
+            {
+                let fits = granule >= arena.first && u64::from(granule) + u64::from(granules) <= u64::from(arena.end);
+                assert_eq!(arena.block_within(granule, reach).is_some(), fits, "class {class} at {granule}");
+                let handle = Handle::new(class as u8, granule);
+                assert_eq!(arena.block_of(handle, reach).is_some(), fits, "class {class} at {granule}");
+            }
+        }
+        // The largest class has one granule more than the four units.
+        assert!(arena.block_within(arena.first, arena.reach(class::COUNT - 1)).is_none());
+        assert!(arena.block_of(Handle::from_word(u64::MAX), arena.whole).is_none());
+        assert!(arena.block_within(arena.first, Reach::NONE).is_none());
+
+        let inside = |granule: u32, bytes: usize| base.addr().get() + (granule as usize * GRANULE as usize) + bytes;
+        let extent = arena.extent();
+        assert_eq!(extent.block(7, inside(arena.first, 16)), Some(Handle::new(7, arena.first)));
+        for elsewhere in
+            [inside(arena.first, 0), inside(arena.first, 32), inside(arena.first, 15), inside(arena.end, 16)]
+        {
+            assert_eq!(extent.block(7, elsewhere), None);
+        }
+        assert_eq!(extent.granule(inside(arena.first, 63)), Some(arena.first));
+        assert_eq!((extent.granule(inside(arena.end, 0)), extent.granule(inside(0, 0) - 1)), (None, None));
+        // SAFETY: allocated above, with this layout.
+        unsafe { dealloc(base.as_ptr(), layout) };
+    }
+}
