@@ -271,7 +271,7 @@ impl Local {
         self.cache.flush();
     }
 
-    /// A block with `bytes` behind its header, if one is at hand, and its class.
+    /// A block with `bytes` behind its header, if one is free in a slab, and its class.
     #[inline(always)]
     pub(crate) fn alloc_fast(&self, bytes: u64) -> Option<(u8, Block)> {
         heap::alloc_fast(&self.cache, bytes)

@@ -229,11 +229,9 @@ impl<T: ?Sized + Payload> Record<T> {
     pub fn capacity_bytes(&self) -> usize {
         let behind =
             |handle: Handle, bytes: u64| bytes.checked_sub(Self::offset(handle.class(), handle.granule()).into());
-        let room = match (self.clue.handle(), Self::USUAL) {
+        let room = match (self.clue.handle(), self.usual_class()) {
             (Some(handle), _) if !handle.is_run() => behind(handle, block::small_bytes(handle.class())),
-            (None, Some((_, class))) if self.address() & AWAY as usize == 0 => {
-                Some(block::small_bytes(class) - BLOCK_HEADER)
-            }
+            (None, Some(class)) => Some(block::small_bytes(class) - BLOCK_HEADER),
             _ => attachment::look(self.address(), |arena, granule| {
                 let handle = self.known().find(arena, granule)?;
                 behind(handle, block::bytes(arena, handle.granule(), handle.class())?)
@@ -250,11 +248,16 @@ impl<T: ?Sized + Payload> Record<T> {
 
     #[inline(always)]
     fn known(&self) -> Known {
-        match (self.clue.handle(), Self::USUAL) {
-            (Some(handle), _) => Known::all(handle),
-            (None, Some((_, class))) if self.address() & AWAY as usize == 0 => Known::class(class),
-            _ => Known::NOTHING,
+        match self.clue.handle() {
+            Some(handle) => Known::all(handle),
+            None => self.usual_class().map_or(Known::NOTHING, Known::class),
         }
+    }
+
+    /// The class of its block, if the type says which that is and it does not lie `AWAY`.
+    #[inline(always)]
+    fn usual_class(&self) -> Option<u8> {
+        Self::USUAL.map(|(_, class)| class).filter(|_| self.address() & AWAY as usize == 0)
     }
 
     /// Its block, if it is one of a class, in the arena that is mapped at `extent`, and nothing need be looked up.
@@ -282,7 +285,7 @@ impl<T: ?Sized + Payload> Record<T> {
         at_once.map_or_else(|| look(local, self.address(), self.known()), Ok)
     }
 
-    /// Says in the header of its block what the payload is, for who receives it; `handle` is the block. Where that starts.
+    /// Says in the header of its block what the payload is, for who receives it; `handle` is the block. Returns where that starts.
     #[inline(always)]
     pub(crate) fn label(&self, handle: Handle) -> u32 {
         let (class, offset) = (handle.class(), Self::offset(handle.class(), handle.granule()));

@@ -613,7 +613,7 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("free", "push: listed", &[1, 2]),
     ("churn", "name: owned", &[1, 15, 16, 900]),
     ("churn", "pop: taken", &[777]),
-    ("churn", "push: listed", &[60, 61, 1000]),
+    ("churn", "push: listed", &[252, 253, 1000]),
     ("churn", "refill: taken", &[1, 9]),
     ("churn", "make room: taken", &[1, 9]),
     ("churn", "take: recalled", &[1, 2]),

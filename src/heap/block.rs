@@ -106,7 +106,7 @@ impl Handle {
 
 /// What is known of a block, beside an address in it: nothing, its class (and then the address lies in its first granule), or
 /// all there is. One word, for it goes through calls.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(crate) struct Known(u64);
 
 impl Known {

@@ -669,16 +669,15 @@ impl Cache {
     }
 
     fn make_room(&self, class: usize) {
-        let stock = &self.stocks[class];
-        let room = stock.room;
-        let current = self.current(class);
         if !self.front.lines[class].is_full() {
             // It had room all along: a thief kept us out.
             return;
         }
-        let empty = take(&stock.empty).or_else(|| self.take(POOL)).or_else(|| self.take_partial(class, room));
+        let stock = &self.stocks[class];
+        let empty = take(&stock.empty).or_else(|| self.take(POOL)).or_else(|| self.take_partial(class, stock.room));
         if let Some(empty) = empty {
             point!("make room: taken");
+            let current = self.current(class);
             if current.is_real() {
                 self.keep(class, &stock.full, current);
             }

@@ -171,7 +171,7 @@ pub(crate) fn claim(arena: &Arena, index: u32, from: Word, to: Word) -> bool {
 
 /// Where a magazine belongs that lists blocks of `class`, or nothing.
 fn list_of(magazine: &Magazine, class: usize) -> usize {
-    if len(magazine) == 0 { POOL } else { class }
+    if is_empty(magazine) { POOL } else { class }
 }
 
 /// Puts a held magazine where its contents belong: the depot of `class`, or the pool if it is empty. Tells those who wait for
@@ -296,6 +296,10 @@ pub(crate) fn clear_names(arena: &Arena, magazine: u32, gone: &[Owner]) {
 /// What a magazine lists: its entries up to the first 0.
 pub(crate) fn entries(magazine: &Magazine) -> impl Iterator<Item = u32> + '_ {
     magazine.entries.iter().map(|entry| entry.load(Ordering::Acquire)).take_while(|granule| *granule != 0)
+}
+
+pub(crate) fn is_empty(magazine: &Magazine) -> bool {
+    entries(magazine).next().is_none()
 }
 
 /// How many entries a magazine has.

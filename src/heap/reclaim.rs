@@ -166,7 +166,7 @@ fn put_back(arena: &Arena, index: u32, holder: Owner) {
     }
     match depot::class_of(arena, magazine) {
         Some(class) => depot::put(arena, index, magazine, class),
-        None if depot::len(magazine) == 0 => depot::put(arena, index, magazine, 0),
+        None if depot::is_empty(magazine) => depot::put(arena, index, magazine, 0),
         None => {}
     }
     point!("revoke: put");
