@@ -1,21 +1,37 @@
 //! This process's side of a segment: one attachment per segment, however often it is opened.
 //!
 //! Promises: the mapping stays as long as anything of this process points into it: a [`Hold`] (every `Buffer` and context
-//! has one) or a record. Records carry no count, so that they cost nothing: when the last hold goes, the headers are
-//! scanned for blocks this process still owns, and their drops, which then all come through [`free_homeless`], are counted
-//! down.
+//! has one) or a record. Whoever drops the last of them detaches the process; nobody else of it waits for that.
+//!
+//! # Records
+//! Records carry no count, so that they cost nothing, and no word of the segment is asked how many there are: another process may have
+//! written it. Each cache knows by private words alone how many records came into being through it, less those that ended (see
+//! `heap::cache`), endpoints add what they have received and sent, and a context adds it all up here when it closes. A sum can be
+//! negative, where a context frees what another one has allocated. But a context has a hold; so without holds the sum
+//! over all is the number of records this process has, and with none the mapping goes. Those that are dropped later, by threads
+//! without a context, come through [`free_homeless`] and are taken off, with a hold for as long as that takes. A record that is
+//! forgotten ([`std::mem::forget`]) counts for good: then the process stays attached until it ends.
 //!
 //! # Ownership
-//! The registry's lock owns the list of attachments, the count of homeless records, and the moment of detaching.
+//! The registry's lock owns the list of attachments, and the decision to detach. It is held for looks at the list only, never while
+//! anything is waited for: not the control lock, not another thread. So a buffer whose control lock is stuck is in the way of
+//! no other buffer, of no record of another, and of no fork. Where two threads open a name at once, the second waits for the first,
+//! by name. An attachment that is about to detach is listed no longer: who opens the buffer meanwhile makes a new
+//! attachment, with a mapping, a descriptor and a lease of its own, as another process would.
 //!
 //! # After fork
 //! The child gets a fresh registry; every inherited attachment is marked and its mapping made copy-on-write
 //! ([`Segment::abandon`]): drops do nothing, writes reach nobody, reads see what the parent's pages hold until they are written
-//! here. The parent notices nothing.
+//! here. What some other thread was about to open or to leave at that moment is closed and unmapped (`sys::fork`): no handle
+//! leads there. The parent notices nothing.
 //!
 //! # Invariants
-//! 1. An attachment is freed only under the registry's lock, when `holds` is 0 and no record of this process is left.
+//! 1. An attachment is freed only by who has taken it off the list, under the registry's lock, when `holds` was 0 and `records` was 0: so
+//!    no hold and no record of this process is left, and without the list none can be made. `holds` is raised from 0 under that lock only.
 //! 2. In a forked child no inherited attachment is ever freed.
+//! 3. As long as a record exists, its attachment has a hold, or `records` is not 0. For `records` and the balances of this attachment's caches
+//!    add up to its records plus the blocks cached, by private words alone; a cache is in use only while somebody has a
+//!    hold, and is empty, and its balance added to `records`, when that hold goes.
 
 #![allow(unsafe_code)]
 
@@ -24,19 +40,19 @@ use crate::directory;
 use crate::error::{BufferError, OpenError};
 use crate::heap::block::Known;
 use crate::heap::cache::Cache;
-use crate::heap::{self, block, depot, unit};
+use crate::heap::{self, block};
 use crate::layout::{CONTEXTS, Owner, UNIT, Word, flag};
 use crate::local;
 use crate::participant;
-use crate::recovery::{self, At, Effort};
+use crate::recovery::{self, Effort};
 use crate::segment::{self, COURTESY, PATIENCE, Segment, Wish};
-use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use crate::sys::barrier;
 use crate::sys::crash::point;
-use crate::sys::fork::{self, PerProcess};
+use crate::sys::fork::{self, Kept, PerProcess};
 #[cfg(feature = "async")]
 use crate::waiter;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::cell::Cell;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
@@ -47,8 +63,8 @@ use std::time::{Duration, Instant};
 /// wherever it may be.
 const TURN: Duration = Duration::from_micros(if cfg!(feature = "crash-points") { 0 } else { 200 });
 
-/// Nobody has counted the records yet: there are holds, or the last one to go waits for the registry's lock to do it.
-const UNCOUNTED: u64 = u64::MAX;
+/// How long a thread without a context waits for the cache that such threads share, before it makes one of its own.
+const BRIEFLY: Duration = Duration::from_millis(1);
 
 /// See the module.
 pub(crate) struct Attachment {
@@ -63,10 +79,8 @@ pub(crate) struct Attachment {
     forked: AtomicBool,
     /// Holds alive; only raised from 0 under the registry's lock.
     holds: AtomicUsize,
-    /// Whether anybody here ever had a cache to own blocks with.
-    has_worked: AtomicBool,
-    /// Records left when the last hold went, or [`UNCOUNTED`]; under the registry's lock.
-    homeless: AtomicU64,
+    /// What closed caches have counted; see "Records".
+    records: AtomicI64,
     /// This process can't be reached by others' membarrier: its channels are fenced.
     fenced: bool,
 }
@@ -79,7 +93,16 @@ impl std::fmt::Debug for Attachment {
 
 #[derive(Default)]
 struct Registry {
-    attachments: Mutex<Vec<Entry>>,
+    list: Mutex<List>,
+    /// Told whenever a name is not being opened any more.
+    opened: Condvar,
+}
+
+#[derive(Default)]
+struct List {
+    attachments: Vec<Entry>,
+    /// Names that a thread is about to attach to.
+    opening: Vec<String>,
 }
 
 /// An attachment of this process.
@@ -89,6 +112,36 @@ struct Entry(NonNull<Attachment>);
 unsafe impl Send for Entry {}
 
 static REGISTRY: PerProcess<Registry> = PerProcess::new();
+
+impl List {
+    fn attachments(&self) -> impl Iterator<Item = &Attachment> {
+        // SAFETY: listed, and the lock is held, so not freed (invariant 1).
+        self.attachments.iter().map(|entry| unsafe { entry.0.as_ref() })
+    }
+
+    /// The attachment to the segment that `name` leads to now.
+    fn named(&self, name: &str) -> Option<&Attachment> {
+        self.attachments().find(|attachment| attachment.segment.name() == name && attachment.segment.is_named())
+    }
+
+    /// The attachment that is mapped at `address`, and the granule that lies there.
+    fn mapped_at(&self, address: usize) -> Option<(&Attachment, u32)> {
+        self.attachments().find_map(|attachment| Some((attachment, attachment.arena().extent().granule(address)?)))
+    }
+}
+
+/// The name that this thread is opening.
+struct Turn<'a> {
+    registry: &'a Registry,
+    name: &'a str,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.registry.list.lock().opening.retain(|other| other != self.name);
+        self.registry.opened.notify_all();
+    }
+}
 
 /// Keeps the attachment.
 #[derive(Debug)]
@@ -121,83 +174,90 @@ impl Drop for Hold {
         }
         // SYNC(hold): Release of this holder's accesses, Acquire of everyone's by the one who detaches.
         if self.holds.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let mut attachments = REGISTRY.get().attachments.lock();
-            // Somebody may have opened it again, or detached it, while we waited for the lock.
-            let known = attachments.iter().any(|entry| entry.0 == self.0);
-            // SAFETY: still listed, so not freed (invariant 1), and the lock keeps it so.
-            if known && unsafe { self.0.as_ref() }.holds.load(Ordering::Acquire) == 0 {
-                // SAFETY: as above.
-                let left = unsafe { self.0.as_ref() }.count_records();
-                // SAFETY: as above.
-                unsafe { self.0.as_ref() }.homeless.store(left, Ordering::Relaxed);
-                if left == 0 {
-                    detach(&mut attachments, self.0);
-                }
-            }
+            detach_if_unused(self.0);
         }
     }
 }
 
-/// Takes the attachment out of the process for good. The lock is held, there are no holds and no records.
-fn detach(attachments: &mut Vec<Entry>, attachment: NonNull<Attachment>) {
-    attachments.retain(|entry| entry.0 != attachment);
+/// Takes an attachment out of the process for good if nothing of it is left, after its last hold was dropped.
+#[cold]
+fn detach_if_unused(attachment: NonNull<Attachment>) {
+    let mut list = REGISTRY.get().list.lock();
+    // Somebody may have opened it again, or detached it, while we waited for the lock.
+    let Some(at) = list.attachments.iter().position(|entry| entry.0 == attachment) else { return };
+    // SAFETY: still listed, so not freed (invariant 1), and the lock keeps it so.
+    let this = unsafe { attachment.as_ref() };
+    // SYNC(hold)
+    let holds = this.holds.load(Ordering::Acquire);
+    let records = this.records.load(Ordering::Relaxed);
+    // With fewer than none left, something was counted wrongly: then it stays.
+    debug_assert!(holds != 0 || records >= 0, "{records} records");
+    if holds != 0 || records != 0 {
+        return;
+    }
+    list.attachments.swap_remove(at);
+    drop(list);
     #[cfg(feature = "async")]
     waiter::forget(attachment);
-    // SAFETY: invariant 1 holds by the caller's checks; it was boxed in `open` and is in no list any more.
-    let mut attachment = unsafe { Box::from_raw(attachment.as_ptr()) };
+    // SAFETY: invariant 1, by the checks above; it was boxed in `attach`, and is in no list any more.
+    let attachment = unsafe { Box::from_raw(attachment.as_ptr()) };
     attachment.leave();
-    attachment.segment.close();
 }
 
 /// Attaches to the segment `name`, or counts one more hold on the attachment this process has.
 pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
     segment::check_name(name)?;
     assert!(install_hooks(), "pthread_atfork has no memory");
-    let mut attachments = REGISTRY.get().attachments.lock();
-    for entry in attachments.iter() {
-        // SAFETY: listed, and the lock is held (invariant 1).
-        let attachment = unsafe { entry.0.as_ref() };
-        if attachment.segment.name() == name && attachment.segment.is_named() {
-            if wish.create_new {
-                return Err(OpenError::AlreadyExists { name: name.into() });
-            }
-            let units = attachment.segment.arena().geometry().units;
-            if let Some(capacity) = wish.capacity {
-                let (asked, actual) = (segment::units_for(capacity)?, units);
-                if asked != actual {
-                    let (asked, actual) = (u64::from(asked) * UNIT, u64::from(actual) * UNIT);
-                    return Err(OpenError::CapacityMismatch { name: name.into(), asked, actual });
-                }
-            }
-            if wish.persist {
-                attachment.segment.arena().header().flags.fetch_or(flag::PERSIST, Ordering::AcqRel);
-            }
-            attachment.homeless.store(UNCOUNTED, Ordering::Relaxed);
+    let give_up = Instant::now() + PATIENCE;
+    let registry = REGISTRY.get();
+    let mut list = registry.list.lock();
+    loop {
+        if let Some(attachment) = list.named(name) {
+            attachment.allow(wish)?;
             attachment.holds.fetch_add(1, Ordering::Relaxed);
-            return Ok(Hold(entry.0));
+            return Ok(Hold(NonNull::from(attachment)));
         }
+        if !list.opening.iter().any(|other| other == name) {
+            break;
+        }
+        if Instant::now() >= give_up {
+            return Err(OpenError::Busy { name: name.into(), pid: 0 });
+        }
+        registry.opened.wait_until(&mut list, give_up);
     }
+    list.opening.push(name.to_owned());
+    drop(list);
+    let turn = Turn { registry, name };
+    let pointer = NonNull::from(Box::leak(attach(name, wish, give_up)?));
+    registry.list.lock().attachments.push(Entry(pointer));
+    drop(turn);
+    // Counted when it was made.
+    let hold = Hold(pointer);
+    recovery::reap(&hold, Effort::ALL);
+    Ok(hold)
+}
+
+/// Makes an attachment, with one hold.
+fn attach(name: &str, wish: &Wish, give_up: Instant) -> Result<Box<Attachment>, OpenError> {
     // Before the control lock is taken: it may take the kernel tens of milliseconds.
     let fenced = !barrier::register();
-    let mut segment = segment::enter(name, wish)?;
+    let segment = segment::enter(name, wish, give_up)?;
     point!("open: entered");
     let joined = participant::join(&segment);
     let adopted = joined.is_none();
     let Some(me) = joined.or_else(|| participant::adopt(&segment)) else {
         segment.unlock();
-        segment.close();
         return Err(OpenError::TooManyProcesses { name: name.into(), limit: crate::layout::PROCESSES });
     };
-    let mut attachment = Box::new(Attachment {
+    let attachment = Box::new(Attachment {
         segment,
         me,
         control: Mutex::new(()),
         service: Mutex::new(None),
         reaping: Mutex::new(()),
         forked: AtomicBool::new(false),
-        has_worked: AtomicBool::new(false),
         holds: AtomicUsize::new(1),
-        homeless: AtomicU64::new(UNCOUNTED),
+        records: AtomicI64::new(0),
         fenced,
     });
     if attachment.fenced {
@@ -208,22 +268,14 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
     point!("open: unlocked");
     if adopted && !recovery::inherit(&attachment) {
         // The lease goes with the descriptor: dead again, as found.
-        attachment.segment.close();
         return Err(OpenError::Busy { name: name.into(), pid: 0 });
     }
-    let pointer = NonNull::from(Box::leak(attachment));
-    attachments.push(Entry(pointer));
-    drop(attachments);
-    let hold = Hold(pointer);
-    recovery::reap(&hold, Effort::ALL);
-    Ok(hold)
+    Ok(attachment)
 }
 
 /// Removes the name of a segment.
 pub(crate) fn remove(name: &str) -> Result<(), OpenError> {
     assert!(install_hooks(), "pthread_atfork has no memory");
-    // Nobody forks meanwhile: the child would inherit the descriptor, and with it the control lock, for good.
-    let _attachments = REGISTRY.get().attachments.lock();
     segment::remove(name)
 }
 
@@ -284,6 +336,26 @@ impl Control<'_> {
 }
 
 impl Attachment {
+    /// Whether what is asked for can be had of this attachment; makes the segment stay, if that is asked for.
+    fn allow(&self, wish: &Wish) -> Result<(), OpenError> {
+        let name = || self.segment.name().into();
+        if wish.create_new {
+            return Err(OpenError::AlreadyExists { name: name() });
+        }
+        let units = self.segment.arena().geometry().units;
+        if let Some(capacity) = wish.capacity {
+            let (asked, actual) = (segment::units_for(capacity)?, units);
+            if asked != actual {
+                let (asked, actual) = (u64::from(asked) * UNIT, u64::from(actual) * UNIT);
+                return Err(OpenError::CapacityMismatch { name: name(), asked, actual });
+            }
+        }
+        if wish.persist {
+            self.segment.arena().header().flags.fetch_or(flag::PERSIST, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
     pub(crate) fn segment(&self) -> &Segment {
         &self.segment
     }
@@ -331,7 +403,6 @@ impl Attachment {
     /// # Safety
     /// The cache is not asked for anything once the attachment is gone.
     pub(crate) unsafe fn new_cache(&self, context: Owner) -> Option<Cache> {
-        self.has_worked.store(true, Ordering::Relaxed);
         let this = NonNull::from(self);
         let is_dead = move |who| {
             // SAFETY: by the caller, the attachment is there whenever the cache is asked.
@@ -346,8 +417,17 @@ impl Attachment {
         self.reaping.try_lock_for(patience)
     }
 
+    /// Adds what a flushed cache has counted.
+    pub(crate) fn settle(&self, cache: &Cache) {
+        // Whoever asks for the sum has seen every hold go, by `SYNC(hold)`.
+        self.records.fetch_add(cache.take_count(), Ordering::Relaxed);
+    }
+
     /// Runs `work` with a cache made for it alone.
     pub(crate) fn with_cache<R>(&self, work: impl FnOnce(&Cache) -> R) -> Result<R, BufferError> {
+        if self.is_forked() {
+            return Err(BufferError::Forked);
+        }
         let full = BufferError::TooManyContexts { limit: CONTEXTS };
         let context = participant::open_context(self.arena(), self.me).ok_or(full)?;
         // SAFETY: it goes before this function returns.
@@ -355,18 +435,20 @@ impl Attachment {
         let result = cache.map(|cache| {
             let result = work(&cache);
             cache.flush();
+            self.settle(&cache);
             result
         });
         participant::close_context(self.arena(), context);
         result.ok_or(full)
     }
 
-    /// Runs `work` with the cache that belongs to no thread.
-    pub(crate) fn with_service<R>(&self, work: impl FnOnce(&Cache) -> R) -> Result<R, BufferError> {
+    /// Runs `work`, which waits for nobody, with the cache that belongs to no thread; or with one of its own, if other threads
+    /// want that too.
+    fn with_service<R>(&self, work: impl FnOnce(&Cache) -> R) -> Result<R, BufferError> {
         if self.is_forked() {
             return Err(BufferError::Forked);
         }
-        let mut service = self.service.lock();
+        let Some(mut service) = self.service.try_lock_for(BRIEFLY) else { return self.with_cache(work) };
         if service.is_none() {
             let context = participant::open_context(self.arena(), self.me)
                 .ok_or(BufferError::TooManyContexts { limit: CONTEXTS })?;
@@ -378,42 +460,15 @@ impl Attachment {
         let result = work(cache);
         // Nothing stays cached here: what nobody uses must not be what others lack.
         cache.flush();
+        self.settle(cache);
         Ok(result)
-    }
-
-    /// How many records are in this process's hands, now that there are no contexts and no endpoints: what is still queued becomes
-    /// the channels', and the blocks it still owns are counted. If the control lock can't be had, the queued ones count too, and
-    /// the process stays attached: its end frees or queues them.
-    fn count_records(&self) -> u64 {
-        if !self.has_worked.load(Ordering::Relaxed) {
-            return 0;
-        }
-        let arena = self.arena();
-        let mut control = self.control().ok();
-        if let Some(control) = &control {
-            directory::disown(control, &[self.me]);
-            point!("leave: disowned");
-        }
-        for index in 0..arena.header().magazine_top.load(Ordering::Acquire) {
-            depot::clear_names(arena, index, &[self.me]);
-            control = control.and_then(|control| control.breathe(PATIENCE).ok());
-        }
-        let owned = block::owned(self.me);
-        let (mut left, mut next) = (0, 0);
-        // Under the lock, so that nobody trims away the memory we look at.
-        while let Some((head, what)) = unit::heads_from(arena, next).next() {
-            let is_ours = |at: &At<'_>| at.header.state.load(Ordering::Acquire) == owned.0 && at.is_current(arena);
-            left += recovery::blocks(arena, head, what).filter(is_ours).count() as u64;
-            next = head + 1;
-            control = control.and_then(|control| control.breathe(PATIENCE).ok());
-        }
-        left
     }
 
     /// The process's last act in the segment.
     fn leave(&self) {
         if let Some((context, cache)) = self.service.lock().take() {
             cache.flush();
+            self.settle(&cache);
             participant::close_context(self.arena(), context);
         }
         point!("leave: flushed");
@@ -435,61 +490,61 @@ impl Attachment {
     }
 }
 
-/// The attachment that is mapped at `address`, and the granule that lies there.
-fn mapped_at(attachments: &[Entry], address: usize) -> Option<(NonNull<Attachment>, u32)> {
-    attachments.iter().find_map(|entry| {
-        // SAFETY: listed, and the caller holds the lock (invariant 1).
-        let granule = unsafe { entry.0.as_ref() }.arena().extent().granule(address)?;
-        Some((entry.0, granule))
-    })
-}
-
 /// Asks the arena that is mapped at `address`, and tells it the granule; `None` in a forked child, if it was the parent's.
 pub(crate) fn look<R>(address: usize, ask: impl FnOnce(&Arena, u32) -> Option<R>) -> Option<R> {
-    let attachments = REGISTRY.get().attachments.lock();
-    let (attachment, granule) = mapped_at(&attachments, address)?;
-    // SAFETY: listed, and the lock is held (invariant 1).
-    ask(unsafe { attachment.as_ref() }.arena(), granule)
+    let (hold, granule) = hold_at(address)?;
+    ask(hold.arena(), granule)
+}
+
+/// Holds the attachment that is mapped at `address`, and says which granule lies there.
+fn hold_at(address: usize) -> Option<(Hold, u32)> {
+    let list = REGISTRY.get().list.lock();
+    let (attachment, granule) = list.mapped_at(address)?;
+    attachment.holds.fetch_add(1, Ordering::Relaxed);
+    Some((Hold(NonNull::from(attachment)), granule))
 }
 
 /// Frees a block that was dropped in a thread without a context of its buffer. Does nothing in a forked child with what it has
 /// inherited: no attachment of the child is mapped there.
 ///
 /// # Safety
-/// `address` is inside the block of a record which existed until now: so its attachment is not freed (invariant 1).
+/// `address` is inside the block of a record which existed until now: so its attachment is not freed (invariant 3).
 #[cold]
 pub(crate) unsafe fn free_homeless(address: usize, known: Known) {
-    let mut attachments = REGISTRY.get().attachments.lock();
-    let Some((attachment, granule)) = mapped_at(&attachments, address) else { return };
-    // SAFETY: as above.
-    let this = unsafe { attachment.as_ref() };
-    let Some(handle) = known.find(this.arena(), granule) else { return };
-    if handle.is_run() {
-        heap::free_run(this.arena(), this.me, handle.granule());
-    } else if this.with_service(|cache| heap::free(cache, handle)).is_err()
-        && let Some(block) = this.arena().block(handle.granule())
+    let Some((hold, granule)) = hold_at(address) else { return };
+    let arena = hold.arena();
+    let handle = known.find(arena, granule);
+    let small = handle.filter(|handle| !handle.is_run());
+    if let Some(handle) = small
+        && hold.with_service(|cache| heap::free(cache, handle)).is_ok()
     {
-        // No context slot left to free through: leave it where the next scan finds it.
-        block.state.store(Word::number(block::state::LOOSE, 0).0, Ordering::Release);
+        return;
     }
-    let left = this.homeless.load(Ordering::Relaxed);
-    // Uncounted, this record was freed in time to be left out of the count.
-    if this.holds.load(Ordering::Acquire) == 0 && left != UNCOUNTED {
-        let left = left.saturating_sub(1);
-        this.homeless.store(left, Ordering::Relaxed);
-        if left == 0 {
-            detach(&mut attachments, attachment);
+    // Whatever becomes of its block, it is a record no longer.
+    hold.records.fetch_sub(1, Ordering::Relaxed);
+    match (small, handle) {
+        // No context slot left to free through: leave it where the next scan finds it.
+        (Some(small), _) => {
+            if let Some(block) = arena.block(small.granule()) {
+                block.state.store(Word::number(block::state::LOOSE, 0).0, Ordering::Release);
+            }
         }
+        (None, Some(run)) => heap::free_run(arena, hold.me, run.granule()),
+        // A foreign hand has written where it stands what block it is: that stays this process's.
+        (None, None) => {}
     }
 }
+
+/// What nobody changes while a thread forks.
+type Still = (MutexGuard<'static, List>, MutexGuard<'static, Kept>);
 
 thread_local! {
-    /// Held across a fork, so that the child finds a list that nobody was changing. Without a destructor, so that it is there
+    /// Held across a fork, so that the child finds lists that nobody was changing. Without a destructor, so that it is there
     /// whenever somebody forks, even from another thread-local's destructor.
-    static ACROSS_FORK: Cell<Option<ManuallyDrop<MutexGuard<'static, Vec<Entry>>>>> = const { Cell::new(None) };
+    static ACROSS_FORK: Cell<Option<ManuallyDrop<Still>>> = const { Cell::new(None) };
 }
 
-const _: () = assert!(!std::mem::needs_drop::<Cell<Option<ManuallyDrop<MutexGuard<'static, Vec<Entry>>>>>>());
+const _: () = assert!(!std::mem::needs_drop::<Cell<Option<ManuallyDrop<Still>>>>());
 
 /// Run before `main`, while there is one thread: where a thread forks while another one opens the first buffer, the hooks must be there
 /// already, or the child finds the registry locked by somebody who is not there.
@@ -511,7 +566,7 @@ fn install_hooks() -> bool {
 
 extern "C" fn before_fork() {
     let held = ACROSS_FORK.take();
-    ACROSS_FORK.set(held.or_else(|| Some(ManuallyDrop::new(REGISTRY.get().attachments.lock()))));
+    ACROSS_FORK.set(held.or_else(|| Some(ManuallyDrop::new((REGISTRY.get().list.lock(), fork::hold_still())))));
 }
 
 extern "C" fn after_fork_in_parent() {
@@ -521,16 +576,16 @@ extern "C" fn after_fork_in_parent() {
 extern "C" fn after_fork_in_child() {
     barrier::forget();
     local::abandon_all();
-    // The old registry stays locked for ever (unlocking could want to wake threads that are not here), and nobody looks at it
+    // The old lists stay locked for ever (unlocking could want to wake threads that are not here), and nobody looks at them
     // again.
-    let Some(attachments) = ACROSS_FORK.take() else { return };
+    let Some(mut still) = ACROSS_FORK.take() else { return };
+    let (list, kept) = &mut *still;
     REGISTRY.leave();
     #[cfg(feature = "async")]
     waiter::leave();
-    for entry in attachments.iter() {
-        // SAFETY: listed, so not freed (invariant 1).
-        let attachment = unsafe { entry.0.as_ref() };
+    for attachment in list.attachments() {
         attachment.forked.store(true, Ordering::Relaxed);
-        attachment.segment.abandon();
+        attachment.segment.abandon(kept);
     }
+    kept.let_go();
 }

@@ -457,7 +457,7 @@ impl Buffer {
     /// # Errors
     /// `Busy`, `Forked`, `TooManyContexts`.
     pub fn remove_channel(&self, id: i64) -> Result<bool, BufferError> {
-        self.hold.with_service(|cache| Ok(directory::remove(self.hold.control()?, cache, id)))?
+        self.hold.with_cache(|cache| Ok(directory::remove(self.hold.control()?, cache, id)))?
     }
 
     /// Gives back what dead processes held, and says what that was. Opening, waiting and running short of memory do it anyway.
@@ -500,7 +500,7 @@ impl Buffer {
     /// # Errors
     /// `Busy`, `Forked`, `TooManyContexts`.
     pub fn trim(&self) -> Result<u64, BufferError> {
-        self.hold.with_service(|cache| {
+        self.hold.with_cache(|cache| {
             let _control = recovery::collect_loose(self.hold.control()?, cache)?;
             // What the walk has just freed sits in this cache; what others cache keeps its slabs.
             cache.flush();

@@ -18,6 +18,7 @@ use crate::ready::Ready;
 use crate::record::{Payload, Record};
 use crate::select::{self, Selectable};
 use crate::sys::crash::point;
+use crate::wakers;
 use std::fmt;
 use std::hint::spin_loop;
 use std::marker::PhantomData;
@@ -87,7 +88,7 @@ impl<T: ?Sized + Payload, R: Role, M: Message> fmt::Debug for Channel<T, R, M> {
 
 impl<T: ?Sized + Payload, R: Role, M: Message> Drop for Channel<T, R, M> {
     fn drop(&mut self) {
-        self.endpoint.detach();
+        wakers::wake(self.endpoint.detach());
     }
 }
 
@@ -384,6 +385,7 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     pub(crate) fn skip(&self) -> RecvError {
         let mut at = self.endpoint.end.at();
         at.step();
+        self.endpoint.skipped.set(self.endpoint.skipped.get() + 1);
         self.received(at, 1);
         RecvError::Corrupted
     }

@@ -488,17 +488,6 @@ fn finish(control: Control<'_>, cache: &Cache, index: u32, entry: &DirectoryEntr
     }
 }
 
-/// Makes the channels' what `gone` own in their windows.
-///
-/// Nobody of `gone` may be able to come into a block any more, by allocating or by receiving: it is dead, or has neither
-/// contexts nor endpoints. Else a record that was received since we read its slot, and has come back to its sender another
-/// way, would be taken for a queued one. That is also why a producer that leaves keeps its name on what it has sent.
-pub(crate) fn disown(control: &Control<'_>, gone: &[Owner]) {
-    for (index, entry) in entries(control.arena()).filter(|(_, entry)| state_of(entry).kind() != entry::BUSY) {
-        disown_window(control.arena(), Spot::at(index), entry, gone, || true);
-    }
-}
-
 /// A place on the way through all queues: an entry, and how far in its queue. Fits into a note.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Spot {
@@ -541,7 +530,12 @@ impl Spot {
 /// How many records are looked at between two questions whether to go on. Few in tests for kills, so that what is rare is common.
 const STRIDE: u64 = if cfg!(feature = "crash-points") { 4 } else { 256 };
 
-/// From `spot` on. `go_on` is asked now and then; where it says no, the answer is where to go on.
+/// Makes the channel's what `gone` own in its window, from `spot` on. `go_on` is asked now and then; where it says no, the answer is
+/// where to go on.
+///
+/// Nobody of `gone` may be able to come into a block any more, by allocating or by receiving. Else a record that was received since we
+/// read its slot, and has come back to its sender another way, would be taken for a queued one. That is why a process that leaves keeps
+/// its name on what it has sent: it is one that nobody has any more, and whoever takes the block writes its own over it.
 fn disown_window(
     arena: &Arena,
     spot: Spot,
@@ -671,7 +665,7 @@ fn free_block(arena: &Arena, cache: &Cache, granule: u32) {
     let Some(block) = arena.block(granule) else { return };
     let class = Meta::unpack(block.meta.load(Ordering::Relaxed)).class;
     if block::is_at(arena, granule, class) {
-        heap::free(cache, Handle::new(class, granule));
+        heap::free_found(cache, Handle::new(class, granule));
     }
 }
 

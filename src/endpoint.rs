@@ -5,7 +5,7 @@
 //! peer is gone for this end, even if nobody comes to reap it; what can be reaped in a moment, this end reaps.
 
 use crate::attachment::Hold;
-use crate::directory::{self, ChannelRef, Refused, Side, Spec};
+use crate::directory::{self, ChannelRef, Form, Refused, Side, Spec};
 use crate::error::{AllocError, AttachError, BufferError, RecvError, SendTimeoutError, TryRecvError, TrySendError};
 use crate::heap::{self, block};
 use crate::layout::{CHANNELS, DirectoryEntry, Owner};
@@ -18,6 +18,7 @@ use crate::sync::{AtomicU32, Ordering};
 use crate::wait::{self, Bed, Wait, WaitStrategy, Waits};
 use std::cell::Cell;
 use std::rc::{Rc, Weak};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 /// The sending end of a [`Channel`](crate::Channel).
@@ -99,6 +100,10 @@ pub(crate) struct Endpoint {
     pub(crate) side: Side,
     pub(crate) channel: ChannelRef,
     attached: Cell<bool>,
+    /// Where `end` stood when it was attached, if the channel carries records.
+    from: Option<u64>,
+    /// Messages that a consumer has gone past, because they were none.
+    pub(crate) skipped: Cell<u64>,
     /// Who had the other end when it was found dead.
     dead: Cell<Option<Owner>>,
     /// Polls that found nothing.
@@ -126,26 +131,39 @@ impl Attached for Endpoint {
         self.end.abandon();
     }
 
-    fn detach(&self) {
+    fn detach(&self) -> Option<Waker> {
         if !self.attached.replace(false) {
-            return;
+            return None;
         }
         // As long as the bell is its own. The future will answer that the context is closed.
         #[cfg(feature = "async")]
-        if let Some(waker) = self.unpark() {
-            waker.wake();
-        }
+        let waker = self.unpark();
+        #[cfg(not(feature = "async"))]
+        let waker = None;
         self.end.abandon();
         self.look_again();
-        let Some(hold) = self.local.hold() else { return };
+        self.local.cache().count(self.records());
+        let Some(hold) = self.local.hold_to_the_end() else { return waker };
         if let Ok(control) = hold.control() {
             directory::detach(control, self.local.cache(), self.channel, self.side);
         }
         // Else somebody sits on the lock: the role stays ours until the process goes.
+        waker
     }
 }
 
 impl Endpoint {
+    /// Records that came into this process's hands by this end, less those that went: by where it stands now and where it
+    /// stood at first, whatever the channel's words say.
+    fn records(&self) -> i64 {
+        let Some(from) = self.from else { return 0 };
+        let moved = self.end.position().wrapping_sub(from).cast_signed();
+        match self.side {
+            Side::Producer => moved.wrapping_neg(),
+            Side::Consumer => moved.wrapping_sub(self.skipped.get().cast_signed()),
+        }
+    }
+
     /// Takes the role of `R` in channel `id`, which is made if there is none.
     pub(crate) fn attach<R: Role>(
         local: &Rc<Local>,
@@ -160,8 +178,11 @@ impl Endpoint {
         let hold = local.hold().ok_or(AttachError::ContextClosed)?;
         let side = if R::SENDS { Side::Producer } else { Side::Consumer };
         let (channel, ring) = attach(&hold, local, id, side, spec)?;
+        let end = if R::SENDS { End::producer(ring) } else { End::consumer(ring) };
         let endpoint = Rc::new(Self {
-            end: if R::SENDS { End::producer(ring) } else { End::consumer(ring) },
+            from: (spec.kind.form != Form::Values).then(|| end.position()),
+            skipped: Cell::new(0),
+            end,
             local: Rc::clone(local),
             id,
             side,
@@ -448,7 +469,7 @@ impl Ready for Endpoint {
 /// Attaches `side`; brings storage if the channel must be made; takes the role from a dead process if it has it.
 fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Result<(ChannelRef, Ring), AttachError> {
     let is_dead = |who| !participant::is_alive(hold.segment(), hold.me(), who);
-    let mut storage = None;
+    let (mut storage, mut brought) = (None, 0);
     let mut met_the_dead = false;
     let result = loop {
         let control = match hold.control() {
@@ -466,6 +487,7 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
                         let meta = block::Meta { class: block.handle.class(), offset: 64, count: 0 };
                         block.header().meta.store(meta.pack(), Ordering::Relaxed);
                         storage = Some(block);
+                        brought += 1;
                     }
                     Err(AllocError::OutOfMemory { asked, free }) => {
                         break Err(AttachError::OutOfMemory { asked, free });
@@ -494,6 +516,8 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
             Err(Refused::Corrupted) => break Err(AttachError::Corrupted { id }),
         }
     };
+    // What is the channel's now has become no record.
+    local.cache().count(i64::from(storage.is_some()) - brought);
     if let Some(block) = storage {
         heap::free(local.cache(), block.handle);
     }

@@ -7,6 +7,9 @@
 //! # Ownership
 //! An end has one future at a time, which borrows it. A future that is dropped, or has answered, is no longer parked; one that was
 //! leaked is unparked with its end.
+//!
+//! A waker is cloned before, and woken or dropped after, everything else that a poll does (see `wakers`): it may close the context,
+//! and with it detach the very end that is polled. Then the future answers so.
 
 use crate::channel::Channel;
 use crate::endpoint::{Consumer, Endpoint, Producer};
@@ -16,6 +19,7 @@ use crate::ready::Ready;
 use crate::record::{Payload, Record};
 use crate::wait::{self, Bed};
 use crate::waiter::{self, Watched};
+use crate::wakers;
 use futures_core::Stream;
 use futures_sink::Sink;
 use std::ops::{Deref, DerefMut};
@@ -68,8 +72,9 @@ impl Endpoint {
         mut attempt: impl FnMut() -> Option<R>,
     ) -> Poll<R> {
         let Some(result) = attempt().or_else(|| self.wait_on(cx, pause, &mut attempt)) else { return Poll::Pending };
-        self.unpark();
+        let waker = self.unpark();
         *pause = Pause::default();
+        wakers::let_go(waker);
         Poll::Ready(result)
     }
 
@@ -88,14 +93,17 @@ impl Endpoint {
             }
             return found;
         }
-        self.park(cx.waker(), pause);
-        attempt()
+        let before = self.park(cx.waker().clone(), pause);
+        let found = attempt();
+        wakers::let_go(before);
+        found
     }
 
-    /// Has `waker` woken when this end may be ready; it is to be asked once more after this.
-    fn park(self: &Rc<Self>, waker: &Waker, pause: &mut Pause) {
-        let Some(hold) = self.local.hold() else { return };
-        let Some(bed) = Bed::of_process(hold.arena(), hold.me().index()) else { return };
+    /// Has `waker` woken when this end may be ready; it is to be asked once more after this. Gives back who need not be woken any more.
+    fn park(self: &Rc<Self>, waker: Waker, pause: &mut Pause) -> Option<Waker> {
+        // Cloning it may have closed the context.
+        let Some(hold) = self.local.hold().filter(|_| self.is_attached()) else { return Some(waker) };
+        let Some(bed) = Bed::of_process(hold.arena(), hold.me().index()) else { return Some(waker) };
         let bell = self.own_bell();
         // Says when to get up, rung or not, if that is sooner than others do.
         let lie_down = |eager| {
@@ -105,10 +113,14 @@ impl Endpoint {
         // Before it is listed: without the name it would look as if it were rung.
         let due = if self.parked.get() { None } else { lie_down(pause.napped || !self.is_patient()) };
         let watched = Watched { bell, channel: self.channel.index, peer: self.side.other() };
-        let Ok(news) = waiter::park(&hold, bed, watched, waker.clone(), due) else {
-            // There is no thread to be had. Then it looks on.
-            wait::clear(bell);
-            return waker.wake_by_ref();
+        let (news, before) = match waiter::park(&hold, bed, watched, waker, due) {
+            Ok(parked) => parked,
+            Err(waker) => {
+                // There is no thread to be had. Then it looks on.
+                wait::clear(bell);
+                wakers::wake(Some(waker));
+                return None;
+            }
         };
         self.parked.set(true);
         if news.peer_died {
@@ -124,6 +136,7 @@ impl Endpoint {
         if news.was_due || !bed.is_on(bell) {
             waiter::set_due(bell, lie_down(pause.napped || !self.is_patient()));
         }
+        before
     }
 
     /// Has nobody woken any more; says who was to be.
@@ -358,7 +371,7 @@ impl<T: ?Sized + Payload, M: Message> Future for RecvFut<'_, T, M> {
 
 impl<T: ?Sized + Payload, M: Message> Drop for RecvFut<'_, T, M> {
     fn drop(&mut self) {
-        self.channel.endpoint.unpark();
+        wakers::let_go(self.channel.endpoint.unpark());
     }
 }
 
@@ -405,7 +418,7 @@ impl<T: ?Sized + Payload, M: Message> Unpin for SendFut<'_, T, M> {}
 
 impl<T: ?Sized + Payload, M: Message> Drop for SendFut<'_, T, M> {
     fn drop(&mut self) {
-        self.channel.endpoint.unpark();
+        wakers::let_go(self.channel.endpoint.unpark());
     }
 }
 
@@ -458,7 +471,7 @@ impl<T: ?Sized + Payload, M: Message> Unpin for RecvStream<'_, T, M> {}
 
 impl<T: ?Sized + Payload, M: Message> Drop for RecvStream<'_, T, M> {
     fn drop(&mut self) {
-        self.channel.endpoint.unpark();
+        wakers::let_go(self.channel.endpoint.unpark());
     }
 }
 
@@ -524,6 +537,6 @@ impl<T: ?Sized + Payload, M: Message> Unpin for SendSink<'_, T, M> {}
 
 impl<T: ?Sized + Payload, M: Message> Drop for SendSink<'_, T, M> {
     fn drop(&mut self) {
-        self.channel.endpoint.unpark();
+        wakers::let_go(self.channel.endpoint.unpark());
     }
 }

@@ -98,6 +98,8 @@ mod record;
 mod select;
 mod stats;
 mod within;
+
+mod wakers;
 // This process's and this thread's side of a segment.
 mod attachment;
 mod local;

@@ -4,13 +4,17 @@
 //! last `ThreadContext`: then the cache is given back, every endpoint is detached, and what is left answers
 //! [`Inert::Closed`].
 //!
+//! A context that closes is closed from the first step on: nobody finds it any more, and who asks the buffer for this thread's context
+//! gets a new one. Others' code (the wakers of futures that waited for its ends) runs when nothing is left to do, and may do
+//! all of that; see `wakers`.
+//!
 //! A closed or forked context is told from a working one at no cost: its cache has nothing to pop and no room to push,
 //! and its endpoints have no slots, so every operation ends on its slow path, which asks [`Local::check`].
 //!
 //! # Invariants
 //! 1. `CURRENT` is nobody's, or the front of the cache of a `Local` of this thread whose status is `Open`, and `CURRENT_LOCAL` is null, or
 //!    that `Local`: both are set by its owner thread and cleared before the status changes or the `Local` is freed.
-//! 2. While the status is `Open`, `hold` is there, so the segment is mapped.
+//! 2. While the status is `Open`, and until `close` is done with the cache and the endpoints, `hold` is there, so the segment is mapped.
 
 #![allow(unsafe_code)]
 
@@ -26,9 +30,11 @@ use crate::participant;
 use crate::recovery::{self, Effort, End, OTHERS};
 use crate::sys::crash::point;
 use crate::wait::{self, Bed};
+use crate::wakers;
 use std::cell::{Cell, RefCell};
 use std::ptr;
 use std::rc::{Rc, Weak};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 thread_local! {
@@ -49,8 +55,8 @@ pub(crate) enum Inert {
 
 /// An endpoint, as its context sees it.
 pub(crate) trait Attached {
-    /// Leaves the channel.
-    fn detach(&self);
+    /// Leaves the channel. Who waited for this end is to be woken, once the caller has nothing else left to do.
+    fn detach(&self) -> Option<Waker>;
     /// Forgets the channel without touching it.
     fn abandon(&self);
 }
@@ -202,9 +208,10 @@ impl Local {
     fn free(&self, address: usize, known: Known) -> bool {
         let arena = self.cache.arena();
         let Some(granule) = arena.extent().granule(address) else { return false };
-        // If nobody can say what block it is, a foreign hand has written where that stands: it stays this process's.
-        if let Some(handle) = known.find(arena, granule) {
-            heap::free(&self.cache, handle);
+        match known.find(arena, granule) {
+            Some(handle) => heap::free(&self.cache, handle),
+            // A foreign hand has written where it stands what block it is: that stays this process's, but it is a record no longer.
+            None => self.cache.count(-1),
         }
         true
     }
@@ -212,6 +219,11 @@ impl Local {
     /// The attachment, held; `None` once the context is closed.
     pub(crate) fn hold(&self) -> Option<Hold> {
         self.status.get().ok()?;
+        self.hold.borrow().clone()
+    }
+
+    /// As [`hold`](Self::hold), also for the context that is about to close.
+    pub(crate) fn hold_to_the_end(&self) -> Option<Hold> {
         self.hold.borrow().clone()
     }
 
@@ -245,25 +257,25 @@ impl Local {
     }
 
     fn close(&self) {
-        for endpoint in self.endpoints.take() {
-            if let Some(endpoint) = endpoint.upgrade() {
-                endpoint.detach();
-            }
+        // First: no drop, no context that is asked for, and no endpoint finds this one any more.
+        if ptr::eq(CURRENT.get(), self.cache.front()) {
+            let_go_of_current();
         }
+        self.status.set(Err(Inert::Closed));
+        let endpoints = self.endpoints.take();
+        let woken: Vec<Waker> = endpoints.into_iter().filter_map(|endpoint| endpoint.upgrade()?.detach()).collect();
         point!("close: detached");
         self.cache.flush();
         point!("close: flushed");
         self.cache.forget();
-        self.status.set(Err(Inert::Closed));
-        if ptr::eq(CURRENT.get(), self.cache.front()) {
-            let_go_of_current();
-        }
-        let hold = self.hold.take();
-        if let Some(hold) = hold {
+        if let Some(hold) = self.hold.take() {
             point!("close: forgotten");
+            hold.settle(&self.cache);
             participant::close_context(hold.arena(), self.context);
             depot::retire(hold.arena(), depot::PER_CONTEXT);
         }
+        // What they do finds this context closed, and its buffer left, if this was the last of it here.
+        wakers::wake(woken);
     }
 
     /// Gives every cached block back.

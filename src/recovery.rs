@@ -416,7 +416,7 @@ fn free_owned(cache: &Cache, head: u32, what: Word, victims: &[Owner]) -> u64 {
             point!("reap: record taken");
             // No magazine had room, or a dead process held so much: unlike a plain free, this one may ask for more.
             depot::grow_if_empty(cache.arena());
-            heap::free(cache, Handle::new(at.class, at.granule));
+            heap::free_found(cache, Handle::new(at.class, at.granule));
             point!("reap: record freed");
             records += u64::from(is_victims);
         }

@@ -31,14 +31,14 @@ use crate::error::OpenError;
 use crate::layout::{FORMAT_VERSION, Geometry, MAGIC, MAX_CAPACITY, MIN_CAPACITY, UNIT, flag};
 use crate::sync::Ordering;
 use crate::sys::crash::point;
+use crate::sys::fork::{Descriptor, Kept, Mapping};
 use crate::sys::shm::{self, Identity, Reason};
 use crate::sys::{barrier, lease, memory, task};
 use raw_sync::Timeout;
 use raw_sync::events::{BusyEvent, EventInit, EventState};
 use shared_memory::{Shmem, ShmemConf, ShmemError};
 use std::io;
-use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
@@ -74,18 +74,18 @@ pub(crate) struct Wish {
     pub(crate) mode: u32,
 }
 
-/// One mapped segment.
+/// One mapped segment. No reference into it may be used after its drop, which unmaps and closes.
 pub(crate) struct Segment {
     name: String,
     identity: Identity,
     arena: Arena,
+    /// Keeps the mapping; its own unlink-on-drop is off.
+    mapping: Mapping<Shmem>,
     /// Carries the leases and nothing that could be closed by accident.
-    file: ManuallyDrop<OwnedFd>,
+    file: Descriptor,
     /// The same file, opened once more, for a forked child to map: a mapping keeps the open file it was made from, and a
     /// forked child must not keep the one that carries the leases.
-    view: ManuallyDrop<OwnedFd>,
-    /// Keeps the mapping; its own unlink-on-drop is off.
-    mapping: ManuallyDrop<Shmem>,
+    view: Descriptor,
 }
 
 // SAFETY: `Shmem` is an address, a descriptor and a name, used here only to unmap once; the arena is Send and Sync.
@@ -139,27 +139,12 @@ impl Segment {
         lease::held_elsewhere(self.file(), NEXT_BYTE)
     }
 
-    /// In a forked child: puts a copy-on-write view in place of the shared pages and closes the descriptor, so that nothing the
-    /// child does through old handles reaches the segment, and the parent's lease hangs on the parent alone.
-    pub(crate) fn abandon(&self) {
-        if let Some(base) = NonNull::new(self.mapping.as_ptr()) {
-            // SAFETY: the mapping is this segment's, of this very file; the child is single-threaded here.
-            unsafe { memory::make_private(base, self.mapping.len(), self.view.as_fd()) };
-        }
-        for own in [&self.file, &self.view] {
-            // SAFETY: the descriptor is this segment's own; in the child nothing uses it, or drops it, after this call.
-            unsafe { shm::close(own.as_raw_fd()) };
-        }
-    }
-
-    /// Unmaps and closes. No reference into the segment may be used afterwards.
-    pub(crate) fn close(&mut self) {
-        // SAFETY: called once, by the owner of the attachment on its way out; neither field is used again.
-        unsafe { ManuallyDrop::drop(&mut self.mapping) };
-        // SAFETY: as above.
-        unsafe { ManuallyDrop::drop(&mut self.file) };
-        // SAFETY: as above.
-        unsafe { ManuallyDrop::drop(&mut self.view) };
+    /// In a forked child: puts a copy-on-write view in place of the shared pages, so that nothing the child does through old handles
+    /// reaches the segment. The descriptors are the fork hooks' to close.
+    pub(crate) fn abandon(&self, kept: &mut Kept) {
+        // SAFETY: the mapping is this segment's, of this very file; the child is single-threaded here.
+        unsafe { memory::make_private(self.mapping.start(), self.mapping.len(), self.view.as_fd()) };
+        kept.except(self.mapping.start());
     }
 }
 
@@ -227,18 +212,18 @@ pub(crate) fn units_for(capacity: u64) -> Result<u32, OpenError> {
     }
 }
 
-/// Opens or creates the segment `name` and returns it with its control lock held.
-pub(crate) fn enter(name: &str, wish: &Wish) -> Result<Segment, OpenError> {
+/// Opens or creates the segment `name` and returns it with its control lock held. Waits until `give_up` at most.
+pub(crate) fn enter(name: &str, wish: &Wish, give_up: Instant) -> Result<Segment, OpenError> {
     check_name(name)?;
     let units = units_for(wish.capacity.unwrap_or(1 << 30))?;
     let start = Instant::now();
     let mut tries = 0_u32;
     loop {
-        if let Some(segment) = attempt(name, wish, units, start)? {
+        if let Some(segment) = attempt(name, wish, units, start, give_up)? {
             return Ok(segment);
         }
         tries += 1;
-        if start.elapsed() > PATIENCE {
+        if Instant::now() > give_up {
             return Err(OpenError::Busy { name: name.into(), pid: 0 });
         }
         std::thread::sleep(Duration::from_micros(u64::from(20 * tries.min(50))));
@@ -266,28 +251,39 @@ fn map_error(name: &str, error: &ShmemError) -> OpenError {
 }
 
 /// One try: a complete segment with its control lock held, or `None` if another party changed the name under us.
-fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Option<Segment>, OpenError> {
+fn attempt(
+    name: &str,
+    wish: &Wish,
+    units: u32,
+    start: Instant,
+    give_up: Instant,
+) -> Result<Option<Segment>, OpenError> {
     let os_name = format!("/{name}");
     let conf = || ShmemConf::new().os_id(&os_name);
+    // Its unlink-on-drop goes by name and could hit another's segment; ours compares first.
+    let disown = |mut mapping: Shmem| {
+        mapping.set_owner(false);
+        mapping
+    };
+    let place = |mapping: &Shmem| (NonNull::new(mapping.as_ptr()).unwrap_or(NonNull::dangling()), mapping.len());
+    let open = || Descriptor::open(|| shm::open(name));
     let mut created = None;
-    let file = match shm::open(name) {
+    let file = match open() {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             if wish.must_exist {
                 return Err(OpenError::NotFound { name: name.into() });
             }
             let size = usize::try_from(Geometry::for_units(units).total).unwrap_or(usize::MAX);
-            match conf().size(size).create() {
-                Ok(mut mapping) => {
-                    // Its unlink-on-drop goes by name and could hit another's segment; ours compares first.
-                    mapping.set_owner(false);
+            match Mapping::make(|| conf().size(size).create().map(disown), place) {
+                Ok(mapping) => {
                     created = Some(mapping);
                     point!("enter: created");
                 }
                 Err(ShmemError::MappingIdExists) => return Ok(None),
                 Err(e) => return Err(map_error(name, &e)),
             }
-            match shm::open(name) {
+            match open() {
                 Ok(file) => file,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(e) => return Err(os_error(name, "open", e)),
@@ -310,7 +306,7 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Option
         return Err(OpenError::AlreadyExists { name: name.into() });
     }
     let still_named = || shm::stat_name(name).is_ok_and(|facts| facts.identity == before.identity);
-    match lock(file.as_fd(), PATIENCE, still_named) {
+    match lock(file.as_fd(), give_up.saturating_duration_since(Instant::now()), still_named) {
         Ok(true) => {}
         Ok(false) => return Ok(None),
         Err(Busy) => {
@@ -332,7 +328,7 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Option
         return Ok(None);
     }
     let geometry = check_header(name, &file, size)?;
-    let view = match shm::open(name) {
+    let view = match open() {
         Ok(view) if shm::stat(&view).is_ok_and(|facts| facts.identity == before.identity) => view,
         Ok(_) => return Ok(None),
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -340,31 +336,21 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Option
     };
     let mapping = match created {
         Some(mapping) => mapping,
-        None => match conf().open() {
-            Ok(mut mapping) => {
-                mapping.set_owner(false);
-                mapping
-            }
+        None => match Mapping::make(|| conf().open().map(disown), place) {
+            Ok(mapping) => mapping,
             Err(_) if !still_named() => return Ok(None),
             Err(e) => return Err(map_error(name, &e)),
         },
     };
-    let base = NonNull::new(mapping.as_ptr())
-        .filter(|base| mapping.len() as u64 == geometry.total && base.as_ptr().addr().is_multiple_of(4096));
-    let Some(base) = base else { return Ok(None) };
+    let base = mapping.start();
+    if mapping.len() as u64 != geometry.total || !base.as_ptr().addr().is_multiple_of(4096) {
+        return Ok(None);
+    }
     // SAFETY: mapped in full by `mapping`, which lives in the same `Segment` as the arena; `file` likewise.
-    let arena = unsafe { Arena::new(base, geometry, file.as_raw_fd()) };
-    let segment = Segment {
-        name: name.to_owned(),
-        identity: before.identity,
-        arena,
-        file: ManuallyDrop::new(file),
-        view: ManuallyDrop::new(view),
-        mapping: ManuallyDrop::new(mapping),
-    };
-    let mut segment = Guard(Some(segment));
+    let arena = unsafe { Arena::new(base, geometry, file.as_fd().as_raw_fd()) };
+    let segment = Segment { name: name.to_owned(), identity: before.identity, arena, mapping, file, view };
     point!("enter: mapped");
-    let done = complete(segment.get(), wish)?;
+    let done = complete(&segment, wish)?;
     if !done {
         return Ok(None);
     }
@@ -376,28 +362,11 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Option
             actual: capacity,
         });
     }
-    Ok(segment.0.take())
-}
-
-/// Closes a segment that is not handed out after all; the lock goes with the descriptor.
-struct Guard(Option<Segment>);
-
-impl Guard {
-    fn get(&self) -> &Segment {
-        self.0.as_ref().expect("taken only at the end of `attempt`")
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        if let Some(segment) = &mut self.0 {
-            segment.close();
-        }
-    }
+    Ok(Some(segment))
 }
 
 /// Judges the file by its size and first words, before anything is mapped.
-fn check_header(name: &str, file: &OwnedFd, size: u64) -> Result<Geometry, OpenError> {
+fn check_header(name: &str, file: &Descriptor, size: u64) -> Result<Geometry, OpenError> {
     let not = |why| OpenError::NotASegment { name: name.into(), why };
     let [magic, version, hash, capacity, ..] = shm::read_words::<8>(file).map_err(|e| os_error(name, "read", e))?;
     if magic == 0 {
@@ -485,7 +454,7 @@ fn complete(segment: &Segment, wish: &Wish) -> Result<bool, OpenError> {
 /// Removes the name of a segment, if it leads to one.
 pub(crate) fn remove(name: &str) -> Result<(), OpenError> {
     check_name(name)?;
-    let file = shm::open(name).map_err(|e| match e.kind() {
+    let file = Descriptor::open(|| shm::open(name)).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => OpenError::NotFound { name: name.into() },
         _ => os_error(name, "open", e),
     })?;

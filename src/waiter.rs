@@ -13,7 +13,7 @@
 //! first is noticed within a [`nap`](wait::nap).
 //!
 //! # Ownership
-//! Everything here is under one lock. No waker is cloned, woken or dropped under it: that runs others' code.
+//! Everything here is under one lock. No waker is cloned, woken or dropped under it: that runs others' code (see `wakers`).
 //!
 //! # Orderings
 //! `SYNC(rung)`: who rings takes the name off the bell, then changes the bed's word (Release). The waiter reads the word
@@ -39,13 +39,13 @@ use crate::sync::{AtomicU32, Ordering};
 use crate::sys::fork::PerProcess;
 use crate::sys::task;
 use crate::wait::{self, Bed, tick};
+use crate::wakers;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::task::Waker;
 use std::time::Instant;
-use std::{io, mem, ptr, thread};
+use std::{mem, ptr, thread};
 
 static WAITER: PerProcess<Waiter> = PerProcess::new();
 
@@ -113,18 +113,21 @@ fn key(bell: &AtomicU32) -> usize {
     ptr::from_ref(bell).addr()
 }
 
-/// Has `waker` woken, instead of what was parked with this bell before, when the bell no longer says `bed`, or at `due`.
+/// Has `waker` woken, instead of what was parked with this bell before, when the bell no longer says `bed`, or at `due`. Gives back who
+/// was parked before; or `waker`, if there is no thread to be had.
 pub(crate) fn park(
     attachment: &Attachment,
     bed: Bed<'static>,
     watched: Watched,
     waker: Waker,
     due: Option<Instant>,
-) -> Result<News, io::Error> {
+) -> Result<(News, Option<Waker>), Waker> {
     let waiter = WAITER.get();
     let mut state = waiter.state.lock();
     if !state.runs {
-        thread::Builder::new().name("ipc-buffer-waiter".into()).spawn(move || waiter.run())?;
+        if thread::Builder::new().name("ipc-buffer-waiter".into()).spawn(move || waiter.run()).is_err() {
+            return Err(waker);
+        }
         state.runs = true;
     }
     let known = state.places.iter().position(|place| place.bed == bed);
@@ -148,9 +151,7 @@ pub(crate) fn park(
         state.disturb();
     }
     state.mind(due);
-    drop(state);
-    drop(before);
-    Ok(news)
+    Ok((news, before))
 }
 
 /// Has what is parked with this bell woken at `due`, and not when it was due before.
@@ -179,6 +180,8 @@ pub(crate) fn forget(attachment: NonNull<Attachment>) {
         state.disturb();
         waiter.up.wait(&mut state);
     }
+    drop(state);
+    wakers::let_go(place.parked.into_values().filter_map(|parked| parked.waker));
 }
 
 /// In a forked child: see the module.
@@ -228,7 +231,7 @@ impl Waiter {
                 until = place.look(now, &mut woken).map_or(until, |due| due.min(until));
             }
             if !woken.is_empty() {
-                MutexGuard::unlocked(&mut state, || woken.into_iter().for_each(wake));
+                MutexGuard::unlocked(&mut state, || wakers::wake(woken));
                 continue;
             }
             state.asleep = Some((state.places.iter().map(|place| place.bed).collect(), until));
@@ -237,11 +240,6 @@ impl Waiter {
             self.up.notify_all();
         }
     }
-}
-
-fn wake(waker: Waker) {
-    // One that panics has told so; the others are to be woken all the same.
-    let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
 }
 
 impl Place {

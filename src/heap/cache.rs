@@ -7,9 +7,9 @@
 //! A magazine whose holder word names this context is written by its thread alone.
 //!
 //! # The spare
-//! The block freed last is kept outside the magazines, named by the context's *gate* word: what is freed next pushes it into its
-//! magazine, and an allocation of its class takes it. So a thread that frees and allocates one size touches one word of its own,
-//! and no magazine. The spare's header keeps saying `OWNED(me)`.
+//! The block freed last is kept outside the magazines: what is freed next pushes it into its magazine, and an allocation of its class
+//! takes it. So a thread that frees and allocates one size touches a word or two of its own, and no magazine. The spare's header
+//! keeps saying `OWNED(me)`. The owner knows it by a private word; the context's *gate* word says the same to others.
 //!
 //! # Revocation
 //! What an idle context caches may be what another one lacks, and its thread may never call again. So when memory is short,
@@ -54,12 +54,25 @@
 //! A pop writes no name either: what this process has pushed bears its name, and the blocks of a magazine that others have filled
 //! get it a few at a time before they are popped, so that their headers, which are in other cores' caches, come together.
 //!
+//! # Records
+//! A process unmaps the segment when its last record is gone, so nothing that another process writes may make it miscount. Nor may the
+//! count cost anything where records come and go. So the cache keeps a *balance*, which is the number of blocks it holds plus the records
+//! that came into being through it, less those that ended. A pop makes a record of a cached block, and a push a cached block of a
+//! record: neither changes the sum. All that does is on slow paths: a magazine taken in or put back, a block that is `LOOSE` now, lost to a
+//! thief, new, or a channel's; a large record; and when an end is detached, what it has received less what it has sent. How many
+//! blocks a magazine has is read from shared memory once, when it is taken in: from then on it is this cache's word that counts
+//! ([`Held::len`], [`Line`]), whatever is written over the entries. When the cache is [flushed](Cache::flush) it holds nothing, and its balance is
+//! a number of records.
+//!
 //! # Invariants
 //! 1. Each magazine at hand or in reserve is held by this context in the segment; `UNUSABLE` is held by nobody, no line points into it,
 //!    and it is never written.
 //! 2. The segment stays mapped while the cache lives (the context holds the process's attachment).
 //! 3. The blocks of a held magazine from `named` on are `OWNED(me)`, and every block that is pushed.
 //! 4. A [`Line`]'s `named <= top <= end` point at entries of one held magazine, or behind its last; nothing is listed from `top` on.
+//! 5. `balance` is the number of blocks cached here (entries below the `len` or `top` of what is held, and the spare) plus the net number of
+//!    records that came into being through this cache. It and they are private words: no store of another process changes one without the
+//!    other.
 
 #![allow(unsafe_code)]
 
@@ -90,7 +103,7 @@ static NOWHERE: Nowhere = Nowhere(ContextSlot::revoked_for_good(Word::number(rev
 struct Held {
     magazine: &'static Magazine,
     index: u32,
-    /// Its entries.
+    /// Its entries, as counted when it was taken in, and since.
     len: u32,
     /// Its entries from here on bear this process's name.
     named: u32,
@@ -257,18 +270,25 @@ pub(crate) fn spare(arena: &Arena, slot: &ContextSlot) -> Option<Block> {
     spare.filter(|_| !matches!(revoked, revoked::EMPTIED | revoked::FORGET))
 }
 
-/// The owner inside its cache: what the gate said when it entered.
+/// The owner inside its cache.
 #[must_use]
-struct Inside {
+struct Inside<'a> {
     slot: &'static ContextSlot,
-    gate: Gate,
+    spare: &'a Cell<Gate>,
 }
 
-impl Inside {
-    /// Steps outside, leaving what `gate` names there.
+impl Inside<'_> {
+    /// Steps outside, leaving `spare` there.
     #[inline(always)]
-    fn leave(&self, gate: Gate) {
-        self.slot.gate.store(gate.word(), Ordering::Release);
+    fn leave(&self, spare: Gate) {
+        self.spare.set(spare);
+        self.step_out(spare);
+    }
+
+    /// Steps outside; `spare` is the one there was.
+    #[inline(always)]
+    fn step_out(&self, spare: Gate) {
+        self.slot.gate.store(spare.word(), Ordering::Release);
     }
 }
 
@@ -300,6 +320,8 @@ pub(crate) fn settle(arena: &Arena, slot: &ContextSlot, thief: Owner) {
 pub(crate) struct Front {
     extent: Extent,
     slot: Cell<&'static ContextSlot>,
+    /// What the gate says while the owner is outside, for the owner, who does not take another's word for it.
+    spare: Cell<Gate>,
     /// One for each class, and some that stand for none: no need to check what a handle says.
     lines: [Line; LINES],
 }
@@ -310,6 +332,7 @@ unsafe impl Sync for Nobodys {}
 static NOBODYS_FRONT: Nobodys = Nobodys(Front {
     extent: Extent::NONE,
     slot: Cell::new(&NOWHERE.0),
+    spare: Cell::new(Gate::BARE),
     lines: [const { Line::new(Reach::NONE) }; LINES],
 });
 /// Where nothing can be freed.
@@ -323,15 +346,14 @@ impl Front {
 
     /// Steps inside, if no thief is at work, or has been: else the slow path settles it.
     #[inline(always)]
-    fn enter(&self) -> Option<Inside> {
+    fn enter(&self) -> Option<Inside<'_>> {
         let slot = self.slot.get();
-        let gate = Gate(Handle::from_word(slot.gate.load(Ordering::Relaxed)));
         slot.gate.store(Gate::INSIDE.word(), Ordering::Relaxed);
         // SYNC(gate)
         compiler_fence(Ordering::SeqCst);
-        let inside = Inside { slot, gate };
+        let inside = Inside { slot, spare: &self.spare };
         if slot.revoked.load(Ordering::Relaxed) != 0 {
-            inside.leave(gate);
+            inside.step_out(self.spare.get());
             return None;
         }
         Some(inside)
@@ -350,9 +372,13 @@ impl Front {
     #[inline(always)]
     pub(crate) fn push(&self, handle: Handle) -> bool {
         let Some(inside) = self.enter() else { return false };
-        let done = inside.gate.is_bare() || self.push_inside(inside.gate.0);
-        inside.leave(if done { Gate(handle) } else { inside.gate });
-        done
+        let spare = self.spare.get();
+        if !spare.is_bare() && !self.push_inside(spare.0) {
+            inside.step_out(spare);
+            return false;
+        }
+        inside.leave(Gate(handle));
+        true
     }
 
     #[inline(always)]
@@ -372,6 +398,8 @@ pub(crate) struct Cache {
     /// The holder word of this context's magazines.
     held: Word,
     stocks: [Stock; class::COUNT],
+    /// Invariant 5.
+    balance: Cell<i64>,
     /// Somebody waits for memory.
     is_asked: Cell<bool>,
     /// Whether that process will never act again; asked while it keeps us out.
@@ -419,19 +447,25 @@ impl Cache {
         let slot = Cell::new(arena.context(context.index())?);
         let line = |class: usize| Line::new(if class < class::COUNT { arena.reach(class) } else { Reach::NONE });
         Some(Self {
-            front: Front { extent: arena.extent(), slot, lines: std::array::from_fn(line) },
+            front: Front {
+                extent: arena.extent(),
+                slot,
+                spare: Cell::new(Gate::BARE),
+                lines: std::array::from_fn(line),
+            },
             arena,
             me,
             owned: block::owned(me),
             held,
             stocks: std::array::from_fn(|class| Stock::new(arena.geometry(), class)),
+            balance: Cell::new(0),
             is_asked: Cell::new(false),
             is_dead: Box::new(is_dead),
         })
     }
 
     /// Steps inside, once no thief is at work, and forgets what one has taken.
-    fn enter_surely(&self) -> Inside {
+    fn enter_surely(&self) -> Inside<'_> {
         loop {
             if let Some(inside) = self.front.enter() {
                 return inside;
@@ -454,6 +488,7 @@ impl Cache {
                 kind => {
                     self.verify();
                     if kind == revoked::FORGET {
+                        self.count(-i64::from(!self.front.spare.replace(Gate::BARE).is_bare()));
                         slot.gate.store(Gate::BARE.word(), Ordering::Release);
                     }
                     point!("verify: checked");
@@ -474,12 +509,28 @@ impl Cache {
         let still = |held: Held| held.magazine.holder.load(Ordering::Acquire) == self.held.0;
         for (class, stock) in self.stocks.iter().enumerate() {
             for place in [&stock.full, &stock.empty] {
-                place.set(Some(place.get()).filter(|held| still(*held)).unwrap_or(Held::NONE));
+                if !still(place.get()) {
+                    self.count(-i64::from(place.replace(Held::NONE).len));
+                }
             }
-            if !still(self.current(class)) {
+            let current = self.current(class);
+            if !still(current) {
+                self.count(-i64::from(current.len));
                 self.set_current(class, Held::NONE);
             }
         }
+    }
+
+    /// Notes that `records` more came into being through this cache than ended, beside those that pops and pushes tell of; or that so many
+    /// blocks came into it otherwise. See "Records".
+    pub(crate) fn count(&self, records: i64) {
+        self.balance.set(self.balance.get().wrapping_add(records));
+    }
+
+    /// The records that came into being through this cache, less those that ended, since this was asked last. It is
+    /// [flushed](Self::flush).
+    pub(crate) fn take_count(&self) -> i64 {
+        self.balance.take()
     }
 
     pub(crate) fn arena(&self) -> &Arena {
@@ -526,23 +577,24 @@ impl Cache {
     #[inline(always)]
     pub(crate) fn pop_fast(&self, class: usize) -> Option<Block> {
         let Some(inside) = self.front.enter() else { return self.pop(class) };
-        let spare = inside.gate.0;
-        if spare.is_of(class) {
-            // Checked, for a foreign hand may have written there.
-            let start = self.arena.block_of(spare, self.front.lines.get(class)?.reach);
+        let spare = self.front.spare.get();
+        if spare.0.is_of(class)
+            && let Some(line) = self.front.lines.get(class)
+            && let Some(start) = self.arena.block_of(spare.0, line.reach)
+        {
             inside.leave(Gate::BARE);
-            return start.map(|start| Block { handle: spare, start });
+            return Some(Block { handle: spare.0, start });
         }
-        let Some(found) = self.pop_inside(class) else { return self.refill_and_leave(class, inside) };
-        inside.leave(inside.gate);
+        let Some(found) = self.pop_inside(class) else { return self.refill_and_leave(class, &inside) };
+        inside.step_out(spare);
         Some(found)
     }
 
     #[cold]
     #[inline(never)]
-    fn refill_and_leave(&self, class: usize, inside: Inside) -> Option<Block> {
+    fn refill_and_leave(&self, class: usize, inside: &Inside<'_>) -> Option<Block> {
         let found = self.refill(class);
-        inside.leave(inside.gate);
+        inside.step_out(self.front.spare.get());
         found
     }
 
@@ -565,9 +617,10 @@ impl Cache {
             return None;
         }
         let inside = self.enter_surely();
-        let spare = inside.gate.spare(&self.arena).filter(|spare| spare.handle.is_of(class));
+        let there = self.front.spare.get();
+        let spare = there.spare(&self.arena).filter(|spare| spare.handle.is_of(class));
         let found = spare.or_else(|| self.refill(class));
-        inside.leave(if spare.is_some() { Gate::BARE } else { inside.gate });
+        inside.leave(if spare.is_some() { Gate::BARE } else { there });
         self.give_back_if_asked();
         found
     }
@@ -583,10 +636,11 @@ impl Cache {
             if let Some(last) = line.last() {
                 // It names no block: a foreign hand wrote it. Drop it, and go on.
                 line.drop_last(last);
+                self.count(-1);
             } else if current.named > 0 {
                 self.name_some(class, current);
             } else {
-                let full = take(&stock.full).or_else(|| self.take(class))?;
+                let full = take(&stock.full).or_else(|| self.take(class, class))?;
                 point!("refill: taken");
                 if current.is_real() {
                     self.keep(class, &stock.empty, current);
@@ -611,7 +665,7 @@ impl Cache {
         // Its lines are here when it is the next one.
         if (1..=NAMED_TOGETHER).contains(&begin)
             && !stock.full.get().is_real()
-            && let Some(held) = self.take(class)
+            && let Some(held) = self.take(class, class)
         {
             stock.full.set(held);
         }
@@ -631,8 +685,14 @@ impl Cache {
     fn keep(&self, class: usize, place: &Cell<Held>, held: Held) {
         let before = place.replace(held);
         if before.is_real() {
-            depot::put(&self.arena, before.index, before.magazine, class);
+            self.put(class, before);
         }
+    }
+
+    /// Puts a magazine into the depot.
+    fn put(&self, class: usize, held: Held) {
+        self.count(-i64::from(held.len));
+        depot::put(&self.arena, held.index, held.magazine, class);
     }
 
     pub(crate) fn front(&self) -> &Front {
@@ -647,7 +707,7 @@ impl Cache {
             return;
         }
         let inside = self.enter_surely();
-        self.put_away(inside.gate);
+        self.put_away();
         inside.leave(Gate(handle));
         self.give_back_if_asked();
     }
@@ -658,12 +718,14 @@ impl Cache {
         }
     }
 
-    /// Pushes the spare that `gate` names.
-    fn put_away(&self, gate: Gate) {
-        let Some(spare) = gate.spare(&self.arena) else { return };
+    /// Pushes the spare, if there is one.
+    fn put_away(&self) {
+        let there = self.front.spare.get();
+        let Some(spare) = there.spare(&self.arena) else { return self.count(-i64::from(!there.is_bare())) };
         self.make_room(spare.handle.class().into());
         if !self.front.push_inside(spare.handle) {
             // No magazine anywhere has room: still free, still found. One store, so a free can't fail.
+            self.count(-1);
             spare.header().state.store(Word::number(state::LOOSE, 0).0, Ordering::Release);
         }
     }
@@ -674,7 +736,7 @@ impl Cache {
             return;
         }
         let stock = &self.stocks[class];
-        let empty = take(&stock.empty).or_else(|| self.take(POOL)).or_else(|| self.take_partial(class, stock.room));
+        let empty = take(&stock.empty).or_else(|| self.take(POOL, class)).or_else(|| self.take_partial(class));
         if let Some(empty) = empty {
             point!("make room: taken");
             let current = self.current(class);
@@ -700,30 +762,31 @@ impl Cache {
         let place = |i: u32| {
             if held.is_real() { held.magazine.entries.as_ptr().wrapping_add(i as usize) } else { std::ptr::null() }
         };
-        // Invariant 4; a foreign hand may have written more entries than there is room for.
+        // Invariant 4.
         line.top.set(place(held.len.min(stock.room)));
         line.named.set(place(held.named.min(held.len).min(stock.room)));
         line.end.set(place(stock.room));
     }
 
-    fn take(&self, list: usize) -> Option<Held> {
-        depot::take(&self.arena, list, self.held).and_then(|index| self.held(index))
-    }
-
-    fn held(&self, index: u32) -> Option<Held> {
+    /// Takes a magazine of `list` in, for blocks of `class`.
+    fn take(&self, list: usize, class: usize) -> Option<Held> {
+        let index = depot::take(&self.arena, list, self.held)?;
         let magazine = std::ptr::from_ref(self.arena.magazine(index)?);
         // SAFETY: inside the segment, which outlives this cache (invariant 2); no copy leaves the cache.
         let magazine: &'static Magazine = unsafe { &*magazine };
-        let len = depot::len(magazine);
+        // A foreign hand may have written more entries than there is room for.
+        let len = depot::len(magazine).min(self.stocks[class].room);
+        self.count(len.into());
         Some(Held { magazine, index, len, named: len })
     }
 
     /// A magazine of the depot that is not full, when there is no empty one.
-    fn take_partial(&self, class: usize, room: u32) -> Option<Held> {
-        let partial = self.take(class)?;
-        if partial.len < room {
+    fn take_partial(&self, class: usize) -> Option<Held> {
+        let partial = self.take(class, class)?;
+        if partial.len < self.stocks[class].room {
             return Some(partial);
         }
+        self.count(-i64::from(partial.len));
         depot::put_back(&self.arena, partial.index, partial.magazine, class);
         None
     }
@@ -734,15 +797,15 @@ impl Cache {
             return;
         }
         let inside = self.enter_surely();
-        self.put_away(inside.gate);
+        self.put_away();
         point!("flush: no spare");
         for (class, stock) in self.stocks.iter().enumerate() {
             let current = self.current(class);
             self.set_current(class, Held::NONE);
             let all = [Some(current).filter(|held| held.is_real()), take(&stock.full), take(&stock.empty)];
             for held in all.into_iter().flatten() {
-                self.merge(class, held);
-                depot::put(&self.arena, held.index, held.magazine, class);
+                let moved = self.merge(class, held);
+                self.put(class, Held { len: held.len - moved, ..held });
             }
         }
         self.is_asked.set(false);
@@ -750,13 +813,14 @@ impl Cache {
     }
 
     /// Fills a half-empty magazine of the depot from `held`, so that contexts that come and go don't litter the depot
-    /// with magazines of few entries.
-    fn merge(&self, class: usize, held: Held) {
+    /// with magazines of few entries. Says how many it moved.
+    fn merge(&self, class: usize, held: Held) -> u32 {
         let (room, len) = (self.stocks[class].room as usize, held.len as usize);
         if len == 0 || len >= room {
-            return;
+            return 0;
         }
-        let Some(other) = self.take(class) else { return };
+        let Some(other) = self.take(class, class) else { return 0 };
+        let mut moved = 0;
         let free = other.magazine.entries.get(other.len as usize..room).unwrap_or_default();
         for (from, to) in held.magazine.entries[..len].iter().rev().zip(free) {
             let granule = from.load(Ordering::Relaxed);
@@ -768,8 +832,10 @@ impl Cache {
             point!("merge: popped");
             to.store(granule, Ordering::Release);
             point!("merge: listed");
+            moved += 1;
         }
-        depot::put(&self.arena, other.index, other.magazine, class);
+        self.put(class, Held { len: other.len + moved, ..other });
+        moved
     }
 
     /// Never touches the segment again: the context is closed, or (in a forked child) the parent's.

@@ -79,7 +79,7 @@ fn carve(cache: &Cache, class: usize) -> Result<Block, NoUnits> {
     point!("carve: published");
     for i in (0..class::blocks(class)).rev() {
         depot::grow_if_empty(arena);
-        cache.push(Handle::new(index(class), granule(i)));
+        free_found(cache, Handle::new(index(class), granule(i)));
         point!("carve: pushed");
     }
     depot::grow_if_empty(arena);
@@ -107,6 +107,7 @@ pub(crate) fn run(cache: &Cache, bytes: u64) -> Result<Block, NoUnits> {
     point!("run: header");
     unit::publish(arena, head, unit::run_word(span));
     point!("run: published");
+    cache.count(1);
     Ok(Block { handle: Handle::new(class::RUN, granule), start })
 }
 
@@ -117,14 +118,21 @@ pub(crate) fn alloc_larger(cache: &Cache, bytes: u64) -> Option<Block> {
     larger.or_else(|| run(cache, bytes).ok())
 }
 
-/// Frees a block that this process owns.
+/// Frees the block of a record of this process, whose end this is.
 #[inline(always)]
 pub(crate) fn free(cache: &Cache, handle: Handle) {
     if handle.is_run() {
+        cache.count(-1);
         free_run(cache.arena(), cache.me(), handle.granule());
     } else {
         cache.push(handle);
     }
+}
+
+/// Frees a block that this process has come by otherwise: it is new, was the dead's, or a channel's.
+pub(crate) fn free_found(cache: &Cache, handle: Handle) {
+    cache.count(1);
+    free(cache, handle);
 }
 
 /// Frees a block of whole units that the process `me` owns.

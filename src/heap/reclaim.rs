@@ -14,7 +14,7 @@
 use crate::arena::Arena;
 use crate::heap::block::Handle;
 use crate::heap::cache::{self, Cache, Gate, revoked};
-use crate::heap::{block, class, depot, unit};
+use crate::heap::{self, block, class, depot, unit};
 use crate::layout::{CONTEXTS, ContextSlot, Magazine, Owner, UNIT_GRANULES, Word, flag};
 use crate::sync::Ordering;
 use crate::sys::barrier;
@@ -118,7 +118,7 @@ pub(crate) fn revoke_idle(cache: &Cache) {
         slot.revoked.store(Word::number(then, number).0, Ordering::Release);
         point!("revoke: verify");
         if let Some(spare) = spare {
-            cache.push(spare);
+            heap::free_found(cache, spare);
         }
     }
     // Nor may their spares stay with us.

@@ -51,7 +51,6 @@ mod armed {
         "close: detached",
         "close: flushed",
         "close: forgotten",
-        "leave: disowned",
         "leave: flushed",
         "leave: locked",
         "leave: unlinked",

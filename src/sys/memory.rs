@@ -4,7 +4,7 @@
 
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags, mmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
@@ -36,4 +36,13 @@ pub(crate) unsafe fn make_private(base: NonNull<u8>, len: usize, file: BorrowedF
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: by the caller; every address of the range stays mapped. If it fails, the shared mapping stays.
     let _ = unsafe { mmap(base.as_ptr().cast(), len, protection, MapFlags::PRIVATE | MapFlags::FIXED, file, 0) };
+}
+
+/// Takes a mapping out of the address space.
+///
+/// # Safety
+/// `base .. base + len` is a mapping that the caller owns, and nothing refers to it any more.
+pub(crate) unsafe fn unmap(base: NonNull<u8>, len: usize) {
+    // SAFETY: by the caller.
+    let _ = unsafe { munmap(base.as_ptr().cast(), len) };
 }
