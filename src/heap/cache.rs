@@ -353,6 +353,8 @@ impl Front {
         compiler_fence(Ordering::SeqCst);
         let inside = Inside { slot, spare: &self.spare };
         if slot.revoked.load(Ordering::Relaxed) != 0 {
+            // Not read before it is needed here; see `push`.
+            compiler_fence(Ordering::SeqCst);
             inside.step_out(self.spare.get());
             return None;
         }
@@ -372,10 +374,14 @@ impl Front {
     #[inline(always)]
     pub(crate) fn push(&self, handle: Handle) -> bool {
         let Some(inside) = self.enter() else { return false };
-        let spare = self.spare.get();
-        if !spare.is_bare() && !self.push_inside(spare.0) {
-            inside.step_out(spare);
-            return false;
+        // Compared where it lies: an instruction less than in a register.
+        if !self.spare.get().is_bare() {
+            compiler_fence(Ordering::SeqCst);
+            let spare = self.spare.get();
+            if !self.push_inside(spare.0) {
+                inside.step_out(spare);
+                return false;
+            }
         }
         inside.leave(Gate(handle));
         true
