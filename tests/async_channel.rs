@@ -1,6 +1,6 @@
 //! Awaiting channels inside one process: every way a wait can end, on tokio and on a bare executor, and that what is dropped half-way
 //! loses nothing.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod common;
 #[path = "common/executor.rs"]
@@ -749,4 +749,249 @@ fn buffers_come_and_go_while_others_are_waited_for() {
         let mut tx = ctx.producer_with::<u64>(1, &blocking()).unwrap();
         tx.send(ctx.record(1).unwrap()).unwrap();
     });
+}
+
+// -------------------------------------------------------------------------------------- wakers that do what they like
+
+/// What a waker may do when it is woken, cloned or dropped: anything. With an argument that its thread has at hand.
+mod others {
+    use std::cell::{Cell, RefCell};
+    use std::sync::Arc;
+    use std::task::{RawWaker, RawWakerVTable, Wake, Waker};
+
+    type Act = Box<dyn FnOnce()>;
+
+    thread_local! {
+        static ON_WAKE: RefCell<Option<Act>> = const { RefCell::new(None) };
+        static ON_DROP: RefCell<Option<Act>> = const { RefCell::new(None) };
+        static ON_CLONE: RefCell<Option<Act>> = const { RefCell::new(None) };
+        static WOKEN: Cell<usize> = const { Cell::new(0) };
+    }
+
+    struct Code;
+
+    impl Wake for Code {
+        fn wake(self: Arc<Self>) {
+            WOKEN.set(WOKEN.get() + 1);
+            if let Some(act) = ON_WAKE.take() {
+                act();
+            }
+        }
+    }
+
+    impl Drop for Code {
+        fn drop(&mut self) {
+            if let Some(act) = ON_DROP.take() {
+                act();
+            }
+        }
+    }
+
+    pub fn on_wake(act: impl FnOnce() + 'static) {
+        ON_WAKE.set(Some(Box::new(act)));
+    }
+
+    pub fn on_drop(act: impl FnOnce() + 'static) {
+        ON_DROP.set(Some(Box::new(act)));
+    }
+
+    pub fn woken() -> usize {
+        WOKEN.get()
+    }
+
+    /// One for each call, so that the end of each is noticed.
+    pub fn waker() -> Waker {
+        Waker::from(Arc::new(Code))
+    }
+
+    /// Its clones do nothing, but the first cloning does.
+    pub fn cloned(act: impl FnOnce() + 'static) -> Waker {
+        static NOTHING: RawWakerVTable = RawWakerVTable::new(|_| still(), |_| (), |_| (), |_| ());
+        static CLONED: RawWakerVTable = RawWakerVTable::new(
+            |_| {
+                if let Some(act) = ON_CLONE.take() {
+                    act();
+                }
+                still()
+            },
+            |_| (),
+            |_| (),
+            |_| (),
+        );
+        fn still() -> RawWaker {
+            RawWaker::new(std::ptr::null(), &NOTHING)
+        }
+        ON_CLONE.set(Some(Box::new(act)));
+        // SAFETY: the functions touch no data.
+        #[allow(unsafe_code)]
+        unsafe {
+            Waker::from_raw(RawWaker::new(std::ptr::null(), &CLONED))
+        }
+    }
+}
+
+fn is_mapped(name: &Name) -> bool {
+    std::fs::read_to_string("/proc/self/maps").unwrap().contains(&name.0)
+}
+
+fn parks<F: Future + Unpin>(future: &mut F) {
+    assert!(future.poll_unpin(&mut Context::from_waker(&others::waker())).is_pending());
+}
+
+/// Symptom: an endpoint read unmapped memory. Cause: a waker that was woken while its context closed got that very context, and attached
+/// an end which nobody detached. Fix: a context that closes is found by nobody, and wakers are woken last.
+#[test]
+fn a_waker_asks_for_the_context_that_closes() {
+    let _dog = watchdog();
+    let name = Name::new("async-asks");
+    let buffer = Buffer::open(&name).unwrap();
+    let ctx = buffer.context().unwrap();
+    let mut rx = ctx.consumer_with::<u64>(1, &blocking()).unwrap();
+    let late = std::rc::Rc::new(std::cell::RefCell::new(None));
+    let mut next = rx.recv_async();
+    parks(&mut next);
+    others::on_wake({
+        let late = std::rc::Rc::clone(&late);
+        move || {
+            let ctx = buffer.context().unwrap();
+            let tx = ctx.producer::<u64>(2).unwrap();
+            let rx = ctx.consumer::<u64>(2).unwrap();
+            *late.borrow_mut() = Some((tx, rx, ctx));
+        }
+    });
+    drop(ctx);
+    drop(next);
+    assert_eq!(rx.try_recv().unwrap_err(), RecvError::ContextClosed.into());
+    drop(rx);
+    assert!(is_mapped(&name));
+    let (mut tx, mut rx, ctx) = late.take().unwrap();
+    tx.send(ctx.record(5).unwrap()).unwrap();
+    assert_eq!(*rx.try_recv().unwrap(), 5);
+    drop((tx, rx, ctx));
+    assert!(!is_mapped(&name) && !name.exists());
+}
+
+/// Symptom: a role that stayed taken by its own process. Cause: a waker that was woken by the drop of an end dropped the last context, and
+/// with it what the end needed to leave. Fix: the role is released first.
+#[test]
+fn a_waker_drops_the_last_context() {
+    let _dog = watchdog();
+    let name = Name::new("async-last");
+    let buffer = Buffer::open(&name).unwrap();
+    let ctx = buffer.context().unwrap();
+    let mut rx = ctx.consumer_with::<u64>(1, &blocking()).unwrap();
+    let mut next = rx.recv_async();
+    parks(&mut next);
+    std::mem::forget(next);
+    others::on_wake(move || drop(ctx));
+    drop(rx);
+    assert_eq!(others::woken(), 1);
+    assert!(!buffer.has_channel(1).unwrap());
+    drop(buffer.context().unwrap().consumer::<u64>(1).unwrap());
+    all_free(&buffer);
+}
+
+/// Symptom: the mapping went while ends were still to be detached. Cause: a waker asked for the context that was closing, dropped it, and so
+/// closed it once more. Fix: as above.
+#[test]
+fn a_waker_makes_and_closes_a_context_while_one_closes() {
+    let _dog = watchdog();
+    for keep in [true, false] {
+        let name = Name::new("async-nested");
+        let buffer = Buffer::open(&name).unwrap();
+        let other = keep.then(|| buffer.clone());
+        let ctx = buffer.context().unwrap();
+        let mut rxs: Vec<_> = (0..3).map(|id| ctx.consumer_with::<u64>(id, &blocking()).unwrap()).collect();
+        let before = others::woken();
+        {
+            let mut all: Vec<_> = rxs.iter_mut().map(Channel::recv_async).collect();
+            all.iter_mut().for_each(parks);
+            others::on_wake(move || drop(buffer.context().unwrap()));
+            drop(ctx);
+        }
+        assert_eq!(others::woken() - before, 3);
+        drop(rxs);
+        assert_eq!(is_mapped(&name), keep);
+        if let Some(buffer) = other {
+            let ctx = buffer.context().unwrap();
+            (0..3).for_each(|id| drop(ctx.consumer::<u64>(id).unwrap()));
+            drop(ctx);
+            all_free(&buffer);
+        }
+        assert!(!is_mapped(&name) && !name.exists());
+    }
+}
+
+/// Symptom: two live records at one address. Cause: a waker's panic left a context half closed, and the thread took it for its own still.
+/// Fix: wakers are woken last, and their panics end there.
+#[test]
+fn a_waker_panics_while_its_context_closes() {
+    let _dog = watchdog();
+    let name = Name::new("async-panics");
+    let buffer = Buffer::open(&name).unwrap();
+    let ctx = buffer.context().unwrap();
+    let mut rxs: Vec<_> = (0..3).map(|id| ctx.consumer_with::<u64>(id, &blocking()).unwrap()).collect();
+    let record = ctx.record(5_u64).unwrap();
+    {
+        let mut all: Vec<_> = rxs.iter_mut().map(Channel::recv_async).collect();
+        all.iter_mut().for_each(parks);
+        others::on_wake(|| panic!("this panic is part of the test"));
+        drop(ctx);
+        assert_eq!(others::woken(), 3, "the others are woken all the same");
+    }
+    // One end's drop, likewise.
+    let ctx = buffer.context().unwrap();
+    let mut rx = ctx.consumer_with::<u64>(1, &blocking()).unwrap();
+    let mut next = rx.recv_async();
+    parks(&mut next);
+    std::mem::forget(next);
+    others::on_wake(|| panic!("this panic is part of the test"));
+    drop(rx);
+    assert_eq!(others::woken(), 4);
+    drop((rxs, ctx));
+    assert_eq!(*record, 5);
+    drop(record);
+    all_free(&buffer);
+    drop(buffer);
+    assert!(!is_mapped(&name) && !name.exists());
+}
+
+/// The waker that is dropped when a future answers may panic: the answer is given.
+#[test]
+fn a_waker_whose_drop_panics_costs_no_message() {
+    let _dog = watchdog();
+    let name = Name::new("async-drops");
+    let buffer = Buffer::open(&name).unwrap();
+    let ctx = buffer.context().unwrap();
+    let (tx, mut rx) = ends(&ctx);
+    let mut next = rx.recv_async();
+    // Woken by nobody, so that it is dropped.
+    parks(&mut next);
+    let again = others::waker();
+    others::on_drop(|| panic!("this panic is part of the test"));
+    assert!(next.poll_unpin(&mut Context::from_waker(&again)).is_pending(), "the first one is replaced by another");
+    others::on_drop(move || drop(ctx));
+    drop(next);
+    drop(again);
+    assert!(tx.is_empty() && rx.try_recv().is_err());
+    drop((tx, rx));
+    drop(buffer);
+    assert!(!is_mapped(&name) && !name.exists());
+}
+
+/// A waker that closes the context while it is cloned: the future says that it is closed.
+#[test]
+fn a_waker_closes_the_context_while_it_is_cloned() {
+    let _dog = watchdog();
+    let name = Name::new("async-clones");
+    let buffer = Buffer::open(&name).unwrap();
+    let ctx = buffer.context().unwrap();
+    let mut rx = ctx.consumer_with::<u64>(1, &blocking()).unwrap();
+    let mut next = rx.recv_async();
+    let waker = others::cloned(move || drop((ctx, buffer)));
+    let polled = next.poll_unpin(&mut Context::from_waker(&waker));
+    assert_eq!(polled.map(Result::unwrap_err), Poll::Ready(RecvError::ContextClosed));
+    drop(next);
+    assert!(!is_mapped(&name) && !name.exists());
+    drop(rx);
 }
