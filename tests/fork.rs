@@ -7,6 +7,8 @@
 mod common;
 #[path = "common/scenarios.rs"]
 mod scenarios;
+#[path = "common/stuck.rs"]
+mod stuck;
 
 use common::{Name, all_free, sound};
 use ipc_buffer::{
@@ -37,6 +39,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("fork_while_opening_and_closing", fork_while_opening_and_closing),
     ("fork_while_unlinking", fork_while_unlinking),
     ("fork_while_reaping", fork_while_reaping),
+    ("fork_while_others_wait", fork_while_others_wait),
 ];
 
 fn main() {
@@ -688,4 +691,44 @@ fn fork_while_reaping(name: &Name) {
     reapers.into_iter().for_each(|thread| thread.join().unwrap());
     buffer.reap().unwrap();
     all_free(&buffer);
+}
+
+/// Descriptors of the segment that this process has, and mappings.
+fn handles(name: &Name) -> (usize, usize) {
+    let targets = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
+    let descriptors = targets.filter(|target| target.to_string_lossy().contains(&name.0)).count();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    (descriptors, maps.lines().filter(|line| line.contains(&name.0)).count())
+}
+
+/// Somebody sits on the control lock, and threads wait for it: to open the buffer, to remove its name, to leave it. No fork waits for
+/// that, and the child has nothing of what they wait with.
+fn fork_while_others_wait(name: &Name) {
+    let waits: [(&str, fn(&str, Option<Buffer>)); 3] = [
+        ("open", |name, _| _ = Buffer::open(name).map(drop)),
+        ("unlink", |name, _| _ = Buffer::unlink(name)),
+        ("leave", |_, buffer| drop(buffer)),
+    ];
+    for (what, wait) in waits {
+        drop(Buffer::options().persist(true).open(name).unwrap());
+        let buffer = (what == "leave").then(|| Buffer::open(name).unwrap());
+        let holder = stuck::Holder::new(name);
+        let there = name.0.clone();
+        let thread = std::thread::spawn(move || wait(&there, buffer));
+        holder.until_waited_for();
+        let Some(child) = fork() else {
+            // The holder's, and the one of a mapping, which carries no lock.
+            let (descriptors, mappings) = handles(name);
+            assert!(descriptors <= 2 && mappings == 0, "{what}: {descriptors} descriptors, {mappings} mappings");
+            // It can wait for the lock itself, and does not have it.
+            assert!(Buffer::open(name).is_err(), "{what}");
+            end()
+        };
+        assert!(!thread.is_finished(), "{what}: the fork waited for it");
+        child.succeeds();
+        drop(holder);
+        thread.join().unwrap();
+        assert_eq!(handles(name), (0, 0), "{what}");
+        let _ = Buffer::unlink(name);
+    }
 }
