@@ -26,11 +26,12 @@
 //! leads there. The parent notices nothing.
 //!
 //! # Invariants
-//! 1. An attachment is freed only by who has taken it off the list, under the registry's lock, when `holds` was 0 and `records` was 0: so
-//!    no hold and no record of this process is left, and without the list none can be made. `holds` is raised from 0 under that lock only.
+//! 1. An attachment is freed only by who has taken it off the list, under the registry's lock, when `holds` was 0 and `records` was 0:
+//!    so no hold and no record of this process is left, and without the list none can be made. `holds` is raised from 0 under that
+//!    lock only.
 //! 2. In a forked child no inherited attachment is ever freed.
-//! 3. As long as a record exists, its attachment has a hold, or `records` is not 0. For `records` and the balances of this attachment's caches
-//!    add up to its records plus the blocks cached, by private words alone; a cache is in use only while somebody has a
+//! 3. As long as a record exists, its attachment has a hold, or `records` is not 0. For `records` and the balances of this attachment's
+//!    caches add up to its records plus the blocks cached, by private words alone; a cache is in use only while somebody has a
 //!    hold, and is empty, and its balance added to `records`, when that hold goes.
 
 #![allow(unsafe_code)]
@@ -197,6 +198,7 @@ fn detach_if_unused(attachment: NonNull<Attachment>) {
     }
     list.attachments.swap_remove(at);
     drop(list);
+    point!("leave: unlisted");
     #[cfg(feature = "async")]
     waiter::forget(attachment);
     // SAFETY: invariant 1, by the checks above; it was boxed in `attach`, and is in no list any more.

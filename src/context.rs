@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 ///
 /// Stays in its thread (`!Send`, checked at compile time). There is one per thread and buffer: asking again gives another
 /// handle to the same. When the last handle is dropped, every cached block goes back to the buffer and every endpoint made from
-/// it is detached: operations on those then answer `ContextClosed`. Records live on.
+/// it is detached: operations on those then answer `ContextClosed`. Records live on. Futures that wait for such an endpoint are woken
+/// when all of that is done, so a waker may do what it likes with the buffer; if one panics, that ends there.
 ///
 /// ```
 /// # let name = format!("doc-context-{}", std::process::id());

@@ -55,14 +55,14 @@
 //! get it a few at a time before they are popped, so that their headers, which are in other cores' caches, come together.
 //!
 //! # Records
-//! A process unmaps the segment when its last record is gone, so nothing that another process writes may make it miscount. Nor may the
-//! count cost anything where records come and go. So the cache keeps a *balance*, which is the number of blocks it holds plus the records
-//! that came into being through it, less those that ended. A pop makes a record of a cached block, and a push a cached block of a
-//! record: neither changes the sum. All that does is on slow paths: a magazine taken in or put back, a block that is `LOOSE` now, lost to a
-//! thief, new, or a channel's; a large record; and when an end is detached, what it has received less what it has sent. How many
-//! blocks a magazine has is read from shared memory once, when it is taken in: from then on it is this cache's word that counts
-//! ([`Held::len`], [`Line`]), whatever is written over the entries. When the cache is [flushed](Cache::flush) it holds nothing, and its balance is
-//! a number of records.
+//! A process unmaps the segment when its last record is gone, so nothing that another process writes may make it miscount. Nor may
+//! the count cost anything where records come and go. So the cache keeps a *balance*: the number of blocks it holds, plus the
+//! records that came into being through it, less those that ended. A pop makes a record of a cached block, and a push a cached
+//! block of a record: neither changes the sum. All that does is on slow paths: a magazine taken in or put back; a block that is
+//! `LOOSE` now, lost to a thief, new, or a channel's; a large record; and when an end is detached, what it has received less what it
+//! has sent. How many blocks a magazine has is read from shared memory once, when it is taken in: from then on it is this
+//! cache's word that counts ([`Held::len`], [`Line`]), whatever is written over the entries, and whatever a thief says. When the cache is
+//! [flushed](Cache::flush) it holds nothing, and its balance is a number of records.
 //!
 //! # Invariants
 //! 1. Each magazine at hand or in reserve is held by this context in the segment; `UNUSABLE` is held by nobody, no line points into it,
@@ -70,9 +70,9 @@
 //! 2. The segment stays mapped while the cache lives (the context holds the process's attachment).
 //! 3. The blocks of a held magazine from `named` on are `OWNED(me)`, and every block that is pushed.
 //! 4. A [`Line`]'s `named <= top <= end` point at entries of one held magazine, or behind its last; nothing is listed from `top` on.
-//! 5. `balance` is the number of blocks cached here (entries below the `len` or `top` of what is held, and the spare) plus the net number of
-//!    records that came into being through this cache. It and they are private words: no store of another process changes one without the
-//!    other.
+//! 5. `balance` is the number of blocks cached here (entries below the `len` or `top` of what is held, and the spare) plus the net number
+//!    of records that came into being through this cache. It and they are private words: no store of another process changes one
+//!    without the other.
 
 #![allow(unsafe_code)]
 

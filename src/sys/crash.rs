@@ -51,6 +51,7 @@ mod armed {
         "close: detached",
         "close: flushed",
         "close: forgotten",
+        "leave: unlisted",
         "leave: flushed",
         "leave: locked",
         "leave: unlinked",
