@@ -704,7 +704,8 @@ fn handles(name: &Name) -> (usize, usize) {
 /// Somebody sits on the control lock, and threads wait for it: to open the buffer, to remove its name, to leave it. No fork waits for
 /// that, and the child has nothing of what they wait with.
 fn fork_while_others_wait(name: &Name) {
-    let waits: [(&str, fn(&str, Option<Buffer>)); 3] = [
+    type Wait = fn(&str, Option<Buffer>);
+    let waits: [(&str, Wait); 3] = [
         ("open", |name, _| _ = Buffer::open(name).map(drop)),
         ("unlink", |name, _| _ = Buffer::unlink(name)),
         ("leave", |_, buffer| drop(buffer)),
