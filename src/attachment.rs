@@ -196,7 +196,7 @@ fn detach_if_unused(attachment: NonNull<Attachment>) {
     if holds != 0 || records != 0 {
         return;
     }
-    list.attachments.swap_remove(at);
+    let Entry(attachment) = list.attachments.swap_remove(at);
     drop(list);
     point!("leave: unlisted");
     #[cfg(feature = "async")]
