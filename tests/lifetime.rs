@@ -226,7 +226,7 @@ fn work(buffer: &Buffer, seed: u64, pool: &Mutex<Vec<Kept>>, rounds: u64) {
     pool.lock().unwrap().extend(mine);
 }
 
-/// Several threads in a buffer that is too small for them: blocks go `LOOSE`, idle caches are taken back, other classes must do. Whatever
+/// Several threads in a buffer that is too small for them: idle caches are taken back, other classes must do. Whatever
 /// happened, the mapping goes with the last record, in whatever thread that is dropped.
 #[test]
 fn the_mapping_goes_with_the_last_record_and_not_before() {
