@@ -164,6 +164,27 @@ fn slots(capacity: usize) -> ChannelOptions {
     ChannelOptions::new().capacity(capacity)
 }
 
+/// The control lock, as somebody has it who is stopped.
+fn stuck(name: &str) -> std::fs::File {
+    let file = std::fs::File::options().read(true).write(true).open(format!("/dev/shm/{name}")).unwrap();
+    // SAFETY: plain integers; zeroes are valid.
+    let mut lock: libc::flock64 = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK.try_into().unwrap();
+    lock.l_len = 1;
+    // SAFETY: an open descriptor and a lock that lives as long as the call.
+    assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLKW, &raw mut lock) }, 0);
+    file
+}
+
+/// Ids whose search begins at one cell of the directory's index.
+fn same_cell() -> impl Iterator<Item = i64> {
+    let cell = |id: i64| {
+        let mixed = id.cast_unsigned().wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        ((mixed >> 32) ^ (mixed >> 47)) % (1 << 15)
+    };
+    (1000..).filter(move |id| cell(*id) == cell(1000))
+}
+
 /// Of a class that nothing else here uses, several of which fill a slab.
 fn middle(ctx: &ThreadContext) -> Record<[u8]> {
     ctx.slice_zeroed::<u8>(3500).unwrap()
@@ -409,6 +430,27 @@ const ACTS: &[(&str, Act)] = &[
     ("create", |v, arm| {
         arm();
         forget((v.own_channel(10), v));
+    }),
+    ("create to stay", |v, arm| {
+        arm();
+        forget((v.ctx.producer_with::<u64>(13, &slots(8).persistent(true)).unwrap(), v));
+    }),
+    ("desert", |v, arm| {
+        // Left as it was, for nobody could have the control lock.
+        let ends = v.own_channel(10);
+        let stuck = stuck(v.buffer.name());
+        drop(ends);
+        drop(stuck);
+        arm();
+        forget((v.own_channel(10), v));
+    }),
+    ("crowd the index", |v, arm| {
+        // Ids that begin at one cell: all but the last have to move when the first goes.
+        let mut ends: Vec<_> =
+            same_cell().take(4).map(|id| v.ctx.value_producer_with::<u64>(id, &slots(2)).unwrap()).collect();
+        arm();
+        drop(ends.remove(0));
+        forget((ends, v));
     }),
     ("detach", |v, arm| {
         arm();
@@ -685,14 +727,28 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("create", "attach: seen", &[1, 2]),
     ("create", "tell: raised", &[1]),
     ("create", "announce: changed", &[1, 2]),
+    ("create to stay", "create: block", &[1]),
+    ("create to stay", "create: live", &[1]),
+    ("create to stay", "create: indexed", &[1]),
+    ("desert", "remove: state", &[1]),
+    ("desert", "attach: role", &[1]),
+    ("desert", "freeze: queued", &[1, 5]),
+    ("desert", "drain: owned", &[1]),
+    ("desert", "drain: head", &[2]),
+    ("crowd the index", "index: moved", &[1, 2, 3]),
     ("detach", "vacate: gone", &[1]),
-    ("detach", "vacate: cell", &[1, 2]),
+    ("detach", "detach: left", &[1, 2]),
+    ("detach", "detach: released", &[1, 2]),
     ("detach", "tell: raised", &[1]),
     ("detach", "announce: changed", &[1, 2]),
-    ("detach", "control: cleared", &[1]),
-    ("dismantle", "vacate: cell", &[1, 2]),
+    ("dismantle", "detach: left", &[1, 2]),
+    ("dismantle", "detach: released", &[1, 2]),
+    ("dismantle", "remove: state", &[1]),
+    ("dismantle", "remove: unindexed", &[1]),
+    ("dismantle", "freeze: queued", &[1, 4, 5]),
+    ("dismantle", "freeze: noted", &[1]),
+    ("dismantle", "freeze: done", &[1]),
     ("dismantle", "dismantle: busy", &[1]),
-    ("dismantle", "dismantle: unindexed", &[1]),
     ("dismantle", "drain: owned", &[1, 3]),
     ("dismantle", "drain: head", &[1, 3]),
     ("dismantle", "push: listed", &[2]),
@@ -771,6 +827,10 @@ const REAPER: &[&str] = &[
     "reap: queued",
     "vacate: gone",
     "vacate: cell",
+    "remove: state",
+    "settle: removed",
+    "freeze: queued",
+    "freeze: noted",
     "dismantle: busy",
     "drain: owned",
     "drain: head",
@@ -998,8 +1058,10 @@ impl Survivor {
 
 /// All of it is free, and can be had in the largest pieces.
 fn end(buffer: &Buffer) {
-    // What the survivor attached by itself and forgot.
-    let _ = buffer.remove_channel(30).unwrap();
+    // What the survivor attached by itself and forgot, and what persists.
+    for id in [30, 13] {
+        let _ = buffer.remove_channel(id).unwrap();
+    }
     assert!(buffer.channels().unwrap().is_empty(), "{:?}", buffer.channels());
     common::all_free(buffer);
     buffer.trim().unwrap();
