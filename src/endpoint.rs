@@ -217,9 +217,18 @@ impl Endpoint {
     pub(crate) fn wait_for_peer(&self, timeout: Duration) -> bool {
         let Some(hold) = self.local.hold() else { return false };
         let version = &hold.arena().header().directory_version;
-        let ready = || (self.check().is_err() || self.has_live_peer()).then_some(());
-        wait::for_change(version, deadline(timeout), ready);
-        self.has_live_peer()
+        let deadline = deadline(timeout);
+        let ready = || {
+            if self.check().is_err() {
+                return Some(false);
+            }
+            if !self.check_peer() {
+                let left = deadline.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
+                recovery::reap(&hold, Effort::A_MOMENT.within(left));
+            }
+            self.has_peer().then_some(true)
+        };
+        wait::for_change(version, deadline, ready).unwrap_or(false)
     }
 
     /// Whether the other end has left for good: it was here, or it can't come any more because the id is gone. A producer of a

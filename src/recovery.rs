@@ -101,6 +101,11 @@ impl Effort {
     pub(crate) const A_MOMENT: Self = Self { work: Some(brief(20)), others: Duration::ZERO };
     /// What one gives at a time who needs memory.
     pub(crate) const A_BIT: Self = Self { work: Some(brief(1)), others: Duration::ZERO };
+
+    /// The same for one who has no more than `left`.
+    pub(crate) fn within(self, left: Duration) -> Self {
+        Self { work: Some(self.work.map_or(left, |work| work.min(left))), others: self.others.min(left) }
+    }
 }
 
 /// No time in tests for kills, so that every step is one to stop after.
