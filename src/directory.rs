@@ -993,3 +993,101 @@ pub(crate) fn list<'a>(control: &'a Control<'_>) -> impl Iterator<Item = Facts> 
         storage: entry.storage.load(Ordering::Relaxed),
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::attachment::{self, Hold};
+    use crate::buffer::Buffer;
+    use crate::segment::Wish;
+    use std::collections::BTreeMap;
+
+    fn open(name: &str) -> Hold {
+        let wish = Wish { capacity: Some(1 << 20), create_new: false, must_exist: false, persist: false, mode: 0o600 };
+        attachment::open(name, &wish).unwrap()
+    }
+
+    /// Cells looked at to find it; a search for what is not there ends at the first free one.
+    fn steps(arena: &Arena, id: i64, index: u32) -> usize {
+        probes(id).position(|probe| arena.index_cell(probe).unwrap().load(Ordering::Relaxed) == index + 1).unwrap()
+    }
+
+    fn taken_cells(arena: &Arena) -> Vec<bool> {
+        (0..INDEX_CELLS).map(|i| arena.index_cell(i).unwrap().load(Ordering::Relaxed) != 0).collect()
+    }
+
+    /// Against a map, at every load, with ids that crowd around the index's end; by the number of steps it is as good as new throughout.
+    #[test]
+    fn an_index_does_not_wear_out() {
+        let hold = open(&format!("ipc-buffer-test-index-{}", std::process::id()));
+        let control = hold.control().unwrap();
+        let arena = control.arena();
+        while arena.grow_directory().unwrap().is_some() {}
+        let mut free: Vec<u32> = (0..CHANNELS).collect();
+        let mut here: BTreeMap<i64, u32> = BTreeMap::new();
+        let mut state = 7_u64;
+        let mut random = |limit: usize| {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            usize::try_from(state >> 33).unwrap() % limit
+        };
+        let crowd: Vec<i64> = (0..).filter(|id| hash(*id) >= INDEX_CELLS - 3 || hash(*id) < 2).take(60).collect();
+        for round in 0..60_000_usize {
+            // Fuller and emptier in turn.
+            let is_filling = round / 20_000 % 2 == 0;
+            let id = if random(8) == 0 { crowd[random(crowd.len())] } else { i64::try_from(random(40_000)).unwrap() };
+            let goes = here.contains_key(&id) || !is_filling && random(4) > 0;
+            let goes = if here.contains_key(&id) {
+                Some(id)
+            } else {
+                goes.then(|| here.range(id..).next()).flatten().map(|(id, _)| *id)
+            };
+            if let Some(id) = goes {
+                let index = here.remove(&id).unwrap();
+                remove_from_index(arena, id, index);
+                arena.directory_entry(index).unwrap().state.store(0, Ordering::Relaxed);
+                free.push(index);
+            } else if let Some(index) = free.pop() {
+                let entry = arena.directory_entry(index).unwrap();
+                entry.id.store(id.cast_unsigned(), Ordering::Relaxed);
+                // Never deserted, to be found.
+                entry.options.store(entry::PERSISTENT, Ordering::Relaxed);
+                entry.state.store(Word::number(entry::LIVE, 1).0, Ordering::Relaxed);
+                insert(arena, id, index);
+                here.insert(id, index);
+            }
+            assert_eq!(find(&control, id).map(|channel| channel.index), here.get(&id).copied());
+            if round % 5000 == 4999 {
+                assert!(here.iter().all(|(id, index)| find(&control, *id).unwrap().index == *index), "round {round}");
+                let before: usize = here.iter().map(|(id, index)| steps(arena, *id, *index)).sum();
+                let cells = taken_cells(arena);
+                rebuild_index(arena);
+                let after: usize = here.iter().map(|(id, index)| steps(arena, *id, *index)).sum();
+                assert_eq!((before, cells), (after, taken_cells(arena)), "round {round}: {} ids", here.len());
+            }
+        }
+        assert!(!here.is_empty());
+        for index in here.into_values() {
+            arena.directory_entry(index).unwrap().state.store(0, Ordering::Relaxed);
+        }
+        rebuild_index(arena);
+    }
+
+    /// A foreign hand has emptied its cell, and the entry is another channel's by now.
+    #[test]
+    fn an_end_whose_role_was_taken_away_gives_up_nobody_elses() {
+        let name = format!("ipc-buffer-test-generation-{}", std::process::id());
+        let hold = open(&name);
+        let ctx = Buffer::options().open(&name).unwrap().context().unwrap();
+        let old = ctx.producer::<u64>(1).unwrap();
+        let entry = hold.arena().directory_entry(0).unwrap();
+        entry.producer.store(0, Ordering::SeqCst);
+        drop(ctx.producer::<u64>(1).unwrap());
+        let new = ctx.producer::<u64>(2).unwrap();
+        assert_eq!(entry.id.load(Ordering::Relaxed), 2, "in the place of the old one");
+        drop(old);
+        assert_eq!(holder(entry, Side::Producer), Some(hold.me()));
+        drop(new);
+        assert_eq!(holder(entry, Side::Producer), None);
+    }
+}

@@ -552,3 +552,48 @@ pub(crate) fn blocks(arena: &Arena, head: u32, what: Word) -> impl Iterator<Item
 pub(crate) fn for_each_block(arena: &Arena, mut visit: impl FnMut(At<'_>)) {
     unit::heads(arena).for_each(|(head, what)| blocks(arena, head, what).for_each(&mut visit));
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::buffer::Buffer;
+    use crate::segment::Wish;
+
+    /// Whose name it bears may have been reaped in part: what it does in that name lies where nobody would look any more.
+    #[test]
+    fn who_takes_a_dead_ones_place_looks_through_all_it_had() {
+        let name = format!("ipc-buffer-test-inherit-{}", std::process::id());
+        let wish = Wish { capacity: Some(1 << 20), create_new: false, must_exist: false, persist: false, mode: 0o600 };
+        let hold = crate::attachment::open(&name, &wish).unwrap();
+        let left = std::thread::scope(|scope| {
+            let works = || {
+                let ctx = Buffer::open(&name).unwrap().context().unwrap();
+                drop((0..300).map(|i| ctx.record(i).unwrap()).collect::<Vec<_>>());
+                std::mem::forget((ctx.record(1_u64), ctx));
+            };
+            scope.spawn(works).join()
+        });
+        // It never leaves, so its segment goes here.
+        crate::segment::remove(&name).unwrap();
+        left.unwrap();
+        let arena = hold.arena();
+        let held = || {
+            let holders = (0..arena.header().magazine_top.load(Ordering::Acquire)).filter_map(|i| arena.magazine(i));
+            holders.filter(|magazine| Word(magazine.holder.load(Ordering::Acquire)).kind() == depot::HELD).count()
+        };
+        assert!(held() > 0);
+        participant::note(arena, &[hold.me()], Word::number(pass::HEADERS, u64::from(u32::MAX)));
+        assert!(inherit(&hold));
+        assert_eq!(held(), 0);
+        assert!((0..CONTEXTS).all(|index| participant::context_owner(arena, index).is_none()));
+        let mut owned = 0;
+        for_each_block(arena, |at| {
+            owned += u64::from(at.header.state.load(Ordering::Acquire) == block::owned(hold.me()).0)
+        });
+        let listed = (0..arena.header().magazine_top.load(Ordering::Acquire)).filter_map(|i| arena.magazine(i));
+        let listed = listed.flat_map(depot::entries).filter_map(|granule| arena.block(granule));
+        let named = listed.filter(|block| block.state.load(Ordering::Acquire) == block::owned(hold.me()).0).count();
+        assert_eq!(owned, named as u64, "what bears its name is free");
+    }
+}
