@@ -1400,6 +1400,62 @@ fn half_attached(name: &str, point: &str, reaps: bool) -> i32 {
     0
 }
 
+/// One that leaves is stopped before it rings the bells, which lie in the channel's storage. The other end leaves, too, and the memory
+/// is wanted: it is not had before the first is out.
+fn rings_late(name: &str) -> i32 {
+    let buffer = open(name);
+    let ctx = buffer.context().unwrap();
+    let goes = child(30, || {
+        let ctx = open(name).context().unwrap();
+        let rx = ctx.consumer_with::<u64>(50, &slots(64)).unwrap();
+        assert!(rx.wait_for_producer(Duration::from_secs(20)));
+        arm_stop("tell: raised", 1);
+        drop(rx);
+        0
+    });
+    assert!(buffer.wait_for_channel(50, Duration::from_secs(20)).unwrap());
+    let tx = ctx.producer::<u64>(50).unwrap();
+    assert_eq!(ended(goes), Ended::Stopped);
+    drop(tx);
+    assert!(!buffer.has_channel(50).unwrap(), "nobody is in it");
+    let mut all = Vec::new();
+    for words in [2000, 110, 20] {
+        while let Ok(record) = ctx.slice_from(&vec![!0_u64; words]) {
+            all.push(record);
+        }
+    }
+    // SAFETY: a child of this process, which was not waited for since it stopped.
+    assert_eq!(unsafe { libc::kill(goes, libc::SIGCONT) }, 0);
+    assert_eq!(ended(goes), Ended::Exit(0));
+    assert!(all.iter().flat_map(|record| record.iter()).all(|word| *word == !0), "it has written there");
+    drop((all, ctx));
+    end(&buffer);
+    0
+}
+
+/// One that makes a channel is stopped while it empties its ring, which may be long: it has no lock, and others are there first.
+fn prepares_without_the_lock(name: &str) -> i32 {
+    let buffer = open(name);
+    let ctx = buffer.context().unwrap();
+    let makes = child(30, || {
+        let ctx = open(name).context().unwrap();
+        arm_stop("create: emptied", 1);
+        drop(ctx.producer_with::<u64>(50, &slots(1 << 12)).unwrap());
+        0
+    });
+    assert_eq!(ended(makes), Ended::Stopped);
+    assert!(!is_locked(name));
+    let rx = ctx.consumer_with::<u64>(50, &slots(8)).unwrap();
+    // SAFETY: a child of this process, which was not waited for since it stopped.
+    assert_eq!(unsafe { libc::kill(makes, libc::SIGCONT) }, 0);
+    assert_eq!(ended(makes), Ended::Exit(0));
+    assert_eq!(rx.capacity(), 8, "it has joined");
+    drop((rx, ctx));
+    while buffer.reap().unwrap().processes > 0 {}
+    end(&buffer);
+    0
+}
+
 /// What the cases above do not show: says how many failed.
 fn three_parties(wanted: impl Fn(&str) -> bool) -> u32 {
     let mut failed = 0;
@@ -1419,6 +1475,8 @@ fn three_parties(wanted: impl Fn(&str) -> bool) -> u32 {
         }
     };
     run("a thief that was refused".into(), &refuses_a_thief, &[0]);
+    run("one that rings late".into(), &rings_late, &[0]);
+    run("one that makes a channel".into(), &prepares_without_the_lock, &[0]);
     for (point, count) in ON_THE_WAY_OUT.iter().flat_map(|(point, counts)| counts.iter().map(|count| (*point, *count)))
     {
         for (removes, is_killed) in [(false, false), (false, true), (true, false), (true, true)] {
