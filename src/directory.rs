@@ -16,37 +16,40 @@
 //! made anew, however many ids have come and gone.
 //!
 //! # Ownership
-//! A role cell is its holder's from `HELD_BY` until that one stores 0, or whoever has the control lock does when the holder is dead.
-//! The storage stays as long as a role cell is not 0: `LEFT` says that the role is given up, and that its last holder still rings the bells, which
-//! lie in the storage. Nobody takes a role that is `LEFT` by somebody alive.
+//! A role cell is its holder's from `HELD_BY` until that one stores 0, or whoever has the control lock does when the holder is dead. The
+//! storage stays as long as a role cell is not 0: `LEFT` says that the role is given up, and that its last holder still rings the bells,
+//! which lie in the storage. Nobody takes a role that is `LEFT` by somebody alive.
 //!
 //! # Desertion
-//! A channel that nobody holds a role of is *deserted*, unless it is live and persistent. That is seen from the words that are
-//! there anyway, so nobody can die, or be kept out by a lock, before it is said. Lists do not show it, and its id is free. Whoever has the control lock may
-//! take it out, in four steps:
+//! A channel that nobody holds a role of is *deserted*, unless it is live and persistent. That is seen from the words that are there
+//! anyway, so nobody can die, or be kept out by a lock, before it is said. Lists do not show it, and its id is free. Whoever has the
+//! control lock may take it out, in four steps:
 //! 1. [`retire`]: the id no longer leads there. From here on nobody can come in.
-//! 2. [`freeze`]: what is queued becomes the channel's, whoever sent it: `OWNED(x)` -> `QUEUED`. A long ring takes several turns, between which
-//!    the lock is given up; the entry notes how far they came, so that who goes on need not be who began.
+//! 2. [`freeze`]: what is queued becomes the channel's, whoever sent it: `OWNED(x)` -> `QUEUED`. A long ring takes several turns, between
+//!    which the lock is given up; the entry notes how far they came, so that who goes on need not be who began.
 //! 3. [`seize`]: `BUSY(me)`, which takes a [`Frozen`] as proof of the first two.
 //! 4. [`dismantle`], without the lock: the records are freed, then the storage, then the entry.
 //!
-//! *Two ends leave at once*: each clears its own cell, then looks at the other's, both SeqCst (`SYNC(leave)`). Of the two stores one is the
-//! later in the one order of all these; the look behind it finds both cells empty. Both may find that: the lock lets one of them come first,
-//! and the other finds the entry changed. One that sees the other `LEFT` has nothing to do: the other looks after it has cleared that.
-//! `remove` is the same with the state in place of one cell. Who finds both empty and does not get the lock leaves the channel as it is.
+//! *Two ends leave at once*: each clears its own cell, then looks at the other's, both SeqCst (`SYNC(leave)`). Of the two stores one is
+//! the later in the one order of all these; the look behind it finds both cells empty. Both may find that: the lock lets one of them come
+//! first, and the other finds the entry changed. One that sees the other `LEFT` has nothing to do: the other looks after it has cleared
+//! that. `remove` is the same with the state in place of one cell. Who finds both empty and does not get the lock leaves the channel as
+//! it is.
 //!
-//! *Why the window is frozen first.* A record's header names its sender as long as it is queued. A reaper takes the names of the dead off what
-//! is queued, and later frees what still bears one; a window that a living process empties meanwhile, without the lock, is not the
+//! *Why the window is frozen first.* A record's header names its sender as long as it is queued. A reaper takes the names of the dead off
+//! what is queued, and later frees what still bears one; a window that a living process empties meanwhile, without the lock, is not the
 //! reaper's to walk through: its storage may go at any moment. So no such window may name anybody but who empties it. Nobody is in a
-//! deserted channel, so nothing is received there, and what its last ends did is seen with their empty cells: a name found in its window is
-//! that of a queued record, and the compare-exchange can't meet the same name on a record that has been received and come back.
+//! deserted channel, so nothing is received there, and what its last ends did is seen with their empty cells: a name found in its window
+//! is that of a queued record, and the compare-exchange can't meet the same name on a record that has been received and come back.
 //!
 //! *No window names a victim when a reaper looks at the headers*, wherever other reapers stopped before. Of each entry, once the channels
 //! pass was there, whoever made it:
-//! - `LIVE`, or `REMOVED` with somebody in it: the victims' names were taken off. Who comes in later puts in what bears its own name: what a
-//!   process holds does. A consumer writes its own. None of these is a victim, for the victims are dead, and nobody takes the place of one who is
-//!   being reaped (`participant::adopt` wants the reaper's lock, and what it takes over is looked through from the start).
-//! - deserted: frozen as far as the entry says, and the pass goes on only when it is seized. What is frozen stays so, for nobody is in it, or can come in.
+//! - `LIVE`, or `REMOVED` with somebody in it: the victims' names were taken off. Who comes in later puts in what bears its own name:
+//!   what a process holds does. A consumer writes its own. None of these is a victim, for the victims are dead, and nobody takes the
+//!   place of one who is being reaped (`participant::adopt` wants the reaper's lock, and what it takes over is looked through from the
+//!   start).
+//! - deserted: frozen as far as the entry says, and the pass goes on only when it is seized. What is frozen stays so, for nobody is in
+//!   it, or can come in.
 //! - `BUSY` with somebody alive: being made, and empty; or frozen, with at most one name in its window, of who empties it.
 //! - `BUSY` with a victim: half made if the storage does not say `STORAGE(entry)`; there is nothing to walk through, and the
 //!   ring's words are of whatever was there before. Else it was being emptied, and the record at the head may name the victim: it
@@ -440,8 +443,8 @@ pub(crate) fn prepare(arena: &Arena, storage: &Block, spec: &Spec) {
     point!("create: emptied");
 }
 
-/// Takes the `side` of the channel `id` for this process. `storage` is [prepared](prepare). A deserted channel that the id led to makes way,
-/// and is noted in `deserted`, to be [taken out](take_out). A new producer clears what lies beyond the window before it sends.
+/// Takes the `side` of the channel `id` for this process. `storage` is [prepared](prepare). A deserted channel that the id led to makes
+/// way, and is noted in `deserted`, to be [taken out](take_out). A new producer clears what lies beyond the window before it sends.
 pub(crate) fn attach(
     control: &Control<'_>,
     me: Owner,
@@ -595,8 +598,8 @@ fn set_gone(entry: &DirectoryEntry, side: Side, ring: Option<Ring>) {
     }
 }
 
-/// Takes the channel in `index` out of the directory if it is deserted, in turns, and frees what was in it. `go_on` is asked now and then. False
-/// if it said no, or the control lock was not to be had again in `patience`: then the rest is left to whoever comes there.
+/// Takes the channel in `index` out of the directory if it is deserted, in turns, and frees what was in it. `go_on` is asked now and
+/// then. False if it said no, or the control lock was not to be had again in `patience`: then the rest is left to whoever comes there.
 pub(crate) fn take_out(
     control: Control<'_>,
     cache: &Cache,
@@ -719,8 +722,8 @@ pub(crate) struct Seized {
     pub(crate) index: u32,
 }
 
-/// A removed channel that nobody is in, nor can come into, and whose window bears nobody's name. As long as the control lock is held, nobody
-/// else seizes it.
+/// A removed channel that nobody is in, nor can come into, and whose window bears nobody's name. As long as the control lock is held,
+/// nobody else seizes it.
 struct Frozen<'a> {
     held: PhantomData<&'a Control<'a>>,
     index: u32,
@@ -910,8 +913,8 @@ pub(crate) fn settle(control: &Control<'_>, me: Owner, spot: Spot, gone: &[Owner
     disown_window(arena, spot, entry, gone, || !control.is_overdue()).map_or(Settled::Done, Settled::Partly)
 }
 
-/// Vacates the roles of those who `are_gone` in the channel in `index`, counting them in `roles`, and makes this process the one that takes it
-/// out if nobody is left, or if one of them was at that. Their names stay on what is queued, if somebody is left.
+/// Vacates the roles of those who `are_gone` in the channel in `index`, counting them in `roles`, and makes this process the one that
+/// takes it out if nobody is left, or if one of them was at that. Their names stay on what is queued, if somebody is left.
 pub(crate) fn relieve(
     control: &Control<'_>,
     me: Owner,

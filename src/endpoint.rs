@@ -460,9 +460,9 @@ impl Ready for Endpoint {
     }
 }
 
-/// How long the drop of an endpoint waits for the control lock, to take out a channel that nobody is in any more. A holder in good order has it for
-/// a fifth of a millisecond, and some milliseconds if it has to wait for a core. Who keeps it longer is stopped, or in distress, and
-/// nothing is lost but the memory of one channel, until somebody has the lock again. Waited for once: as long as such a
+/// How long the drop of an endpoint waits for the control lock, to take out a channel that nobody is in any more. A holder in good order
+/// has it for a fifth of a millisecond, and some milliseconds if it has to wait for a core. Who keeps it longer is stopped, or in
+/// distress, and nothing is lost but the memory of one channel, until somebody has the lock again. Waited for once: as long as such a
 /// channel is left, the next drop only tries, so that a thousand drops take no longer than one.
 const DROP_PATIENCE: Duration = Duration::from_millis(20);
 
@@ -491,8 +491,8 @@ fn sweep_what_was_left(hold: &Hold) {
     }
 }
 
-/// Attaches `side`; brings storage if the channel must be made; takes the role from a dead process if it has it, and takes out a channel of the
-/// dead that is in the way.
+/// Attaches `side`; brings storage if the channel must be made; takes the role from a dead process if it has it, and takes out a channel
+/// of the dead that is in the way.
 fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Result<(ChannelRef, Ring), AttachError> {
     let is_dead = |who| !participant::is_alive(hold.segment(), hold.me(), who);
     let mut storage = None;

@@ -264,8 +264,8 @@ pub(crate) const HELD_BY: u64 = 1;
 /// Of role cells alone: given up by the process that still rings the channel's bells; see `directory`.
 pub(crate) const LEFT: u64 = 2;
 
-/// A channel's directory entry. Written under the control lock, except the role cells, which their holder clears, and `state` and `storage` by the
-/// process that `state` names as `BUSY`.
+/// A channel's directory entry. Written under the control lock, except the role cells, which their holder clears, and `state` and
+/// `storage` by the process that `state` names as `BUSY`.
 #[repr(C)]
 pub(crate) struct DirectoryEntry {
     /// [`entry`] kind with the generation of the entry, or with the process at work on it.

@@ -167,8 +167,8 @@ pub(crate) fn reap(attachment: &Attachment, effort: Effort) -> (Reaped, End) {
     (reaped, end)
 }
 
-/// Takes out the channels that nobody is in, or only the dead are. Needs no reaper's lock, and nobody dead: a live process that could not have
-/// the control lock leaves such a channel, and a reaper may be stopped.
+/// Takes out the channels that nobody is in, or only the dead are. Needs no reaper's lock, and nobody dead: a live process that could not
+/// have the control lock leaves such a channel, and a reaper may be stopped.
 pub(crate) fn sweep(attachment: &Attachment, effort: Effort) -> End {
     let arena = attachment.arena();
     // Raised after every change that deserts a channel, except by those who die in between, and they are found dead.
@@ -212,8 +212,8 @@ pub(crate) fn take_out(attachment: &Attachment, index: u32) {
     }
 }
 
-/// Takes each entry of the directory from `spot` on through `step`, in turns under the control lock, and dismantles what that has seized. If the
-/// time is up, or a lock stuck, says where to go on.
+/// Takes each entry of the directory from `spot` on through `step`, in turns under the control lock, and dismantles what that has seized.
+/// If the time is up, or a lock stuck, says where to go on.
 fn each_channel(
     attachment: &Attachment,
     cache: &Cache,

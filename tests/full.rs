@@ -77,7 +77,10 @@ fn who_takes_over_a_dead_ones_name_is_alive() {
     assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw mut lock) }, 0);
     drop((dead, others));
     assert!(!rx.has_producer());
-    drop(file);
+    // Not with the file: another test's children may have inherited that.
+    lock.l_type = libc::F_UNLCK.try_into().unwrap();
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw mut lock) }, 0);
     let heir = Forked::after(|| {
         let ctx = Buffer::open(&name).unwrap().context().unwrap();
         let mut tx = ctx.producer::<u64>(1).unwrap();
