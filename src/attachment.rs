@@ -47,7 +47,7 @@ use crate::local;
 use crate::participant;
 use crate::recovery::{self, Effort};
 use crate::segment::{self, COURTESY, PATIENCE, Segment, Wish};
-use crate::sync::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use crate::sync::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use crate::sys::barrier;
 use crate::sys::crash::point;
 use crate::sys::fork::{self, Kept, PerProcess};
@@ -67,6 +67,9 @@ const TURN: Duration = Duration::from_micros(if cfg!(feature = "crash-points") {
 /// How long a thread without a context waits for the cache that such threads share, before it makes one of its own.
 const BRIEFLY: Duration = Duration::from_millis(1);
 
+/// No version.
+const NEVER: u64 = u64::MAX;
+
 /// See the module.
 pub(crate) struct Attachment {
     segment: Segment,
@@ -75,6 +78,10 @@ pub(crate) struct Attachment {
     control: Mutex<()>,
     /// A cache that belongs to no thread: for reaping, and for records dropped where no context is.
     service: Mutex<Option<(Owner, Cache)>>,
+    /// Whether this process may have left a deserted channel behind because the control lock was not to be had.
+    left_behind: AtomicBool,
+    /// `directory_version` when this process last found no channel to take out.
+    swept_at: AtomicU64,
     /// One thread of this process reaps at a time; the byte lock excludes processes, not threads. Comes before `control`.
     reaping: Mutex<()>,
     forked: AtomicBool,
@@ -257,6 +264,8 @@ fn attach(name: &str, wish: &Wish, give_up: Instant) -> Result<Box<Attachment>, 
         control: Mutex::new(()),
         service: Mutex::new(None),
         reaping: Mutex::new(()),
+        left_behind: AtomicBool::new(false),
+        swept_at: AtomicU64::new(NEVER),
         forked: AtomicBool::new(false),
         holds: AtomicUsize::new(1),
         records: AtomicI64::new(0),
@@ -380,15 +389,16 @@ impl Attachment {
         self.control_within(PATIENCE)
     }
 
-    /// As [`control`](Self::control), waiting up to `patience` for threads, and for processes.
+    /// As [`control`](Self::control), waiting up to `patience` in all, for threads and for processes.
     pub(crate) fn control_within(&self, patience: Duration) -> Result<Control<'_>, BufferError> {
         if self.is_forked() {
             return Err(BufferError::Forked);
         }
         let header = self.arena().header();
         let busy = || BufferError::Busy { pid: u32::try_from(header.control_pid.load(Ordering::Relaxed)).unwrap_or(0) };
-        let threads = self.control.try_lock_for(patience).ok_or_else(busy)?;
-        self.segment.lock(patience).map_err(|_| busy())?;
+        let deadline = Instant::now() + patience;
+        let threads = self.control.try_lock_until(deadline).ok_or_else(busy)?;
+        self.segment.lock(deadline).map_err(|_| busy())?;
         point!("control: locked");
         let dirty = header.control_owner.swap(Word::of(1, self.me).0, Ordering::AcqRel) != 0;
         header.control_pid.store(std::process::id().into(), Ordering::Relaxed);
@@ -414,9 +424,28 @@ impl Attachment {
         Cache::new(*self.arena(), self.me, context, is_dead)
     }
 
-    /// Held by the one thread of this process that reaps; `None` if another one still does after `patience`.
-    pub(crate) fn reaping(&self, patience: Duration) -> Option<MutexGuard<'_, ()>> {
-        self.reaping.try_lock_for(patience)
+    /// Held by the one thread of this process that reaps; `None` if another one still does at `deadline`.
+    pub(crate) fn reaping(&self, deadline: Instant) -> Option<MutexGuard<'_, ()>> {
+        self.reaping.try_lock_until(deadline)
+    }
+
+    /// Notes that a deserted channel may have been left behind; what was noted before.
+    pub(crate) fn leave_behind(&self, is_left: bool) -> bool {
+        self.left_behind.swap(is_left, Ordering::Relaxed)
+    }
+
+    /// Whether a deserted channel may have been left behind.
+    pub(crate) fn has_left_behind(&self) -> bool {
+        self.left_behind.load(Ordering::Relaxed)
+    }
+
+    /// Whether no channel was to be taken out when the directory's version was `version`.
+    pub(crate) fn is_swept(&self, version: u32) -> bool {
+        self.swept_at.load(Ordering::Relaxed) == version.into()
+    }
+
+    pub(crate) fn note_swept(&self, version: u32) {
+        self.swept_at.store(version.into(), Ordering::Relaxed);
     }
 
     /// Adds what a flushed cache has counted.
@@ -474,6 +503,9 @@ impl Attachment {
             participant::close_context(self.arena(), context);
         }
         point!("leave: flushed");
+        if self.has_left_behind() {
+            recovery::sweep(self, Effort::A_MOMENT);
+        }
         let control = self.control();
         point!("leave: locked");
         let persists = self.arena().header().flags.load(Ordering::Acquire) & flag::PERSIST != 0;
@@ -481,11 +513,8 @@ impl Attachment {
             self.segment.unlink();
             point!("leave: unlinked");
         }
-        // A role that could not be given up (see `channel`) would be nobody's for ever if the slot went: then leave as the
-        // killed do, slot taken and lease dropped with the descriptor, and the next reaper finds everything.
-        if let Ok(control) = &control
-            && !directory::has_role(control, self.me)
-        {
+        // Without the lock, as the killed do: slot taken and lease dropped with the descriptor, and the next reaper finds everything.
+        if control.is_ok() {
             participant::leave(&self.segment, self.me);
         }
         drop(control);

@@ -10,7 +10,7 @@ use crate::layout::{UNIT, flag};
 use crate::options::fnv;
 use crate::participant;
 use crate::recovery::{self, Effort, End, Reaped};
-use crate::segment::Wish;
+use crate::segment::{COURTESY, PATIENCE, Wish};
 use crate::stats::{self, Stats};
 use crate::sync::Ordering;
 use crate::wait;
@@ -353,7 +353,11 @@ impl Buffer {
     /// # Errors
     /// `Busy`, `Forked`.
     pub fn has_channel(&self, id: i64) -> Result<bool, BufferError> {
-        let control = self.hold.control()?;
+        self.has_channel_within(id, PATIENCE)
+    }
+
+    fn has_channel_within(&self, id: i64, patience: Duration) -> Result<bool, BufferError> {
+        let control = self.hold.control_within(patience)?;
         Ok(directory::find(&control, id).is_some())
     }
 
@@ -371,14 +375,27 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Busy`, `Forked`.
+    /// `Forked`; `Busy` if somebody kept the directory from being looked at, for all of the time or for 5 seconds of it.
     pub fn wait_for_channel(&self, id: i64, timeout: Duration) -> Result<bool, BufferError> {
         let deadline = Instant::now().checked_add(timeout);
-        let look = || match self.has_channel(id) {
-            Ok(false) => None,
-            other => Some(other),
+        let mut result = None;
+        let look = || {
+            let left = deadline.map_or(PATIENCE, |deadline| deadline.saturating_duration_since(Instant::now()));
+            // A holder in good order is not in the way of one who has no time.
+            let patience = left.clamp(COURTESY, PATIENCE);
+            let begun = Instant::now();
+            match self.has_channel_within(id, patience) {
+                Ok(false) => result = Some(Ok(false)),
+                // Not in its time; what was seen before counts.
+                Err(busy @ BufferError::Busy { .. }) if begun.elapsed() < PATIENCE => {
+                    _ = result.get_or_insert(Err(busy))
+                }
+                other => return Some(other),
+            }
+            None
         };
-        wait::for_change(&self.hold.arena().header().directory_version, deadline, look).unwrap_or(Ok(false))
+        let found = wait::for_change(&self.hold.arena().header().directory_version, deadline, look);
+        found.or(result).unwrap_or(Ok(false))
     }
 
     /// Whether any channel has an endpoint attached, removed ones included.
@@ -455,9 +472,13 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Busy`, `Forked`, `TooManyContexts`.
+    /// `Busy`, `Forked`.
     pub fn remove_channel(&self, id: i64) -> Result<bool, BufferError> {
-        self.hold.with_cache(|cache| Ok(directory::remove(self.hold.control()?, cache, id)))?
+        let (deserted, was_there) = directory::remove(&self.hold.control()?, id);
+        if let Some(index) = deserted {
+            recovery::take_out(&self.hold, index);
+        }
+        Ok(was_there)
     }
 
     /// Gives back what dead processes held, and says what that was. Opening, waiting and running short of memory do it anyway.

@@ -4,16 +4,18 @@
 //! See `directory` for roles. Whoever waits looks, every 125 ms at the latest, whether the peer's lease still stands. If not, the
 //! peer is gone for this end, even if nobody comes to reap it; what can be reaped in a moment, this end reaps.
 
-use crate::attachment::Hold;
-use crate::directory::{self, ChannelRef, Form, Refused, Side, Spec};
+use crate::attachment::{Control, Hold};
+use crate::directory::{self, ChannelRef, Form, Refused, Settled, Side, Spec};
 use crate::error::{AllocError, AttachError, BufferError, RecvError, SendTimeoutError, TryRecvError, TrySendError};
-use crate::heap::{self, block};
+use crate::heap;
+use crate::heap::block::{self, Block};
 use crate::layout::{CHANNELS, DirectoryEntry, Owner};
 use crate::local::{Attached, Inert, Local};
 use crate::participant;
-use crate::queue::spsc::{End, NotPushed, Ring};
+use crate::queue::spsc::{self, End, NotPushed, Ring};
 use crate::ready::Ready;
 use crate::recovery::{self, Effort};
+use crate::segment::PATIENCE;
 use crate::sync::{AtomicU32, Ordering};
 use crate::wait::{self, Bed, Wait, WaitStrategy, Waits};
 use std::cell::Cell;
@@ -144,10 +146,10 @@ impl Attached for Endpoint {
         self.look_again();
         self.local.cache().count(self.records());
         let Some(hold) = self.local.hold_to_the_end() else { return waker };
-        if let Ok(control) = hold.control() {
-            directory::detach(control, self.local.cache(), self.channel, self.side);
+        if directory::release(hold.arena(), hold.me(), self.channel, self.side) {
+            take_out(&hold, &self.local, self.channel.index, None);
         }
-        // Else somebody sits on the lock: the role stays ours until the process goes.
+        sweep_what_was_left(&hold);
         waker
     }
 }
@@ -178,6 +180,10 @@ impl Endpoint {
         let hold = local.hold().ok_or(AttachError::ContextClosed)?;
         let side = if R::SENDS { Side::Producer } else { Side::Consumer };
         let (channel, ring) = attach(&hold, local, id, side, spec)?;
+        if R::SENDS {
+            // What one that was killed inside a batch has left. The role is ours by now, so nobody else is at it.
+            spsc::clear_beyond(ring);
+        }
         let end = if R::SENDS { End::producer(ring) } else { End::consumer(ring) };
         let endpoint = Rc::new(Self {
             from: (spec.kind.form != Form::Values).then(|| end.position()),
@@ -232,9 +238,18 @@ impl Endpoint {
     pub(crate) fn wait_for_peer(&self, timeout: Duration) -> bool {
         let Some(hold) = self.local.hold() else { return false };
         let version = &hold.arena().header().directory_version;
-        let ready = || (self.check().is_err() || self.has_live_peer()).then_some(());
-        wait::for_change(version, deadline(timeout), ready);
-        self.has_live_peer()
+        let deadline = deadline(timeout);
+        let ready = || {
+            if self.check().is_err() {
+                return Some(false);
+            }
+            if !self.check_peer() {
+                let left = deadline.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
+                recovery::reap(&hold, Effort::A_MOMENT.within(left));
+            }
+            self.has_peer().then_some(true)
+        };
+        wait::for_change(version, deadline, ready).unwrap_or(false)
     }
 
     /// Whether the other end has left for good: it was here, or it can't come any more because the id is gone. A producer of a
@@ -466,45 +481,80 @@ impl Ready for Endpoint {
     }
 }
 
-/// Attaches `side`; brings storage if the channel must be made; takes the role from a dead process if it has it.
+/// How long the drop of an endpoint waits for the control lock, to take out a channel that nobody is in any more. A holder in good order
+/// has it for a fifth of a millisecond, and some milliseconds if it has to wait for a core. Who keeps it longer is stopped, or in
+/// distress, and nothing is lost but the memory of one channel, until somebody has the lock again. Waited for once: as long as such a
+/// channel is left, the next drop only tries, so that a thousand drops take no longer than one.
+const DROP_PATIENCE: Duration = Duration::from_millis(20);
+
+/// How long an attach spends on taking out a deserted channel that its id led to.
+const OUT_OF_THE_WAY: Duration = Duration::from_millis(20);
+
+/// Takes out a channel that this process has found deserted, within `work` if that is said; else it is noted as left behind.
+fn take_out(hold: &Hold, local: &Local, index: u32, work: Option<Duration>) {
+    let patience = if hold.has_left_behind() { Duration::ZERO } else { DROP_PATIENCE };
+    let until = work.map(|work| Instant::now() + work);
+    let has_time = || until.is_none_or(|until| Instant::now() < until);
+    let taken_out = hold
+        .control_within(patience)
+        .is_ok_and(|control| directory::take_out(control, local.cache(), index, patience, has_time));
+    if !taken_out {
+        hold.leave_behind(true);
+        // For those who have looked since the role was given up.
+        directory::announce(hold.arena());
+    }
+}
+
+/// What a drop has left behind, when the control lock was not to be had, is taken out by the next one here that has it.
+fn sweep_what_was_left(hold: &Hold) {
+    if hold.has_left_behind() && hold.control_within(Duration::ZERO).is_ok() {
+        recovery::sweep(hold, Effort::A_MOMENT);
+    }
+}
+
+/// Attaches `side`; brings storage if the channel must be made; takes the role from a dead process if it has it, and takes out a channel
+/// of the dead that is in the way.
 fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Result<(ChannelRef, Ring), AttachError> {
     let is_dead = |who| !participant::is_alive(hold.segment(), hold.me(), who);
-    let (mut storage, mut brought) = (None, 0);
-    let mut met_the_dead = false;
+    let mut storage = None;
+    let (mut met_the_dead, mut has_swept) = (false, false);
+    let mut deserted = Vec::new();
+    // For the control lock, and for who is on the way out, in all.
+    let mut patience = PATIENCE;
     let result = loop {
-        let control = match hold.control() {
+        let before = Instant::now();
+        let control = match hold.control_within(patience) {
             Ok(control) => control,
             Err(BufferError::Busy { pid }) => break Err(AttachError::Busy { pid }),
             Err(_) => break Err(AttachError::Forked),
         };
-        match directory::attach(&control, hold.me(), id, side, spec, &mut storage) {
+        patience = patience.saturating_sub(before.elapsed());
+        match directory::attach(&control, hold.me(), id, side, spec, &mut storage, &mut deserted) {
             Ok(attached) => break Ok(attached),
             Err(Refused::Missing) => {
-                // Not under the lock: making room may need it.
+                // Not under the lock: making room may need it, and emptying a long ring takes its time.
                 drop(control);
-                match local.alloc_slow(spec.storage_bytes()) {
-                    Ok(block) => {
-                        let meta = block::Meta { class: block.handle.class(), offset: 64, count: 0 };
-                        block.header().meta.store(meta.pack(), Ordering::Relaxed);
-                        storage = Some(block);
-                        brought += 1;
-                    }
-                    Err(AllocError::OutOfMemory { asked, free }) => {
-                        break Err(AttachError::OutOfMemory { asked, free });
-                    }
-                    Err(AllocError::ContextClosed) => break Err(AttachError::ContextClosed),
-                    Err(_) => break Err(AttachError::Forked),
+                if let Err(error) = bring_storage(hold, local, spec, &mut storage) {
+                    break Err(error);
                 }
             }
-            Err(Refused::Taken { channel, holder, .. }) if is_dead(holder) => {
-                directory::bereave(control, local.cache(), channel, is_dead);
+            Err(Refused::Taken { channel, .. } | Refused::Kind { channel, .. })
+                if directory::occupants(hold.arena(), channel).any(is_dead) =>
+            {
+                bereave(control, local, channel, &is_dead);
                 met_the_dead = true;
+            }
+            Err(Refused::Taken { is_leaving: true, .. }) if !patience.is_zero() => {
+                drop(control);
+                let pause = Duration::from_micros(50).min(patience);
+                std::thread::sleep(pause);
+                patience = patience.saturating_sub(pause);
             }
             Err(Refused::Taken { holder, thread, .. }) => {
                 let pid = participant::pid(hold.arena(), holder);
                 break Err(AttachError::RoleTaken { id, role: side.name(), pid, thread });
             }
-            Err(Refused::Kind(theirs)) => {
+            Err(Refused::Kind { theirs, .. }) => {
                 let (ours, theirs) = (spec.kind.to_string(), theirs.to_string());
                 break Err(AttachError::TypeMismatch { id, ours, theirs });
             }
@@ -512,20 +562,61 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
                 let free = heap::free_bytes(hold.arena(), heap::unit::NoUnits::NotBacked);
                 break Err(AttachError::OutOfMemory { asked: crate::layout::PAGE, free });
             }
+            Err(Refused::Full) if !has_swept => {
+                // The channels of the dead, and those that nobody is in: reaped or not.
+                drop(control);
+                recovery::sweep(hold, Effort::ALL);
+                (has_swept, met_the_dead) = (true, true);
+            }
             Err(Refused::Full) => break Err(AttachError::TooManyChannels { limit: CHANNELS }),
             Err(Refused::Corrupted) => break Err(AttachError::Corrupted { id }),
         }
     };
-    // What is the channel's now has become no record.
-    local.cache().count(i64::from(storage.is_some()) - brought);
     if let Some(block) = storage {
-        heap::free(local.cache(), block.handle);
+        heap::free_found(local.cache(), block.handle);
     }
+    deserted.into_iter().for_each(|index| take_out(hold, local, index, Some(OUT_OF_THE_WAY)));
     if met_the_dead {
         // What else they had.
         recovery::reap(hold, Effort::A_MOMENT);
     }
+    sweep_what_was_left(hold);
     result
+}
+
+/// A block for the queue of a channel to be made, emptied.
+fn bring_storage(hold: &Hold, local: &Local, spec: &Spec, storage: &mut Option<Block>) -> Result<(), AttachError> {
+    match local.alloc_slow(spec.storage_bytes()) {
+        Ok(block) => {
+            let meta = block::Meta { class: block.handle.class(), offset: 64, count: 0 };
+            block.header().meta.store(meta.pack(), Ordering::Relaxed);
+            directory::prepare(hold.arena(), &block, spec);
+            // It is no record.
+            local.cache().count(-1);
+            *storage = Some(block);
+            Ok(())
+        }
+        Err(AllocError::OutOfMemory { asked, free }) => Err(AttachError::OutOfMemory { asked, free }),
+        Err(AllocError::ContextClosed) => Err(AttachError::ContextClosed),
+        Err(_) => Err(AttachError::Forked),
+    }
+}
+
+/// Vacates the roles of the dead in one channel, for one who wants to come in, and takes it out if nobody is left.
+fn bereave(control: Control<'_>, local: &Local, channel: ChannelRef, is_dead: &dyn Fn(Owner) -> bool) {
+    let cache = local.cache();
+    let settled = directory::relieve(&control, cache.me(), channel.index, is_dead, &mut 0);
+    directory::announce(control.arena());
+    match settled {
+        Settled::Done => {}
+        Settled::Seized(seized) => {
+            drop(control);
+            directory::dismantle(cache, seized, || true);
+        }
+        Settled::Partly(_) => {
+            directory::take_out(control, cache, channel.index, PATIENCE, || true);
+        }
+    }
 }
 
 /// The end of a wait that starts now; `None` if that is later than the clock can say.

@@ -43,7 +43,7 @@ pub(crate) const PAGE: u64 = 4096;
 /// "ipcbuf" and the byte order.
 pub(crate) const MAGIC: u64 = 0x0001_6675_6263_7069;
 /// Raised with every change of meaning of any shared byte.
-pub(crate) const FORMAT_VERSION: u64 = 1;
+pub(crate) const FORMAT_VERSION: u64 = 2;
 
 pub(crate) const PROCESSES: u32 = 512;
 pub(crate) const CONTEXTS: u32 = 2048;
@@ -261,8 +261,11 @@ impl ContextSlot {
 
 /// Kinds of [`ContextSlot::owner`] and of role cells.
 pub(crate) const HELD_BY: u64 = 1;
+/// Of role cells alone: given up by the process that still rings the channel's bells; see `directory`.
+pub(crate) const LEFT: u64 = 2;
 
-/// A channel's directory entry. Written under the control lock, except the role cells, which their holder clears.
+/// A channel's directory entry. Written under the control lock, except the role cells, which their holder clears, and `state` and
+/// `storage` by the process that `state` names as `BUSY`.
 #[repr(C)]
 pub(crate) struct DirectoryEntry {
     /// [`entry`] kind with the generation of the entry, or with the process at work on it.
@@ -283,7 +286,7 @@ pub(crate) struct DirectoryEntry {
     pub(crate) element_align: AtomicU32,
     /// Bytes of `tag` in use.
     pub(crate) tag_len: AtomicU32,
-    /// Role cells: 0, or [`HELD_BY`] with the process that holds the role.
+    /// Role cells: 0, or [`HELD_BY`] with the process that holds the role, or [`LEFT`] with the one on its way out.
     pub(crate) producer: AtomicU64,
     pub(crate) consumer: AtomicU64,
     /// Kernel ids of the threads that attached, for messages.
@@ -291,7 +294,9 @@ pub(crate) struct DirectoryEntry {
     pub(crate) consumer_thread: AtomicU32,
     /// The type's tag, UTF-8, eight bytes a word.
     pub(crate) tag: [AtomicU64; 16],
-    _pad: [AtomicU64; 6],
+    /// Of a removed channel that nobody is in: what is queued before this position bears nobody's name; see `directory::freeze`.
+    pub(crate) frozen: AtomicU64,
+    _pad: [AtomicU64; 5],
 }
 
 /// Kinds of [`DirectoryEntry::state`], and its option bits.

@@ -8,8 +8,8 @@
 //! One reaper at a time among processes (a lease byte) and threads (a mutex). For all victims together:
 //! 1. **Magazines** of their contexts, under the control lock: every entry names a free block, whatever its state says; entries of
 //!    units that are no slab are dropped, the magazine goes to its depot. Then the context slots.
-//! 2. **Channels**, under the control lock: what a victim owns inside any window becomes `QUEUED`; then its roles are vacated and
-//!    the peers woken; entries half made, half removed, or deserted are dismantled.
+//! 2. **Channels**, under the control lock: a victim's roles are vacated and the peers woken; what it owns inside any window becomes
+//!    `QUEUED`; entries half made, half removed, or deserted are taken out.
 //! 3. **Names**, under the control lock: the victims' are taken off the free blocks of all magazines, whoever holds those.
 //! 4. **Headers**, under the control lock: what still says `OWNED(victim)` is taken over by CAS and freed.
 //! 5. **Units** claimed by a victim are released.
@@ -17,13 +17,14 @@
 //!
 //! The window pass comes before the header scan because a queued record's header still names its sender; it may come at
 //! all only because the victim is dead, so that nothing of its can enter a window behind our back. A consumer that takes
-//! a record meanwhile stores its own name over ours, or before it: both are right.
+//! a record meanwhile stores its own name over ours, or before it: both are right. Why no window is left out, and none gets a victim's
+//! name later, is shown in `directory`.
 //!
 //! # Whose time
 //! A heap of gigabytes takes longer than a caller may have. So the control lock is given up every fraction of a millisecond, and a
 //! reaper stops when its [`Effort`] is spent and notes in the victims' slots how far it came, for the next one to go on. Nobody
 //! waits for a reaper without a bound: a peer of the dead ends its wait by itself (`channel`), and one who wants a role takes it
-//! from the dead (`directory::bereave`).
+//! from the dead (`directory::relieve`), as one does who needs a directory entry ([`sweep`]).
 //!
 //! # If a process dies
 //! The victim's slot is freed last, so the next reaper finds it again and repeats every pass, or goes on from the note; each step
@@ -32,7 +33,7 @@
 
 use crate::arena::Arena;
 use crate::attachment::{Attachment, Control};
-use crate::directory::{self, Settled, Spot};
+use crate::directory::{self, Seized, Settled, Spot};
 use crate::error::BufferError;
 use crate::heap::block::Handle;
 use crate::heap::cache::{self, Cache};
@@ -100,6 +101,11 @@ impl Effort {
     pub(crate) const A_MOMENT: Self = Self { work: Some(brief(20)), others: Duration::ZERO };
     /// What one gives at a time who needs memory.
     pub(crate) const A_BIT: Self = Self { work: Some(brief(1)), others: Duration::ZERO };
+
+    /// The same for one who has no more than `left`.
+    pub(crate) fn within(self, left: Duration) -> Self {
+        Self { work: Some(self.work.map_or(left, |work| work.min(left))), others: self.others.min(left) }
+    }
 }
 
 /// No time in tests for kills, so that every step is one to stop after.
@@ -125,13 +131,17 @@ pub(crate) enum End {
 pub(crate) fn reap(attachment: &Attachment, effort: Effort) -> (Reaped, End) {
     let segment = attachment.segment();
     let mut reaped = Reaped::default();
-    if attachment.is_forked() || participant::dead(segment, attachment.me()).is_empty() {
+    if attachment.is_forked() {
         return (reaped, End::Done);
     }
-    let until = effort.work.map(|work| Instant::now() + work);
+    if participant::dead(segment, attachment.me()).is_empty() {
+        return (reaped, sweep(attachment, effort));
+    }
+    let now = Instant::now();
+    let (until, give_up) = (effort.work.map(|work| now + work), now + effort.others);
     // Threads share the lease byte, and would both return the same magazines.
-    let threads = attachment.reaping(effort.others);
-    let lock = threads.and_then(|threads| Some((Lock::take(attachment, effort.others)?, threads)));
+    let threads = attachment.reaping(give_up);
+    let lock = threads.and_then(|threads| Some((Lock::take(attachment, give_up)?, threads)));
     let Some(_lock) = lock else {
         let pid = attachment.arena().header().reaper_pid.load(Ordering::Relaxed);
         return (reaped, End::Stuck(BufferError::Busy { pid: u32::try_from(pid).unwrap_or(0) }));
@@ -157,6 +167,108 @@ pub(crate) fn reap(attachment: &Attachment, effort: Effort) -> (Reaped, End) {
     (reaped, end)
 }
 
+/// Takes out the channels that nobody is in, or only the dead are. Needs no reaper's lock, and nobody dead: a live process that could not
+/// have the control lock leaves such a channel, and a reaper may be stopped.
+pub(crate) fn sweep(attachment: &Attachment, effort: Effort) -> End {
+    let arena = attachment.arena();
+    // Raised after every change that deserts a channel, except by those who die in between, and they are found dead.
+    let version = arena.header().directory_version.load(Ordering::Acquire);
+    let gone = participant::dead(attachment.segment(), attachment.me());
+    if attachment.is_forked() || gone.is_empty() && attachment.is_swept(version) {
+        return End::Done;
+    }
+    attachment.leave_behind(false);
+    let are_gone = |who| gone.contains(&who);
+    // Where there is something to do: however short the time, a sweep gets somewhere.
+    let Some(first) = directory::first_to_relieve(arena, &are_gone) else {
+        attachment.note_swept(version);
+        return End::Done;
+    };
+    let until = effort.work.map(|work| Instant::now() + work);
+    let swept = attachment.with_cache(|cache| {
+        each_channel(attachment, cache, Spot::at(first), until, |control, spot| {
+            directory::relieve(control, cache.me(), spot.index, &are_gone, &mut 0)
+        })
+    });
+    let end = match swept {
+        Ok(Ok(())) => End::Done,
+        Ok(Err((_, end))) => end,
+        Err(error) => End::Stuck(error),
+    };
+    attachment.leave_behind(end != End::Done);
+    end
+}
+
+/// Takes out the channel in `index`, which nobody is in.
+pub(crate) fn take_out(attachment: &Attachment, index: u32) {
+    // Not with the cache for all threads: a long queue takes its time, and what others drop must not wait for us.
+    let taken_out = attachment.with_cache(|cache| {
+        let control = attachment.control_within(PATIENCE)?;
+        Ok(directory::take_out(control, cache, index, PATIENCE, || true))
+    });
+    if !matches!(taken_out, Ok(Ok::<_, BufferError>(true))) {
+        attachment.leave_behind(true);
+        directory::announce(attachment.arena());
+    }
+}
+
+/// Takes each entry of the directory from `spot` on through `step`, in turns under the control lock, and dismantles what that has seized.
+/// If the time is up, or a lock stuck, says where to go on.
+fn each_channel(
+    attachment: &Attachment,
+    cache: &Cache,
+    mut spot: Spot,
+    until: Option<Instant>,
+    mut step: impl FnMut(&Control<'_>, Spot) -> Settled,
+) -> Result<(), (Spot, End)> {
+    let arena = cache.arena();
+    let worked = loop {
+        let control = match attachment.control_within(patience(until)) {
+            Ok(control) => control,
+            Err(error) => break Err((spot, End::Stuck(error))),
+        };
+        let mut seized = Vec::new();
+        let top = arena.header().directory_top.load(Ordering::Acquire).min(CHANNELS);
+        while spot.index < top {
+            spot = match step(&control, spot) {
+                Settled::Partly(spot) => spot,
+                Settled::Done => Spot::at(spot.index + 1),
+                Settled::Seized(one) => {
+                    seized.push(one);
+                    Spot::at(spot.index + 1)
+                }
+            };
+            if control.is_overdue() {
+                break;
+            }
+        }
+        control.release();
+        // What has no time any more is to be met again.
+        let dismantle = |one: Seized| (one.index, directory::dismantle(cache, one, || is_before(until)));
+        let left = seized.into_iter().map(dismantle).filter(|(_, is_done)| !is_done).map(|(index, _)| index).min();
+        if let Some(index) = left {
+            break Err((Spot::at(index), End::TimeIsUp));
+        }
+        if spot.index >= top {
+            break Ok(());
+        }
+        if !is_before(until) {
+            break Err((spot, End::TimeIsUp));
+        }
+    };
+    directory::announce(arena);
+    worked
+}
+
+fn is_before(until: Option<Instant>) -> bool {
+    until.is_none_or(|until| Instant::now() < until)
+}
+
+/// How long to wait for the control lock.
+fn patience(until: Option<Instant>) -> Duration {
+    until.map_or(PATIENCE, |until| until.saturating_duration_since(Instant::now()).min(PATIENCE))
+}
+
 /// Gives back what this process has taken over with its slot (see `participant::adopt`), before it has anything of its own.
 pub(crate) fn inherit(attachment: &Attachment) -> bool {
     let victims = [attachment.me()];
@@ -171,8 +283,7 @@ pub(crate) fn inherit(attachment: &Attachment) -> bool {
 struct Lock<'a>(&'a Attachment);
 
 impl<'a> Lock<'a> {
-    fn take(attachment: &'a Attachment, patience: Duration) -> Option<Self> {
-        let give_up = Instant::now() + patience;
+    fn take(attachment: &'a Attachment, give_up: Instant) -> Option<Self> {
         while !lease::try_take(attachment.segment().file(), REAP_BYTE).unwrap_or(false) {
             if Instant::now() >= give_up {
                 return None;
@@ -236,16 +347,8 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    fn has_time(&self) -> bool {
-        self.until.is_none_or(|until| Instant::now() < until)
-    }
-
     fn control(&self) -> Result<Control<'a>, BufferError> {
-        self.attachment.control_within(self.patience())
-    }
-
-    fn patience(&self) -> Duration {
-        self.until.map_or(PATIENCE, |until| until.saturating_duration_since(Instant::now()).min(PATIENCE))
+        self.attachment.control_within(patience(self.until))
     }
 
     /// Notes how far a pass has come.
@@ -292,46 +395,12 @@ impl<'a> Work<'a> {
 
     /// Pass 2.
     fn settle_channels(&mut self, cache: &Cache, from: u64) -> Result<(), End> {
-        let arena = cache.arena();
-        let (mut spot, mut roles) = (Spot::from_number(from), 0);
-        let worked = loop {
-            let control = match self.control() {
-                Ok(control) => control,
-                Err(error) => break Err(End::Stuck(error)),
-            };
-            let mut deserted = Vec::new();
-            let top = arena.header().directory_top.load(Ordering::Acquire).min(CHANNELS);
-            while spot.index < top {
-                spot = match directory::settle(&control, cache.me(), spot, self.victims, &mut roles) {
-                    Settled::Partly(spot) => spot,
-                    Settled::Done => Spot::at(spot.index + 1),
-                    Settled::Deserted => {
-                        deserted.push(spot.index);
-                        Spot::at(spot.index + 1)
-                    }
-                };
-                if control.is_overdue() {
-                    break;
-                }
-            }
-            control.release();
-            // What has no time any more is to be met again.
-            let has_time = || self.has_time();
-            let left = deserted.into_iter().filter(|index| !directory::dismantle(cache, *index, has_time)).min();
-            if let Some(index) = left {
-                spot = Spot::at(index);
-                break Err(End::TimeIsUp);
-            }
-            if spot.index >= top {
-                break Ok(());
-            }
-            if !self.has_time() {
-                break Err(End::TimeIsUp);
-            }
-        };
+        let mut roles = 0;
+        let worked = each_channel(self.attachment, cache, Spot::from_number(from), self.until, |control, spot| {
+            directory::settle(control, cache.me(), spot, self.victims, &mut roles)
+        });
         self.reaped.endpoints += roles;
-        directory::announce(arena);
-        worked.map_err(|end| self.stop(pass::CHANNELS, spot.number(), end))?;
+        worked.map_err(|(spot, end)| self.stop(pass::CHANNELS, spot.number(), end))?;
         point!("reap: vacated");
         Ok(())
     }
@@ -362,7 +431,7 @@ impl<'a> Work<'a> {
             return Ok(control);
         }
         control.release();
-        if !self.has_time() {
+        if !is_before(self.until) {
             return Err(self.stop(pass, at, End::TimeIsUp));
         }
         self.control_at(pass, at)
@@ -482,4 +551,49 @@ pub(crate) fn blocks(arena: &Arena, head: u32, what: Word) -> impl Iterator<Item
 /// Every block of every slab, and every large block. What is in use changes meanwhile.
 pub(crate) fn for_each_block(arena: &Arena, mut visit: impl FnMut(At<'_>)) {
     unit::heads(arena).for_each(|(head, what)| blocks(arena, head, what).for_each(&mut visit));
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::buffer::Buffer;
+    use crate::segment::Wish;
+
+    /// Whose name it bears may have been reaped in part: what it does in that name lies where nobody would look any more.
+    #[test]
+    fn who_takes_a_dead_ones_place_looks_through_all_it_had() {
+        let name = format!("ipc-buffer-test-inherit-{}", std::process::id());
+        let wish = Wish { capacity: Some(1 << 20), create_new: false, must_exist: false, persist: false, mode: 0o600 };
+        let hold = crate::attachment::open(&name, &wish).unwrap();
+        let left = std::thread::scope(|scope| {
+            let works = || {
+                let ctx = Buffer::open(&name).unwrap().context().unwrap();
+                drop((0..300).map(|i| ctx.record(i).unwrap()).collect::<Vec<_>>());
+                std::mem::forget((ctx.record(1_u64), ctx));
+            };
+            scope.spawn(works).join()
+        });
+        // It never leaves, so its segment goes here.
+        crate::segment::remove(&name).unwrap();
+        left.unwrap();
+        let arena = hold.arena();
+        let held = || {
+            let holders = (0..arena.header().magazine_top.load(Ordering::Acquire)).filter_map(|i| arena.magazine(i));
+            holders.filter(|magazine| Word(magazine.holder.load(Ordering::Acquire)).kind() == depot::HELD).count()
+        };
+        assert!(held() > 0);
+        participant::note(arena, &[hold.me()], Word::number(pass::HEADERS, u64::from(u32::MAX)));
+        assert!(inherit(&hold));
+        assert_eq!(held(), 0);
+        assert!((0..CONTEXTS).all(|index| participant::context_owner(arena, index).is_none()));
+        let mut owned = 0;
+        for_each_block(arena, |at| {
+            owned += u64::from(at.header.state.load(Ordering::Acquire) == block::owned(hold.me()).0)
+        });
+        let listed = (0..arena.header().magazine_top.load(Ordering::Acquire)).filter_map(|i| arena.magazine(i));
+        let listed = listed.flat_map(depot::entries).filter_map(|granule| arena.block(granule));
+        let named = listed.filter(|block| block.state.load(Ordering::Acquire) == block::owned(hold.me()).0).count();
+        assert_eq!(owned, named as u64, "what bears its name is free");
+    }
 }

@@ -124,9 +124,9 @@ impl Segment {
         }
     }
 
-    /// Takes the control lock among processes, waiting up to `patience`.
-    pub(crate) fn lock(&self, patience: Duration) -> Result<(), Busy> {
-        lock(self.file(), patience, || true)?;
+    /// Takes the control lock among processes, waiting until `deadline`.
+    pub(crate) fn lock(&self, deadline: Instant) -> Result<(), Busy> {
+        lock(self.file(), deadline, || true)?;
         Ok(())
     }
 
@@ -154,9 +154,9 @@ pub(crate) struct Busy;
 
 /// Polls for the control lock: Linux has no timed byte lock, and a stopped holder must not stop us for ever. Gives up early,
 /// with false, when `go_on` says so.
-fn lock(file: BorrowedFd<'_>, patience: Duration, go_on: impl FnMut() -> bool) -> Result<bool, Busy> {
+fn lock(file: BorrowedFd<'_>, deadline: Instant, go_on: impl FnMut() -> bool) -> Result<bool, Busy> {
     let mut is_next = false;
-    let locked = poll(file, patience, go_on, &mut is_next);
+    let locked = poll(file, deadline, go_on, &mut is_next);
     if is_next {
         lease::release(file, NEXT_BYTE);
     }
@@ -165,17 +165,19 @@ fn lock(file: BorrowedFd<'_>, patience: Duration, go_on: impl FnMut() -> bool) -
 
 fn poll(
     file: BorrowedFd<'_>,
-    patience: Duration,
+    deadline: Instant,
     mut go_on: impl FnMut() -> bool,
     is_next: &mut bool,
 ) -> Result<bool, Busy> {
-    let start = Instant::now();
     let mut pause = FIRST_PAUSE;
     loop {
-        match lease::try_take(file, CONTROL_BYTE) {
-            Ok(true) => return Ok(true),
-            Ok(false) if start.elapsed() < patience => {}
-            _ => return Err(Busy),
+        let taken = lease::try_take(file, CONTROL_BYTE).map_err(|_| Busy)?;
+        if taken {
+            return Ok(true);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Busy);
         }
         if !go_on() {
             return Ok(false);
@@ -184,7 +186,7 @@ fn poll(
             *is_next = true;
             pause = FIRST_PAUSE;
         }
-        std::thread::sleep(pause);
+        std::thread::sleep(pause.min(left));
         pause = (pause * 2).min(if *is_next { PAUSE_NEXT } else { PAUSE });
     }
 }
@@ -306,7 +308,7 @@ fn attempt(
         return Err(OpenError::AlreadyExists { name: name.into() });
     }
     let still_named = || shm::stat_name(name).is_ok_and(|facts| facts.identity == before.identity);
-    match lock(file.as_fd(), give_up.saturating_duration_since(Instant::now()), still_named) {
+    match lock(file.as_fd(), give_up, still_named) {
         Ok(true) => {}
         Ok(false) => return Ok(None),
         Err(Busy) => {
@@ -467,7 +469,7 @@ pub(crate) fn remove(name: &str) -> Result<(), OpenError> {
     if !ours {
         return Err(OpenError::NotASegment { name: name.into(), why: "it does not start with the magic number" });
     }
-    if !matches!(lock(file.as_fd(), PATIENCE, || true), Ok(true)) {
+    if !matches!(lock(file.as_fd(), Instant::now() + PATIENCE, || true), Ok(true)) {
         return Err(OpenError::Busy { name: name.into(), pid: 0 });
     }
     point!("unlink: locked");

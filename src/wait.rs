@@ -24,8 +24,8 @@
 //!
 //! # Ownership
 //! Of a bell: the bed, `EAGER` and `OFTEN` are set by the side that sleeps, and cleared by it, the other side, or whoever changes
-//! the channel under the control lock; `GONE` and `FENCED` are the directory's, under that lock (and `FENCED` the sleeper's, see
-//! below). A bed's word is changed by whoever wakes it.
+//! the channel under the control lock, or leaves it; `GONE` is set by the consumer that leaves, and cleared by the next one when it has
+//! the role; `FENCED` is the directory's, under that lock, and the sleeper's (see below). A bed's word is changed by whoever wakes it.
 //!
 //! # Orderings
 //! `SYNC(wake)`: the sleeper reads its bed's word, writes its name on the bell, makes a barrier, and looks for what it waits for

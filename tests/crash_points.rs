@@ -164,6 +164,27 @@ fn slots(capacity: usize) -> ChannelOptions {
     ChannelOptions::new().capacity(capacity)
 }
 
+/// The control lock, as somebody has it who is stopped.
+fn stuck(name: &str) -> std::fs::File {
+    let file = std::fs::File::options().read(true).write(true).open(format!("/dev/shm/{name}")).unwrap();
+    // SAFETY: plain integers; zeroes are valid.
+    let mut lock: libc::flock64 = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK.try_into().unwrap();
+    lock.l_len = 1;
+    // SAFETY: an open descriptor and a lock that lives as long as the call.
+    assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLKW, &raw mut lock) }, 0);
+    file
+}
+
+/// Ids whose search begins at one cell of the directory's index.
+fn same_cell() -> impl Iterator<Item = i64> {
+    let cell = |id: i64| {
+        let mixed = id.cast_unsigned().wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        ((mixed >> 32) ^ (mixed >> 47)) % (1 << 15)
+    };
+    (1000..).filter(move |id| cell(*id) == cell(1000))
+}
+
 /// Of a class that nothing else here uses, several of which fill a slab.
 fn middle(ctx: &ThreadContext) -> Record<[u8]> {
     ctx.slice_zeroed::<u8>(3500).unwrap()
@@ -409,6 +430,27 @@ const ACTS: &[(&str, Act)] = &[
     ("create", |v, arm| {
         arm();
         forget((v.own_channel(10), v));
+    }),
+    ("create to stay", |v, arm| {
+        arm();
+        forget((v.ctx.producer_with::<u64>(13, &slots(8).persistent(true)).unwrap(), v));
+    }),
+    ("desert", |v, arm| {
+        // Left as it was, for nobody could have the control lock.
+        let ends = v.own_channel(10);
+        let stuck = stuck(v.buffer.name());
+        drop(ends);
+        drop(stuck);
+        arm();
+        forget((v.own_channel(10), v));
+    }),
+    ("crowd the index", |v, arm| {
+        // Ids that begin at one cell: all but the last have to move when the first goes.
+        let mut ends: Vec<_> =
+            same_cell().take(4).map(|id| v.ctx.value_producer_with::<u64>(id, &slots(2)).unwrap()).collect();
+        arm();
+        drop(ends.remove(0));
+        forget((ends, v));
     }),
     ("detach", |v, arm| {
         arm();
@@ -685,14 +727,28 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("create", "attach: seen", &[1, 2]),
     ("create", "tell: raised", &[1]),
     ("create", "announce: changed", &[1, 2]),
+    ("create to stay", "create: block", &[1]),
+    ("create to stay", "create: live", &[1]),
+    ("create to stay", "create: indexed", &[1]),
+    ("desert", "remove: state", &[1]),
+    ("desert", "attach: role", &[1]),
+    ("desert", "freeze: queued", &[1, 5]),
+    ("desert", "drain: owned", &[1]),
+    ("desert", "drain: head", &[2]),
+    ("crowd the index", "index: moved", &[1, 2, 3]),
     ("detach", "vacate: gone", &[1]),
-    ("detach", "vacate: cell", &[1, 2]),
+    ("detach", "detach: left", &[1, 2]),
+    ("detach", "detach: released", &[1, 2]),
     ("detach", "tell: raised", &[1]),
     ("detach", "announce: changed", &[1, 2]),
-    ("detach", "control: cleared", &[1]),
-    ("dismantle", "vacate: cell", &[1, 2]),
+    ("dismantle", "detach: left", &[1, 2]),
+    ("dismantle", "detach: released", &[1, 2]),
+    ("dismantle", "remove: state", &[1]),
+    ("dismantle", "remove: unindexed", &[1]),
+    ("dismantle", "freeze: queued", &[1, 4, 5]),
+    ("dismantle", "freeze: noted", &[1]),
+    ("dismantle", "freeze: done", &[1]),
     ("dismantle", "dismantle: busy", &[1]),
-    ("dismantle", "dismantle: unindexed", &[1]),
     ("dismantle", "drain: owned", &[1, 3]),
     ("dismantle", "drain: head", &[1, 3]),
     ("dismantle", "push: listed", &[2]),
@@ -770,6 +826,10 @@ const REAPER: &[&str] = &[
     "reap: queued",
     "vacate: gone",
     "vacate: cell",
+    "remove: state",
+    "settle: removed",
+    "freeze: queued",
+    "freeze: noted",
     "dismantle: busy",
     "drain: owned",
     "drain: head",
@@ -997,8 +1057,10 @@ impl Survivor {
 
 /// All of it is free, and can be had in the largest pieces.
 fn end(buffer: &Buffer) {
-    // What the survivor attached by itself and forgot.
-    let _ = buffer.remove_channel(30).unwrap();
+    // What the survivor attached by itself and forgot, and what persists.
+    for id in [30, 13] {
+        let _ = buffer.remove_channel(id).unwrap();
+    }
     assert!(buffer.channels().unwrap().is_empty(), "{:?}", buffer.channels());
     common::all_free(buffer);
     buffer.trim().unwrap();
@@ -1208,6 +1270,234 @@ fn refuses_a_thief(name: &str) -> i32 {
     0
 }
 
+/// Where one who takes a channel out is stopped, and which times of coming there.
+const ON_THE_WAY_OUT: &[(&str, &[u32])] = &[
+    ("vacate: gone", &[1]),
+    ("detach: left", &[1]),
+    ("detach: released", &[1]),
+    ("remove: state", &[1]),
+    ("remove: unindexed", &[1]),
+    ("freeze: queued", &[1, 7]),
+    ("freeze: noted", &[1, 3]),
+    ("freeze: done", &[1]),
+    ("dismantle: busy", &[1]),
+    ("drain: owned", &[1, 7]),
+    ("drain: head", &[1, 7]),
+    ("dismantle: drained", &[1]),
+    ("dismantle: owned", &[1]),
+    ("dismantle: freed", &[1]),
+    ("dismantle: no storage", &[1]),
+];
+
+fn hundred(ctx: &ThreadContext, first: u64) -> Vec<Record<[u64]>> {
+    (first..first + 100).map(|i| work::numbered(ctx, i, 30)).collect()
+}
+
+fn check_hundred(records: &[Record<[u64]>], first: u64) {
+    assert!(records.iter().zip(first..).all(|(record, i)| work::number(record) == i), "somebody else has it, too");
+}
+
+/// Somebody takes out a channel, by leaving it as the last or by removing it, and is stopped on its way. Who sent what is queued there is
+/// killed, and a third one reaps, and uses what that gave back. Then the first goes on, or is killed. Says whether it came by the point.
+fn taken_out_while_another_reaps(name: &str, removes: bool, point: &str, count: u32, is_killed: bool) -> i32 {
+    let buffer = open(name);
+    let ctx = buffer.context().unwrap();
+    // SAFETY: stops this process.
+    let stop = || assert_eq!(unsafe { libc::raise(libc::SIGSTOP) }, 0);
+    let signal = |pid, signal| {
+        // SAFETY: a child of this process, which was not waited for since it stopped.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    };
+    let options = slots(64).persistent(removes);
+    let goes = child(30, || {
+        let buffer = open(name);
+        let ctx = buffer.context().unwrap();
+        let rx = (!removes).then(|| ctx.consumer_with::<[u64]>(50, &options).unwrap());
+        stop();
+        arm_stop(point, count);
+        drop(rx);
+        if removes {
+            assert!(buffer.remove_channel(50).unwrap());
+        }
+        let mine = hundred(&ctx, 3000);
+        check_hundred(&mine, 3000);
+        0
+    });
+    assert_eq!(ended(goes), Ended::Stopped, "attached");
+    let sends = child(30, || {
+        let ctx = open(name).context().unwrap();
+        let mut tx = ctx.producer_with::<[u64]>(50, &options).unwrap();
+        hundred(&ctx, 1000).into_iter().take(60).for_each(|record| tx.send(record).unwrap());
+        drop(tx);
+        stop();
+        forget(ctx);
+        0
+    });
+    assert_eq!(ended(sends), Ended::Stopped, "has sent");
+    signal(sends, libc::SIGKILL);
+    assert_eq!(ended(sends), KILLED);
+    signal(goes, libc::SIGCONT);
+    let mut mine = Vec::new();
+    let is_stopped = match ended(goes) {
+        Ended::Stopped => true,
+        Ended::Exit(0) => false,
+        other => panic!("the one that goes ended with {other:?}"),
+    };
+    if is_stopped {
+        if !is_locked(name) {
+            buffer.reap().unwrap();
+            mine = hundred(&ctx, 2000);
+        }
+        signal(goes, if is_killed { libc::SIGKILL } else { libc::SIGCONT });
+        assert_eq!(ended(goes), if is_killed { KILLED } else { Ended::Exit(0) });
+    }
+    while buffer.reap().unwrap().processes > 0 {}
+    check_hundred(&mine, 2000);
+    common::sound(&buffer);
+    let _ = buffer.remove_channel(50).unwrap();
+    drop((mine, ctx));
+    end(&buffer);
+    i32::from(is_stopped)
+}
+
+/// A consumer is killed while it attaches to a channel that another one has left: the producer hears that nobody receives, before and after
+/// it has sent what there is room for.
+fn half_attached(name: &str, point: &str, reaps: bool) -> i32 {
+    let buffer = open(name);
+    let ctx = buffer.context().unwrap();
+    let mut tx = ctx.producer_with::<u64>(50, &slots(64)).unwrap();
+    drop(ctx.consumer::<u64>(50).unwrap());
+    assert!(matches!(tx.try_send(ctx.record(1).unwrap()), Err(TrySendError::Disconnected(_))));
+    let consumer = in_child(20, || {
+        let ctx = open(name).context().unwrap();
+        arm(point, 1);
+        forget((ctx.consumer::<u64>(50).unwrap(), ctx));
+        0
+    });
+    assert_eq!(consumer, KILLED);
+    if reaps {
+        while buffer.reap().unwrap().processes > 0 {}
+        assert!(matches!(tx.try_send(ctx.record(1).unwrap()), Err(TrySendError::Disconnected(_))), "at once");
+    }
+    loop {
+        match tx.try_send(ctx.record(1).unwrap()) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => std::thread::sleep(Duration::from_millis(1)),
+            Err(TrySendError::Disconnected(_)) => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(!tx.has_consumer());
+    // The next one gets what there is, and then all that comes.
+    let mut rx = ctx.consumer::<u64>(50).unwrap();
+    rx.try_iter().for_each(drop);
+    tx.send(ctx.record(2).unwrap()).unwrap();
+    assert_eq!(*rx.recv().unwrap(), 2);
+    drop((tx, rx, ctx));
+    while buffer.reap().unwrap().processes > 0 {}
+    end(&buffer);
+    0
+}
+
+/// One that leaves is stopped before it rings the bells, which lie in the channel's storage. The other end leaves, too, and the memory
+/// is wanted: it is not had before the first is out.
+fn rings_late(name: &str) -> i32 {
+    let buffer = open(name);
+    let ctx = buffer.context().unwrap();
+    let goes = child(30, || {
+        let ctx = open(name).context().unwrap();
+        let rx = ctx.consumer_with::<u64>(50, &slots(64)).unwrap();
+        assert!(rx.wait_for_producer(Duration::from_secs(20)));
+        arm_stop("tell: raised", 1);
+        drop(rx);
+        0
+    });
+    assert!(buffer.wait_for_channel(50, Duration::from_secs(20)).unwrap());
+    let tx = ctx.producer::<u64>(50).unwrap();
+    assert_eq!(ended(goes), Ended::Stopped);
+    drop(tx);
+    assert!(!buffer.has_channel(50).unwrap(), "nobody is in it");
+    let mut all = Vec::new();
+    for words in [2000, 110, 20] {
+        while let Ok(record) = ctx.slice_from(&vec![!0_u64; words]) {
+            all.push(record);
+        }
+    }
+    // SAFETY: a child of this process, which was not waited for since it stopped.
+    assert_eq!(unsafe { libc::kill(goes, libc::SIGCONT) }, 0);
+    assert_eq!(ended(goes), Ended::Exit(0));
+    assert!(all.iter().flat_map(|record| record.iter()).all(|word| *word == !0), "it has written there");
+    drop((all, ctx));
+    end(&buffer);
+    0
+}
+
+/// One that makes a channel is stopped while it empties its ring, which may be long: it has no lock, and others are there first.
+fn prepares_without_the_lock(name: &str) -> i32 {
+    let buffer = open(name);
+    let ctx = buffer.context().unwrap();
+    let makes = child(30, || {
+        let ctx = open(name).context().unwrap();
+        arm_stop("create: emptied", 1);
+        drop(ctx.producer_with::<u64>(50, &slots(1 << 12)).unwrap());
+        0
+    });
+    assert_eq!(ended(makes), Ended::Stopped);
+    assert!(!is_locked(name));
+    let rx = ctx.consumer_with::<u64>(50, &slots(8)).unwrap();
+    // SAFETY: a child of this process, which was not waited for since it stopped.
+    assert_eq!(unsafe { libc::kill(makes, libc::SIGCONT) }, 0);
+    assert_eq!(ended(makes), Ended::Exit(0));
+    assert_eq!(rx.capacity(), 8, "it has joined");
+    drop((rx, ctx));
+    while buffer.reap().unwrap().processes > 0 {}
+    end(&buffer);
+    0
+}
+
+/// What the cases above do not show: says how many failed.
+fn three_parties(wanted: impl Fn(&str) -> bool) -> u32 {
+    let mut failed = 0;
+    let mut run = |what: String, scenario: &dyn Fn(&str) -> i32, expected: &[i32]| {
+        if !wanted(&what) {
+            return;
+        }
+        let name = Name::new("points-three");
+        let ended = in_child(60, || {
+            let said = scenario(&name);
+            assert!(!name.exists(), "the segment is left behind");
+            said
+        });
+        if !expected.iter().any(|code| ended == Ended::Exit(*code)) {
+            println!("FAILED ({ended:?}): {what}");
+            failed += 1;
+        }
+    };
+    run("a thief that was refused".into(), &refuses_a_thief, &[0]);
+    run("one that rings late".into(), &rings_late, &[0]);
+    run("one that makes a channel".into(), &prepares_without_the_lock, &[0]);
+    for (point, count) in ON_THE_WAY_OUT.iter().flat_map(|(point, counts)| counts.iter().map(|count| (*point, *count)))
+    {
+        for (removes, is_killed) in [(false, false), (false, true), (true, false), (true, true)] {
+            let (who, then) =
+                (if removes { "removes" } else { "leaves" }, if is_killed { "killed" } else { "goes on" });
+            // Who removes has no role to give up.
+            let comes_by = i32::from(!removes || !point.starts_with("detach") && !point.starts_with("vacate"));
+            run(
+                format!("one that {who} / stopped at {point} ({count}) / {then}"),
+                &|name| taken_out_while_another_reaps(name, removes, point, count, is_killed),
+                &[comes_by],
+            );
+        }
+    }
+    for point in ["attach: role", "attach: seen", "attach: returned"] {
+        for reaps in [false, true] {
+            run(format!("half attached / {point} / {reaps}"), &|name| half_attached(name, point, reaps), &[0]);
+        }
+    }
+    failed
+}
+
 fn cases(full: bool) -> Vec<Case> {
     let company = KILLS.iter().flat_map(|(act, point, counts)| counts.iter().map(|count| (*act, *point, *count)));
     let visits = VISIT.iter().map(|point| ("visit", *point, 1));
@@ -1273,12 +1563,7 @@ fn main() {
             _ => failed += 1,
         }
     }
-    let refused = Name::new("points-refused");
-    let refused = in_child(60, || refuses_a_thief(&refused));
-    if refused != Ended::Exit(0) {
-        println!("FAILED ({refused:?}): a thief that was refused");
-        failed += 1;
-    }
+    failed += three_parties(|what| filters.iter().all(|filter| what.contains(filter.as_str())));
     let missed: Vec<&&str> = ALL.iter().filter(|point| !reached.contains(**point)).collect();
     println!(
         "{} points, {} of them reached; {} combinations, {kills} kills, {second} of them of reapers; {stops} reapers stopped at {} points; {failed} failed; {:.0?}",

@@ -1,11 +1,13 @@
 //! A process table full of the dead: who comes next must get in, and give back what they had.
 #![allow(clippy::unwrap_used)]
+#![allow(unsafe_code)] // a byte lock
 
 mod common;
 
 use common::Name;
 use common::forked::Forked;
 use ipc_buffer::{Buffer, OpenError};
+use std::os::fd::AsRawFd;
 
 const PROCESSES: i64 = 512;
 
@@ -49,4 +51,45 @@ fn what_the_dead_had_is_given_back() {
     common::all_free(&buffer);
     drop(buffer);
     assert!(!name.exists());
+}
+
+/// Symptom, were it so: a peer that was seen dead stays dead for the one at the other end, though somebody has its place, and its name.
+#[test]
+fn who_takes_over_a_dead_ones_name_is_alive() {
+    let _dog = common::watchdog();
+    let name = Name::new("name");
+    let buffer = Buffer::open(&name).unwrap();
+    let ctx = buffer.context().unwrap();
+    let mut rx = ctx.consumer::<u64>(1).unwrap();
+    // The first in the table but for this one.
+    let dead = Forked::after(|| {
+        let ctx = Buffer::open(&name).unwrap().context().unwrap();
+        std::mem::forget((ctx.producer::<u64>(1).unwrap(), ctx));
+    });
+    let others: Vec<Forked> =
+        (2..PROCESSES).map(|_| Forked::after(|| std::mem::forget(Buffer::open(&name).unwrap()))).collect();
+    // Nobody reaps meanwhile.
+    let file = std::fs::File::options().read(true).write(true).open(name.path()).unwrap();
+    // SAFETY: plain integers; zeroes are valid.
+    let mut lock: libc::flock64 = unsafe { std::mem::zeroed() };
+    (lock.l_type, lock.l_start, lock.l_len) = (libc::F_WRLCK.try_into().unwrap(), 1, 1);
+    // SAFETY: an open descriptor and a lock that lives as long as the call.
+    assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw mut lock) }, 0);
+    drop((dead, others));
+    assert!(!rx.has_producer());
+    // Not with the file: another test's children may have inherited that.
+    lock.l_type = libc::F_UNLCK.try_into().unwrap();
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw mut lock) }, 0);
+    let heir = Forked::after(|| {
+        let ctx = Buffer::open(&name).unwrap().context().unwrap();
+        let mut tx = ctx.producer::<u64>(1).unwrap();
+        tx.send(ctx.record(7).unwrap()).unwrap();
+        std::mem::forget((tx, ctx));
+    });
+    assert!(rx.has_producer());
+    assert_eq!(*rx.recv().unwrap(), 7);
+    assert!(rx.try_recv().is_err_and(|error| error == ipc_buffer::TryRecvError::Empty));
+    drop(heir);
+    while rx.has_producer() {}
 }

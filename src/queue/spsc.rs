@@ -34,7 +34,7 @@
 //! |---|---|---|
 //! | push: before the stamp | the sender's, not in the window | the header scan: it was never sent |
 //! | push: the stamp | in the window | nothing: it is delivered; the wake is made up for by the bounded sleep |
-//! | batch: some stamps behind the first | slots that look queued, beyond the window's end; records as before the stamp | the next producer clears them when it attaches ([`clear_beyond`]); the header scan |
+//! | batch: some stamps behind the first | slots that look queued, beyond the window's end; records as before the stamp | the next producer clears them, having the role, before it sends ([`clear_beyond`]); the header scan |
 //! | pop: the state store, or the value's loads | the receiver's, in the window | the window pass: queued again, the next consumer gets it |
 //! | pop: the head store | the receiver's, outside | the header scan: it counts as received |
 //!
@@ -154,7 +154,8 @@ pub(crate) fn records_from(ring: Ring, position: u64) -> impl Iterator<Item = (u
     window_from(ring, position, look).map(|(position, _, granule)| (position, granule))
 }
 
-/// Clears what a producer that was killed inside a batch left beyond the window. There is no producer meanwhile.
+/// Clears what a producer that was killed inside a batch left beyond the window. There is no other producer than the caller, which has not
+/// sent yet.
 pub(crate) fn clear_beyond(ring: Ring) {
     let end = ring.end_of_window();
     match ring.shape {
