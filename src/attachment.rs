@@ -24,16 +24,17 @@ use crate::directory;
 use crate::error::{BufferError, OpenError};
 use crate::heap::block::Known;
 use crate::heap::cache::Cache;
-use crate::heap::{self, block, depot, unit};
+use crate::heap::{self, block, depot, reclaim, unit};
 use crate::layout::{CONTEXTS, Owner, UNIT, Word, flag};
 use crate::local;
 use crate::participant;
 use crate::recovery::{self, At, Effort};
-use crate::segment::{self, COURTESY, PATIENCE, Segment, Wish};
+use crate::segment::{self, COURTESY, PATIENCE, SEARCH_BYTE, Segment, Wish};
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sys::barrier;
 use crate::sys::crash::point;
 use crate::sys::fork::{self, PerProcess};
+use crate::sys::lease;
 #[cfg(feature = "async")]
 use crate::waiter;
 use parking_lot::{Mutex, MutexGuard};
@@ -60,6 +61,10 @@ pub(crate) struct Attachment {
     service: Mutex<Option<(Owner, Cache)>>,
     /// One thread of this process reaps at a time; the byte lock excludes processes, not threads. Comes before `control`.
     reaping: Mutex<()>,
+    /// One thread of this process searches at a time; the byte lock excludes processes. Comes before `control`.
+    searching: Mutex<()>,
+    /// The name was a dead process's before; see `participant::adopt`.
+    adopted: bool,
     forked: AtomicBool,
     /// Holds alive; only raised from 0 under the registry's lock.
     holds: AtomicUsize,
@@ -194,6 +199,8 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
         control: Mutex::new(()),
         service: Mutex::new(None),
         reaping: Mutex::new(()),
+        searching: Mutex::new(()),
+        adopted,
         forked: AtomicBool::new(false),
         has_worked: AtomicBool::new(false),
         holds: AtomicUsize::new(1),
@@ -283,6 +290,40 @@ impl Control<'_> {
     }
 }
 
+/// The right to search for memory to reclaim, held; see `heap::reclaim`.
+pub(crate) struct Searching<'a> {
+    attachment: &'a Attachment,
+    _threads: MutexGuard<'a, ()>,
+}
+
+impl Drop for Searching<'_> {
+    fn drop(&mut self) {
+        reclaim::end(self.attachment.arena());
+        lease::release(self.attachment.segment.file(), SEARCH_BYTE);
+    }
+}
+
+/// The control lock, had in turns.
+pub(crate) struct Turns<'a> {
+    attachment: &'a Attachment,
+    control: Option<Control<'a>>,
+}
+
+impl<'a> Turns<'a> {
+    pub(crate) fn new(attachment: &'a Attachment) -> Self {
+        Self { attachment, control: None }
+    }
+
+    /// The control lock, when others have had it who waited while this one had it for long.
+    pub(crate) fn turn(&mut self) -> Result<&Control<'a>, BufferError> {
+        let control = match self.control.take() {
+            Some(control) => control.breathe(PATIENCE)?,
+            None => self.attachment.control()?,
+        };
+        Ok(self.control.insert(control))
+    }
+}
+
 impl Attachment {
     pub(crate) fn segment(&self) -> &Segment {
         &self.segment
@@ -346,6 +387,31 @@ impl Attachment {
         self.reaping.try_lock_for(patience)
     }
 
+    /// The right to search, waiting up to `patience` for another who does.
+    pub(crate) fn searching(&self, patience: Duration) -> Result<Searching<'_>, BufferError> {
+        let header = self.arena().header();
+        let busy =
+            || BufferError::Busy { pid: u32::try_from(header.searcher_pid.load(Ordering::Relaxed)).unwrap_or(0) };
+        let give_up = Instant::now() + patience;
+        let threads = self.searching.try_lock_for(patience).ok_or_else(busy)?;
+        let mut pause = Duration::from_micros(20);
+        while !lease::try_take(self.segment.file(), SEARCH_BYTE).unwrap_or(false) {
+            if Instant::now() >= give_up {
+                return Err(busy());
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(1));
+        }
+        header.searcher_pid.store(std::process::id().into(), Ordering::Relaxed);
+        reclaim::begin(self.arena());
+        Ok(Searching { attachment: self, _threads: threads })
+    }
+
+    /// Whether this process may take idle caches: its name tells it from all who ever did.
+    pub(crate) fn may_revoke(&self) -> bool {
+        !self.adopted
+    }
+
     /// Runs `work` with a cache made for it alone.
     pub(crate) fn with_cache<R>(&self, work: impl FnOnce(&Cache) -> R) -> Result<R, BufferError> {
         let full = BufferError::TooManyContexts { limit: CONTEXTS };
@@ -394,7 +460,7 @@ impl Attachment {
             directory::disown(control, &[self.me]);
             point!("leave: disowned");
         }
-        for index in 0..arena.header().magazine_top.load(Ordering::Acquire) {
+        for index in 0..arena.magazine_top() {
             depot::clear_names(arena, index, &[self.me]);
             control = control.and_then(|control| control.breathe(PATIENCE).ok());
         }
@@ -470,7 +536,7 @@ pub(crate) unsafe fn free_homeless(address: usize, known: Known) {
         && let Some(block) = this.arena().block(handle.granule())
     {
         // No context slot left to free through: leave it where the next scan finds it.
-        block.state.store(Word::number(block::state::LOOSE, 0).0, Ordering::Release);
+        reclaim::loosen(this.arena(), block);
     }
     let left = this.homeless.load(Ordering::Relaxed);
     // Uncounted, this record was freed in time to be left out of the count.

@@ -35,9 +35,9 @@ use crate::attachment::{Attachment, Control};
 use crate::directory::{self, Settled, Spot};
 use crate::error::BufferError;
 use crate::heap::block::Handle;
-use crate::heap::cache::{self, Cache};
+use crate::heap::cache::{self, Cache, Gate};
 use crate::heap::{self, block, class, depot, reclaim, unit};
-use crate::layout::{BlockHeader, CHANNELS, CONTEXTS, Magazine, Owner, Word};
+use crate::layout::{BlockHeader, CONTEXTS, Magazine, Owner, Word};
 use crate::participant;
 use crate::segment::{PATIENCE, REAP_BYTE};
 use crate::sync::Ordering;
@@ -196,6 +196,7 @@ mod pass {
     pub(super) const CHANNELS: u64 = 1;
     pub(super) const NAMES: u64 = 2;
     pub(super) const HEADERS: u64 = 3;
+    pub(super) const HINTS: u64 = 4;
 }
 
 /// What one reaper does for its victims.
@@ -228,11 +229,25 @@ impl<'a> Work<'a> {
         worked.map_err(End::Stuck)??;
         release_units(arena, self.victims);
         point!("reap: units done");
-        depot::rebuild(arena);
+        self.rebuild_hints(begin(pass::HINTS).unwrap_or(0))?;
         point!("reap: hints");
         depot::recount(arena);
+        depot::tell_all(arena);
         unit::recount(arena);
         point!("reap: counted");
+        Ok(())
+    }
+
+    /// Pass 6, which needs no lock.
+    fn rebuild_hints(&self, from: u64) -> Result<(), End> {
+        let arena = self.attachment.arena();
+        let top = arena.magazine_top();
+        for index in u32::try_from(from).unwrap_or(top)..top {
+            depot::rebuild(arena, index);
+            if index % STRIDE == STRIDE - 1 && index + 1 < top && !self.has_time() {
+                return Err(self.stop(pass::HINTS, index + 1, End::TimeIsUp));
+            }
+        }
         Ok(())
     }
 
@@ -262,12 +277,10 @@ impl<'a> Work<'a> {
             |index: u32| participant::context_owner(arena, index).is_some_and(|who| self.victims.contains(&who));
         // Nobody takes an idle context's magazines meanwhile, or ours.
         let mut control = self.control_at(pass::MAGAZINES, from)?;
-        for slot in (0..CONTEXTS).filter_map(|index| arena.context(index)) {
-            self.victims.iter().for_each(|victim| cache::settle(arena, slot, *victim));
-        }
+        (0..CONTEXTS).filter_map(|index| arena.context(index)).for_each(|slot| cache::settle_any(arena, slot));
         let contexts: Vec<u32> = (0..CONTEXTS).filter(|index| is_victims(*index)).collect();
         // A context's slot goes after all of its magazines: without one there are none.
-        let top = if contexts.is_empty() { 0 } else { arena.header().magazine_top.load(Ordering::Acquire) };
+        let top = if contexts.is_empty() { 0 } else { arena.magazine_top() };
         // What a foreign hand may have noted is behind the end.
         for index in u32::try_from(from).unwrap_or(top)..top {
             let Some(magazine) = arena.magazine(index) else { break };
@@ -283,6 +296,8 @@ impl<'a> Work<'a> {
         point!("reap: magazines done");
         for index in contexts {
             if let Some(slot) = arena.context(index) {
+                // Its spare is freed by the header scan, and is nothing of who has the slot next.
+                slot.gate.store(Gate::BARE.word(), Ordering::Relaxed);
                 slot.owner.store(0, Ordering::Release);
             }
         }
@@ -300,7 +315,7 @@ impl<'a> Work<'a> {
                 Err(error) => break Err(End::Stuck(error)),
             };
             let mut deserted = Vec::new();
-            let top = arena.header().directory_top.load(Ordering::Acquire).min(CHANNELS);
+            let top = arena.directory_top();
             while spot.index < top {
                 spot = match directory::settle(&control, cache.me(), spot, self.victims, &mut roles) {
                     Settled::Partly(spot) => spot,
@@ -340,7 +355,7 @@ impl<'a> Work<'a> {
     fn clear_names(&self, from: u64) -> Result<(), End> {
         let arena = self.attachment.arena();
         let mut control = self.control_at(pass::NAMES, from)?;
-        let top = arena.header().magazine_top.load(Ordering::Acquire);
+        let top = arena.magazine_top();
         for index in u32::try_from(from).unwrap_or(top)..top {
             depot::clear_names(arena, index, self.victims);
             if index % STRIDE == STRIDE - 1 {
@@ -405,7 +420,9 @@ fn free_owned(cache: &Cache, head: u32, what: Word, victims: &[Owner]) -> u64 {
     let mut records = 0;
     for at in blocks(cache.arena(), head, what) {
         let state = Word(at.header.state.load(Ordering::Acquire));
-        let is_victims = state.kind() == block::state::OWNED && victims.contains(&state.owner());
+        // Stolen by one of them, too: what was to go back to its old owner has gone back (pass 1).
+        let is_victims =
+            matches!(state.kind(), block::state::OWNED | block::state::STOLEN) && victims.contains(&state.owner());
         let is_loose = state.kind() == block::state::LOOSE;
         // A slab or run that was given back since we read its head has somebody's payload where its headers were: look
         // at the head again. A block that really is a victim's keeps its slab or run in place.
@@ -422,18 +439,6 @@ fn free_owned(cache: &Cache, head: u32, what: Word, victims: &[Owner]) -> u64 {
         }
     }
     records
-}
-
-/// Frees blocks that no magazine had room for. The lock is let go now and then.
-pub(crate) fn collect_loose<'a>(control: Control<'a>, cache: &Cache) -> Result<Control<'a>, BufferError> {
-    let mut control = control;
-    let mut at = 0;
-    while let Some((head, what)) = unit::heads_from(cache.arena(), at).next() {
-        free_owned(cache, head, what, &[]);
-        at = head + 1;
-        control = control.breathe(PATIENCE)?;
-    }
-    Ok(control)
 }
 
 /// Pass 5.
@@ -477,9 +482,4 @@ pub(crate) fn blocks(arena: &Arena, head: u32, what: Word) -> impl Iterator<Item
         let header = arena.block(granule)?;
         Some(At { granule, class, header, head, what })
     })
-}
-
-/// Every block of every slab, and every large block. What is in use changes meanwhile.
-pub(crate) fn for_each_block(arena: &Arena, mut visit: impl FnMut(At<'_>)) {
-    unit::heads(arena).for_each(|(head, what)| blocks(arena, head, what).for_each(&mut visit));
 }

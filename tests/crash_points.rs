@@ -518,6 +518,14 @@ const ACTS: &[(&str, Act)] = &[
         wants.join().unwrap();
         forget(v);
     }),
+    ("empty slabs", |v, arm| {
+        // Empty slabs of another class than what is asked for.
+        drop((0..34).map(|_| middle(&v.ctx)).collect::<Vec<_>>());
+        v.ctx.flush();
+        arm();
+        v.fill();
+        forget(v);
+    }),
     ("find it taken", |v, arm| {
         drop((0..50).map(|_| middle(&v.ctx)).collect::<Vec<_>>());
         let buffer = v.buffer.clone();
@@ -620,6 +628,8 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("churn", "take: found", &[1, 2]),
     ("churn", "take: claimed", &[1, 3]),
     ("churn", "put: holder", &[1, 2]),
+    ("churn", "put: uncounted", &[1, 2]),
+    ("churn", "gate: inside", &[1, 2, 500]),
     ("carve", "grow: raised", &[1]),
     ("carve", "frontier: backed", &[1]),
     ("carve", "frontier: raised", &[1]),
@@ -643,6 +653,7 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("run", "run: published", &[1]),
     ("free a run", "give back: taken", &[1]),
     ("free a run", "give back: unit", &[1, 2]),
+    ("free a run", "give back: untold", &[1]),
     ("free a run", "give back: uncounted", &[1]),
     ("send", "send: before the slot", &[1, 3]),
     ("send", "send: slot", &[1, 3]),
@@ -742,12 +753,21 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("trim mixed", "empty: dropped", &[1]),
     ("trim mixed", "empty: released", &[1]),
     ("take from the idle", "revoke: marked", &[1]),
+    ("take from the idle", "search: begun", &[1]),
+    ("take from the idle", "gate: inside", &[1, 3, 20]),
     ("take from the idle", "revoke: taken", &[1, 2]),
+    ("take from the idle", "revoke: told", &[1, 2]),
     ("take from the idle", "revoke: spare", &[1, 2]),
     ("take from the idle", "revoke: emptied", &[1, 2]),
+    ("take from the idle", "revoke: named", &[1, 2]),
     ("take from the idle", "revoke: put", &[1, 2]),
     ("take from the idle", "revoke: verify", &[1]),
+    ("empty slabs", "empty: taken", &[1]),
+    ("empty slabs", "take: listed", &[1]),
+    ("empty slabs", "empty: put", &[1]),
+    ("empty slabs", "empty: released", &[1]),
     ("free what is wanted", "want: cleared", &[1]),
+    ("find it taken", "gate: inside", &[1, 2]),
     ("find it taken", "verify: checked", &[1]),
     ("find it taken", "verify: settled", &[1]),
 ];
@@ -1209,6 +1229,170 @@ fn refuses_a_thief(name: &str) -> i32 {
     0
 }
 
+/// A process that comes to a stop where the one who forked it wants it to, and goes on when told.
+struct Stepped(libc::pid_t);
+
+impl Stepped {
+    fn new(work: impl FnOnce() -> i32) -> Self {
+        Self(child(40, work))
+    }
+
+    #[track_caller]
+    fn stops(&self) {
+        assert_eq!(ended(self.0), Ended::Stopped);
+    }
+
+    fn goes_on(&self) {
+        // SAFETY: a child of this process, which was not waited for since it stopped.
+        assert_eq!(unsafe { libc::kill(self.0, libc::SIGCONT) }, 0);
+    }
+
+    #[track_caller]
+    fn ends(self, how: Ended) {
+        assert_eq!(ended(self.0), how);
+    }
+}
+
+/// Stops until told to go on.
+fn stop_here() {
+    // SAFETY: stops this process.
+    assert_eq!(unsafe { libc::raise(libc::SIGSTOP) }, 0);
+}
+
+/// Of a class of its own.
+const STOLEN: usize = 180;
+
+/// What a context frees stays with it, though whoever was about to take it is killed, and a third one gives back what the killed one
+/// had at the moment when the owner has stepped inside its cache and not yet looked whether it may.
+///
+/// Symptom: two records at one address. Cause: who settled the dead thief's affairs read the spare in the owner's gate, which says
+/// `INSIDE` at that moment, took it that there was none, and the header scan freed the block that bore the thief's name. Fix: the
+/// thief notes the spare where no owner writes.
+fn keeps_its_spare(name: &str, killed_at: &str, stopped_at: u32) -> i32 {
+    let slice = |ctx: &ThreadContext, byte: u8| Some(ctx.slice_uninit::<u8>(STOLEN).ok()?.fill_with(|_| byte));
+    let owner = Stepped::new(|| {
+        let ctx = open(name).context().unwrap();
+        let rest = slice(&ctx, b'o');
+        drop(slice(&ctx, b'o'));
+        stop_here();
+        arm_stop("gate: inside", stopped_at);
+        let mine: Vec<_> = (0..3).map(|_| slice(&ctx, b'o').unwrap()).collect();
+        stop_here();
+        assert!(mine.iter().chain(&rest).all(|record| record.iter().all(|byte| *byte == b'o')), "somebody else has it");
+        drop((mine, rest));
+        0
+    });
+    owner.stops();
+    let thief = Stepped::new(|| {
+        let ctx = open(name).context().unwrap();
+        arm(killed_at, 1);
+        forget(std::iter::from_fn(|| slice(&ctx, b't')).collect::<Vec<_>>());
+        1
+    });
+    thief.ends(KILLED);
+    owner.goes_on();
+    owner.stops();
+    let third = Stepped::new(|| {
+        let buffer = open(name);
+        while buffer.reap().unwrap().processes > 0 {}
+        let ctx = buffer.context().unwrap();
+        // All but a few, for the owner takes some, too.
+        let mut all: Vec<_> = std::iter::from_fn(|| slice(&ctx, b'r')).collect();
+        all.truncate(all.len() - 10);
+        ctx.flush();
+        stop_here();
+        for record in &mut all {
+            assert!(record.iter().all(|byte| *byte == b'r'), "somebody else has it");
+            record.fill(b'R');
+        }
+        stop_here();
+        0
+    });
+    third.stops();
+    owner.goes_on();
+    owner.stops();
+    third.goes_on();
+    third.stops();
+    owner.goes_on();
+    owner.ends(Ended::Exit(0));
+    third.goes_on();
+    third.ends(Ended::Exit(0));
+    end(&open(name));
+    0
+}
+
+/// A theft that its thief did not live to end is settled by the owner, which is stopped when it has looked what is left; another
+/// thief takes that meanwhile. Then the owner must look again: its first look does not count.
+fn looks_again_after_the_next_theft(name: &str) -> i32 {
+    let fill =
+        |ctx: &ThreadContext| forget(std::iter::from_fn(|| ctx.slice_uninit::<u8>(60_000).ok()).collect::<Vec<_>>());
+    let owner = Stepped::new(|| {
+        let ctx = open(name).context().unwrap();
+        // Two magazines of two classes, beside the spare.
+        for size in [STOLEN, 900, STOLEN] {
+            let records: Vec<_> = (0..5).map(|_| ctx.slice_zeroed::<u8>(size).unwrap()).collect();
+            drop(records);
+        }
+        stop_here();
+        arm_stop("verify: checked", 1);
+        let mine: Vec<_> = [STOLEN, 900]
+            .into_iter()
+            .cycle()
+            .take(8)
+            .map(|size| ctx.slice_uninit::<u8>(size).ok().map(|record| record.fill_with(|_| b'o')))
+            .collect();
+        stop_here();
+        assert!(mine.iter().flatten().all(|record| record.iter().all(|byte| *byte == b'o')), "somebody else has it");
+        0
+    });
+    owner.stops();
+    let first = Stepped::new(|| {
+        let ctx = open(name).context().unwrap();
+        arm("revoke: taken", 1);
+        fill(&ctx);
+        1
+    });
+    first.ends(KILLED);
+    owner.goes_on();
+    owner.stops();
+    let second = Stepped::new(|| {
+        let buffer = open(name);
+        let ctx = buffer.context().unwrap();
+        let mut all = Vec::new();
+        for size in [60_000, 900, STOLEN] {
+            all.extend(
+                std::iter::from_fn(|| ctx.slice_uninit::<u8>(size).ok()).map(|record| record.fill_with(|_| b's')),
+            );
+        }
+        assert!(all.iter().any(|record| record.len() == STOLEN), "the owner's cache was taken");
+        stop_here();
+        assert!(all.iter().all(|record| record.iter().all(|byte| *byte == b's')), "somebody else has it");
+        0
+    });
+    second.stops();
+    owner.goes_on();
+    owner.stops();
+    second.goes_on();
+    second.ends(Ended::Exit(0));
+    owner.goes_on();
+    owner.ends(Ended::Exit(0));
+    let buffer = open(name);
+    while buffer.reap().unwrap().processes > 0 {}
+    end(&buffer);
+    0
+}
+
+/// Three processes step by step.
+const SCENES: &[(&str, fn(&str) -> i32)] = &[
+    ("a thief that was refused", refuses_a_thief),
+    ("scene: thief killed when told, owner inside", |name| keeps_its_spare(name, "revoke: told", 1)),
+    ("scene: thief killed with the spare, owner inside", |name| keeps_its_spare(name, "revoke: spare", 1)),
+    ("scene: thief killed when emptied, owner inside", |name| keeps_its_spare(name, "revoke: emptied", 1)),
+    ("scene: thief killed when named, owner inside", |name| keeps_its_spare(name, "revoke: named", 1)),
+    ("scene: thief killed with the spare, owner inside again", |name| keeps_its_spare(name, "revoke: spare", 2)),
+    ("scene: the next thief while the owner looks", looks_again_after_the_next_theft),
+];
+
 fn cases(full: bool) -> Vec<Case> {
     let company = KILLS.iter().flat_map(|(act, point, counts)| counts.iter().map(|count| (*act, *point, *count)));
     let visits = VISIT.iter().map(|point| ("visit", *point, 1));
@@ -1274,11 +1458,15 @@ fn main() {
             _ => failed += 1,
         }
     }
-    let refused = Name::new("points-refused");
-    let refused = in_child(60, || refuses_a_thief(&refused));
-    if refused != Ended::Exit(0) {
-        println!("FAILED ({refused:?}): a thief that was refused");
-        failed += 1;
+    for (what, test) in SCENES {
+        if filters.iter().all(|filter| what.contains(filter.as_str())) {
+            let name = Name::new("points-scene");
+            let ended = in_child(60, || test(&name));
+            if ended != Ended::Exit(0) {
+                println!("FAILED ({ended:?}): {what}");
+                failed += 1;
+            }
+        }
     }
     let missed: Vec<&&str> = ALL.iter().filter(|point| !reached.contains(**point)).collect();
     println!(
