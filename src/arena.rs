@@ -26,6 +26,26 @@ use crate::sys::prefetch;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::ptr::NonNull;
 
+/// How often this thread has looked into a table of a segment, or at a block: for tests that show what a walk costs. Nothing at all
+/// elsewhere.
+pub(crate) mod looks {
+    #[cfg(test)]
+    thread_local! {
+        static LOOKS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+    }
+
+    #[inline(always)]
+    pub(super) fn at_one() {
+        #[cfg(test)]
+        LOOKS.set(LOOKS.get() + 1);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn count() -> u64 {
+        LOOKS.get()
+    }
+}
+
 /// See the module.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)] // what the fast paths need comes first
@@ -147,6 +167,7 @@ impl Arena {
     }
 
     fn table<'a, T: Shared>(&self, table: u64, index: u32, len: u32) -> Option<&'a T> {
+        looks::at_one();
         // SAFETY: `index < len`, and every table given here has `len` entries inside the geometry, aligned to its entries.
         (index < len).then(|| unsafe { self.at(table + u64::from(index) * size_of::<T>() as u64) })
     }
@@ -173,6 +194,11 @@ impl Arena {
     pub(crate) fn directory_top(&self) -> u32 {
         // SYNC(frontier), as for the others.
         self.header().directory_top.load(Ordering::Acquire).min(CHANNELS)
+    }
+
+    /// How many context slots have ever been in use.
+    pub(crate) fn context_top(&self) -> u32 {
+        self.header().context_top.load(Ordering::Acquire).min(CONTEXTS)
     }
 
     /// How many units have a word in the table.
@@ -222,6 +248,7 @@ impl Arena {
 
     /// Word `word` of `list` in hint block `block`: words 0 to 63 are leaves, word 64 sums them up.
     pub(crate) fn hint(&self, list: usize, block: u32, word: u32) -> Option<&AtomicU64> {
+        looks::at_one();
         let inside = block < self.magazine_top().div_ceil(HINT_BLOCK) && list < LISTS && word <= 64;
         inside.then_some(())?;
         let word = if word < 64 { list * 64 + word as usize } else { LISTS * 64 + list };
@@ -240,6 +267,7 @@ impl Arena {
     /// keeps it keeps what keeps the arena.
     #[inline(always)]
     pub(crate) fn block<'a>(&self, granule: u32) -> Option<&'a BlockHeader> {
+        looks::at_one();
         self.start(granule).map(Start::header)
     }
 

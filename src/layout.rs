@@ -185,7 +185,9 @@ pub(crate) struct Header {
     pub(crate) searches: AtomicU64,
     /// Process id of whoever searches, or did last, for messages.
     pub(crate) searcher_pid: AtomicU64,
-    _pad2: [AtomicU32; 8],
+    /// Context slots that were ever in use: `[0, context_top)`. Only grows.
+    pub(crate) context_top: AtomicU32,
+    _pad2: [AtomicU32; 7],
 
     /// Raised at every change of a channel's endpoints; waiters for channels and peers sleep on it.
     pub(crate) directory_version: AtomicU32,

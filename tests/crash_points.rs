@@ -1328,7 +1328,8 @@ fn looks_again_after_the_next_theft(name: &str) -> i32 {
         |ctx: &ThreadContext| forget(std::iter::from_fn(|| ctx.slice_uninit::<u8>(60_000).ok()).collect::<Vec<_>>());
     let owner = Stepped::new(|| {
         let ctx = open(name).context().unwrap();
-        // Two magazines of two classes, beside the spare.
+        // Two magazines of two classes, beside the spare, and slabs that stay.
+        let _kept = [STOLEN, 900].map(|size| ctx.slice_zeroed::<u8>(size).unwrap());
         for size in [STOLEN, 900, STOLEN] {
             let records: Vec<_> = (0..5).map(|_| ctx.slice_zeroed::<u8>(size).unwrap()).collect();
             drop(records);

@@ -15,6 +15,8 @@ pub(crate) mod cache;
 pub(crate) mod class;
 pub(crate) mod depot;
 pub(crate) mod reclaim;
+#[cfg(test)]
+mod tests;
 pub(crate) mod unit;
 pub(crate) mod want;
 

@@ -35,7 +35,7 @@ use crate::arena::Arena;
 use crate::heap::block::Handle;
 use crate::heap::cache::{self, Cache, Gate, revoked};
 use crate::heap::{self, block, class, depot, unit};
-use crate::layout::{BlockHeader, CONTEXTS, ContextSlot, Magazine, Owner, Word, flag};
+use crate::layout::{BlockHeader, ContextSlot, Magazine, Owner, Word, flag};
 use crate::sync::{Ordering, fence};
 use crate::sys::barrier;
 use crate::sys::crash::point;
@@ -173,7 +173,7 @@ fn is_fenced(arena: &Arena) -> bool {
 /// Other contexts that may cache something, with what `revoked` says there.
 fn idle<'a>(cache: &'a Cache) -> impl Iterator<Item = (u32, &'a ContextSlot, Word)> + 'a {
     let mine = cache.holder().owner().index();
-    let slots = (0..CONTEXTS).filter(move |index| *index != mine);
+    let slots = (0..cache.arena().context_top()).filter(move |index| *index != mine);
     slots.filter_map(|index| Some((index, cache.arena().context(index)?))).filter_map(|(index, slot)| {
         let word = Word(slot.revoked.load(Ordering::Acquire));
         let may_have = match word.kind() {
