@@ -1383,6 +1383,115 @@ fn looks_again_after_the_next_theft(name: &str) -> i32 {
     0
 }
 
+/// A context that is inside its cache keeps it, however long that takes: it is stopped while it names what it is about to pop.
+fn is_left_alone_inside(name: &str) -> i32 {
+    let owner = Stepped::new(|| {
+        let ctx = open(name).context().unwrap();
+        let kept = ctx.slice_zeroed::<u8>(STOLEN).unwrap();
+        drop((0..20).map(|_| ctx.slice_zeroed::<u8>(STOLEN).unwrap()).collect::<Vec<_>>());
+        // Now they are anybody's, so they are named once more.
+        ctx.flush();
+        arm_stop("name: owned", 1);
+        let mut mine: Vec<_> = (0..10).map(|_| ctx.slice_uninit::<u8>(STOLEN).unwrap().fill_with(|_| b'o')).collect();
+        stop_here();
+        assert!(mine.iter().all(|record| record.iter().all(|byte| *byte == b'o')), "somebody else has it");
+        mine.push(kept);
+        drop(mine);
+        0
+    });
+    owner.stops();
+    let thief = Stepped::new(|| {
+        let ctx = open(name).context().unwrap();
+        let mut all = Vec::new();
+        for size in [60_000, STOLEN] {
+            all.extend(
+                std::iter::from_fn(|| ctx.slice_uninit::<u8>(size).ok()).map(|record| record.fill_with(|_| b't')),
+            );
+        }
+        stop_here();
+        assert!(all.iter().all(|record| record.iter().all(|byte| *byte == b't')), "somebody else has it");
+        0
+    });
+    thief.stops();
+    owner.goes_on();
+    owner.stops();
+    thief.goes_on();
+    thief.ends(Ended::Exit(0));
+    owner.goes_on();
+    owner.ends(Ended::Exit(0));
+    end(&open(name));
+    0
+}
+
+/// What is moved from one magazine to another is its mover's meanwhile: killed there, it leaves nothing in the name of one who lives.
+fn moves_in_its_own_name(name: &str, point: &'static str, count: u32) -> i32 {
+    let buffer = open(name);
+    let ctx = buffer.context().unwrap();
+    let kept = [middle(&ctx), ctx.slice_zeroed::<u8>(STOLEN).unwrap()];
+    // Two slabs' blocks mixed in each magazine, one slab's all of them; and some of another class: all bear the living one's name.
+    let mut all: Vec<_> = (0..34).map(|_| middle(&ctx)).collect();
+    let mut second = all.split_off(17).into_iter();
+    for one in all {
+        drop((one, second.next()));
+    }
+    let few: Vec<_> = (0..5).map(|_| ctx.slice_zeroed::<u8>(STOLEN).unwrap()).collect();
+    drop((0..40).map(|_| ctx.slice_zeroed::<u8>(STOLEN).unwrap()).collect::<Vec<_>>());
+    ctx.flush();
+    let mover = Stepped::new(|| {
+        let buffer = open(name);
+        let ctx = buffer.context().unwrap();
+        if point.starts_with("merge") {
+            forget(ctx.slice_zeroed::<u8>(STOLEN).unwrap());
+        }
+        stop_here();
+        arm(point, count);
+        ctx.flush();
+        buffer.trim().unwrap();
+        1
+    });
+    mover.stops();
+    // Another magazine of few entries, to merge with.
+    drop(few);
+    ctx.flush();
+    mover.goes_on();
+    mover.ends(KILLED);
+    while buffer.reap().unwrap().processes > 0 {}
+    let owned: u64 = common::sound(&buffer).owned.iter().map(|owned| owned.records).sum();
+    assert_eq!(owned, kept.len() as u64, "what was being moved is nobody's");
+    drop((kept, ctx));
+    end(&buffer);
+    0
+}
+
+/// A unit says that it has memory only if it has, wherever the one is killed who returns that to the system: where there is no
+/// other memory, whoever uses the unit would be killed, too.
+fn promises_no_memory(name: &str, point: &'static str) -> i32 {
+    use std::os::unix::fs::MetadataExt;
+    let buffer = open(name);
+    let ctx = buffer.context().unwrap();
+    drop(ctx.slice_zeroed::<u8>(1 << 20).unwrap());
+    ctx.flush();
+    // What is there beside the units.
+    let rest = || {
+        let there = std::fs::metadata(format!("/dev/shm/{name}")).unwrap().blocks() * 512;
+        there.checked_sub(buffer.stats().unwrap().reserved_bytes).expect("all that is promised is there")
+    };
+    let before = rest();
+    let trims = Stepped::new(|| {
+        let buffer = open(name);
+        arm(point, 3);
+        buffer.trim().unwrap();
+        1
+    });
+    trims.ends(KILLED);
+    assert!(rest() >= before, "{} bytes beside the units, {before} before", rest());
+    while buffer.reap().unwrap().processes > 0 {}
+    assert!(rest() >= before, "{} bytes beside the units, {before} before", rest());
+    drop(ctx);
+    end(&buffer);
+    0
+}
+
 /// Three processes step by step.
 const SCENES: &[(&str, fn(&str) -> i32)] = &[
     ("a thief that was refused", refuses_a_thief),
@@ -1392,6 +1501,12 @@ const SCENES: &[(&str, fn(&str) -> i32)] = &[
     ("scene: thief killed when named, owner inside", |name| keeps_its_spare(name, "revoke: named", 1)),
     ("scene: thief killed with the spare, owner inside again", |name| keeps_its_spare(name, "revoke: spare", 2)),
     ("scene: the next thief while the owner looks", looks_again_after_the_next_theft),
+    ("scene: a thief while the owner is inside", is_left_alone_inside),
+    ("scene: killed moving, merge", |name| moves_in_its_own_name(name, "merge: popped", 20)),
+    ("scene: killed moving, drop", |name| moves_in_its_own_name(name, "drop: popped", 1)),
+    ("scene: killed trimming, claimed", |name| promises_no_memory(name, "trim: claimed")),
+    ("scene: killed trimming, unmarked", |name| promises_no_memory(name, "trim: unmarked")),
+    ("scene: killed trimming, punched", |name| promises_no_memory(name, "trim: punched")),
 ];
 
 fn cases(full: bool) -> Vec<Case> {
