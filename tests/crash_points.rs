@@ -626,6 +626,8 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("churn", "make room: taken", &[1, 9]),
     ("churn", "take: recalled", &[1, 2]),
     ("churn", "take: found", &[1, 2]),
+    ("churn", "clear: leaf", &[1]),
+    ("churn", "clear: sum", &[1]),
     ("churn", "take: claimed", &[1, 3]),
     ("churn", "put: holder", &[1, 2]),
     ("churn", "put: uncounted", &[1, 2]),
@@ -1321,62 +1323,75 @@ fn keeps_its_spare(name: &str, killed_at: &str, stopped_at: u32) -> i32 {
     0
 }
 
-/// A theft that its thief did not live to end is settled by the owner, which is stopped when it has looked what is left; another
-/// thief takes that meanwhile. Then the owner must look again: its first look does not count.
+/// A theft that its thief did not live to end is settled by the owner, which is stopped when it has looked what is left. Another thief
+/// takes some of that, and is killed, too. Then the owner must look again: what it has seen after the first theft does not count after
+/// the second, though both were cut short and look the same.
 fn looks_again_after_the_next_theft(name: &str) -> i32 {
-    let fill =
-        |ctx: &ThreadContext| forget(std::iter::from_fn(|| ctx.slice_uninit::<u8>(60_000).ok()).collect::<Vec<_>>());
-    let owner = Stepped::new(|| {
-        let ctx = open(name).context().unwrap();
-        // Two magazines of two classes, beside the spare, and slabs that stay.
-        let _kept = [STOLEN, 900].map(|size| ctx.slice_zeroed::<u8>(size).unwrap());
-        for size in [STOLEN, 900, STOLEN] {
-            let records: Vec<_> = (0..5).map(|_| ctx.slice_zeroed::<u8>(size).unwrap()).collect();
-            drop(records);
-        }
-        stop_here();
-        arm_stop("verify: checked", 1);
-        let mine: Vec<_> = [STOLEN, 900]
-            .into_iter()
-            .cycle()
-            .take(8)
-            .map(|size| ctx.slice_uninit::<u8>(size).ok().map(|record| record.fill_with(|_| b'o')))
-            .collect();
-        stop_here();
-        assert!(mine.iter().flatten().all(|record| record.iter().all(|byte| *byte == b'o')), "somebody else has it");
-        0
-    });
-    owner.stops();
-    let first = Stepped::new(|| {
-        let ctx = open(name).context().unwrap();
-        arm("revoke: taken", 1);
-        fill(&ctx);
-        1
-    });
-    first.ends(KILLED);
-    owner.goes_on();
-    owner.stops();
-    let second = Stepped::new(|| {
-        let buffer = open(name);
-        let ctx = buffer.context().unwrap();
+    let fill = |ctx: &ThreadContext| {
         let mut all = Vec::new();
         for size in [60_000, 900, STOLEN] {
             all.extend(
                 std::iter::from_fn(|| ctx.slice_uninit::<u8>(size).ok()).map(|record| record.fill_with(|_| b's')),
             );
         }
-        assert!(all.iter().any(|record| record.len() == STOLEN), "the owner's cache was taken");
+        all
+    };
+    let owner = Stepped::new(|| {
+        let ctx = open(name).context().unwrap();
+        // Magazines of two classes, beside the spare, and slabs that stay.
+        let _kept = [STOLEN, 900].map(|size| ctx.slice_zeroed::<u8>(size).unwrap());
+        for size in [STOLEN, 900, STOLEN] {
+            drop((0..5).map(|_| ctx.slice_zeroed::<u8>(size).unwrap()).collect::<Vec<_>>());
+        }
         stop_here();
-        assert!(all.iter().all(|record| record.iter().all(|byte| *byte == b's')), "somebody else has it");
+        arm_stop("verify: checked", 1);
+        let sizes = [STOLEN, 900].into_iter().cycle().take(20);
+        let mine: Vec<_> =
+            sizes.filter_map(|size| Some(ctx.slice_uninit::<u8>(size).ok()?.fill_with(|_| b'o'))).collect();
+        stop_here();
+        assert!(mine.iter().all(|record| record.iter().all(|byte| *byte == b'o')), "somebody else has it");
         0
     });
-    second.stops();
+    owner.stops();
+    let first = Stepped::new(|| {
+        let ctx = open(name).context().unwrap();
+        arm("revoke: named", 1);
+        forget(fill(&ctx));
+        1
+    });
+    first.ends(KILLED);
     owner.goes_on();
     owner.stops();
-    second.goes_on();
-    second.ends(Ended::Exit(0));
+    let second = Stepped::new(|| {
+        let ctx = open(name).context().unwrap();
+        arm("revoke: put", 1);
+        forget(fill(&ctx));
+        1
+    });
+    second.ends(KILLED);
+    let third = Stepped::new(|| {
+        let buffer = open(name);
+        while buffer.reap().unwrap().processes > 0 {}
+        // Without a theft of its own: what the dead had is enough. The owner is given some, too.
+        let ctx = buffer.context().unwrap();
+        let mut all: Vec<_> = (0..250)
+            .filter_map(|i| Some(ctx.slice_uninit::<u8>([STOLEN, 900][i % 2]).ok()?.fill_with(|_| b's')))
+            .collect();
+        stop_here();
+        assert!(all.iter().all(|record| record.iter().all(|byte| *byte == b's')), "somebody else has it");
+        all.iter_mut().for_each(|record| record.fill(b'S'));
+        stop_here();
+        0
+    });
+    third.stops();
+    owner.goes_on();
+    owner.stops();
+    third.goes_on();
+    third.stops();
     owner.goes_on();
     owner.ends(Ended::Exit(0));
+    third.goes_on();
+    third.ends(Ended::Exit(0));
     let buffer = open(name);
     while buffer.reap().unwrap().processes > 0 {}
     end(&buffer);
@@ -1492,6 +1507,46 @@ fn promises_no_memory(name: &str, point: &'static str) -> i32 {
     0
 }
 
+/// One who takes a magazine out of the depot is stopped while it clears the hint, half-way up the tree; another magazine comes whose hint
+/// lies beside. When the first one has gone on, that is found all the same.
+fn restores_hints(name: &str, point: &'static str) -> i32 {
+    let buffer = open(name);
+    let ctx = buffer.context().unwrap();
+    // Magazines of this class have four entries in a buffer of this size, two of them are remembered beside the tree, so
+    // twelve blocks put one into the tree.
+    let mut all: Vec<_> = (0..34).map(|_| middle(&ctx)).collect();
+    all.truncate(24);
+    all.extend((0..10).map(|_| middle(&ctx)));
+    let later = all.split_off(12);
+    let rest: Vec<_> = [60_000, 3500, 900, 40]
+        .into_iter()
+        .flat_map(|size| std::iter::from_fn(|| ctx.slice_uninit::<u8>(size).ok()).collect::<Vec<_>>())
+        .collect();
+    drop(all);
+    ctx.flush();
+    let taker = Stepped::new(|| {
+        let ctx = open(name).context().unwrap();
+        arm_stop(point, 1);
+        let mine: Vec<_> = (0..9).map(|_| middle(&ctx)).collect();
+        stop_here();
+        drop(mine);
+        0
+    });
+    taker.stops();
+    drop(later);
+    ctx.flush();
+    taker.goes_on();
+    taker.stops();
+    let found: Vec<_> = std::iter::from_fn(|| ctx.slice_uninit::<u8>(3500).ok()).collect();
+    assert!(found.len() >= 22, "{} of 22 blocks are found", found.len());
+    drop(found);
+    taker.goes_on();
+    taker.ends(Ended::Exit(0));
+    drop((rest, ctx));
+    end(&buffer);
+    0
+}
+
 /// Three processes step by step.
 const SCENES: &[(&str, fn(&str) -> i32)] = &[
     ("a thief that was refused", refuses_a_thief),
@@ -1502,6 +1557,8 @@ const SCENES: &[(&str, fn(&str) -> i32)] = &[
     ("scene: thief killed with the spare, owner inside again", |name| keeps_its_spare(name, "revoke: spare", 2)),
     ("scene: the next thief while the owner looks", looks_again_after_the_next_theft),
     ("scene: a thief while the owner is inside", is_left_alone_inside),
+    ("scene: hints below the leaf", |name| restores_hints(name, "clear: leaf")),
+    ("scene: hints below the sum", |name| restores_hints(name, "clear: sum")),
     ("scene: killed moving, merge", |name| moves_in_its_own_name(name, "merge: popped", 20)),
     ("scene: killed moving, drop", |name| moves_in_its_own_name(name, "drop: popped", 1)),
     ("scene: killed trimming, claimed", |name| promises_no_memory(name, "trim: claimed")),

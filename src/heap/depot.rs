@@ -68,11 +68,15 @@ fn set(arena: &Arena, list: usize, index: u32) {
 fn clear(arena: &Arena, list: usize, index: u32) {
     let (block, word, bit) = place(index);
     let is_set = |w: Option<&AtomicU64>| w.is_some_and(|w| w.load(Ordering::SeqCst) != 0);
-    if clear_bit(arena.hint(list, block, word), bit) && clear_bit(arena.hint(list, block, 64), word) {
-        clear_bit(arena.hint_root(list, block / 64), block % 64);
-        // Somebody may have set a bit below between our reads: restore what sums it up.
-        if is_set(arena.hint(list, block, 64)) {
-            set_bit(arena.hint_root(list, block / 64), block % 64);
+    if clear_bit(arena.hint(list, block, word), bit) {
+        point!("clear: leaf");
+        if clear_bit(arena.hint(list, block, 64), word) {
+            point!("clear: sum");
+            clear_bit(arena.hint_root(list, block / 64), block % 64);
+            // Somebody may have set a bit below between our reads: restore what sums it up.
+            if is_set(arena.hint(list, block, 64)) {
+                set_bit(arena.hint_root(list, block / 64), block % 64);
+            }
         }
     }
     if is_set(arena.hint(list, block, word)) {

@@ -315,6 +315,7 @@ fn take_spare(cache: &Cache, slot: &ContextSlot, gate: Gate) -> Option<Handle> {
 /// Puts a magazine of a context that is `TAKEN` into the depot.
 fn put_back(arena: &Arena, index: u32, holder: Owner) {
     let Some(magazine) = arena.magazine(index) else { return };
+    // It is, unless a foreign hand has been there: the context is out, and no reaper at work.
     if magazine.holder.load(Ordering::Acquire) != Word::of(depot::HELD, holder).0 {
         return;
     }

@@ -1,5 +1,6 @@
 //! What a refusal costs, in words of the segment looked at: what the last search has learned is believed until something has changed.
 #![allow(clippy::unwrap_used)]
+#![allow(unsafe_code)] // a record of what a slot names
 
 use crate::arena::looks;
 use crate::error::AllocError;
@@ -215,4 +216,61 @@ fn no_walk_goes_beyond_the_tables() {
         assert!(looks < 50 * limit, "{looks}");
         drop(kept);
     }
+}
+
+/// What a slot names is taken for a record only if a block starts there, of the class that its header says: a foreign hand may have written
+/// the slot, the header, and the payload that stands where a header would.
+#[test]
+fn only_a_block_is_a_record() {
+    let buffer = buffer("blocks", 2);
+    let ctx = buffer.context().unwrap();
+    let cache = ctx.local.cache();
+    let arena = *cache.arena();
+    let granule_of = |address: usize| arena.extent().granule(address).unwrap();
+    let take = |granule: u32| {
+        let mut is_taken = false;
+        // SAFETY: what is found is forgotten at once, so that no block is freed twice; it stays where it is.
+        let found =
+            unsafe { Record::<u64>::from_block(cache, granule, arena.start(granule).unwrap(), || is_taken = true) };
+        assert_eq!(found.is_some(), is_taken);
+        found.map(std::mem::forget).is_some()
+    };
+    let meta = |class: usize| block::Meta { class: super::index(class), offset: 16, count: 1 }.pack();
+
+    // A real one, as it is, and with a header that says another class, smaller or larger.
+    let real = ctx.record(7_u64).unwrap();
+    let granule = granule_of(std::ptr::from_ref(&*real).addr());
+    let header = arena.block(granule).unwrap();
+    let word = meta(0);
+    header.meta.store(word, Ordering::Relaxed);
+    assert!(take(granule));
+    for class in 1..crate::heap::class::COUNT {
+        header.meta.store(meta(class), Ordering::Relaxed);
+        assert!(!take(granule), "class {class} in a slab of class 0");
+    }
+    header.meta.store(word, Ordering::Relaxed);
+
+    // Every granule of a larger block but its first, whatever header stands there.
+    let large = ctx.slice_zeroed::<u8>(900).unwrap();
+    let first = granule_of(large[..].as_ptr().addr());
+    let (class, size) = (
+        crate::heap::class::for_bytes(900).unwrap(),
+        block::small_bytes(super::index(crate::heap::class::for_bytes(900).unwrap())) / 64,
+    );
+    for granule in (first + 1)..(first + u32::try_from(size).unwrap()) {
+        for class in [0, class] {
+            let header = arena.block(granule).unwrap();
+            header.state.store(cache.owned().0, Ordering::Relaxed);
+            header.meta.store(meta(class), Ordering::Relaxed);
+            assert!(!take(granule), "granule {granule} of the block at {first}, said to be of class {class}");
+        }
+    }
+    // Nor anything in units that are nobody's, or a large record's.
+    let run = ctx.slice_zeroed::<u8>(300_000).unwrap();
+    let inside = granule_of(run[..].as_ptr().addr()) + 5;
+    let header = arena.block(inside).unwrap();
+    header.state.store(cache.owned().0, Ordering::Relaxed);
+    header.meta.store(meta(0), Ordering::Relaxed);
+    assert!(!take(inside));
+    drop((real, large, run));
 }

@@ -78,6 +78,8 @@ mod armed {
         "verify: settled",
         "take: recalled",
         "take: found",
+        "clear: leaf",
+        "clear: sum",
         "take: claimed",
         "take: listed",
         "put: holder",
