@@ -307,19 +307,23 @@ impl Drop for Searching<'_> {
 pub(crate) struct Turns<'a> {
     attachment: &'a Attachment,
     control: Option<Control<'a>>,
+    /// How long to wait for it: once it could not be had, no more.
+    patience: Duration,
 }
 
 impl<'a> Turns<'a> {
     pub(crate) fn new(attachment: &'a Attachment) -> Self {
-        Self { attachment, control: None }
+        Self { attachment, control: None, patience: PATIENCE }
     }
 
     /// The control lock, when others have had it who waited while this one had it for long.
     pub(crate) fn turn(&mut self) -> Result<&Control<'a>, BufferError> {
+        let patience = std::mem::take(&mut self.patience);
         let control = match self.control.take() {
-            Some(control) => control.breathe(PATIENCE)?,
-            None => self.attachment.control()?,
+            Some(control) => control.breathe(patience)?,
+            None => self.attachment.control_within(patience)?,
         };
+        self.patience = patience;
         Ok(self.control.insert(control))
     }
 }

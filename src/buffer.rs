@@ -498,7 +498,7 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Busy`, `Forked`, `TooManyContexts`.
+    /// `Busy` if another process keeps the control lock, or searches for memory, for 5 seconds; `Forked`, `TooManyContexts`.
     pub fn trim(&self) -> Result<u64, BufferError> {
         if self.hold.is_forked() {
             return Err(BufferError::Forked);

@@ -418,6 +418,7 @@ fn return_magazine(arena: &Arena, me: Owner, index: u32, magazine: &Magazine) ->
 /// control lock.
 fn free_owned(cache: &Cache, head: u32, what: Word, victims: &[Owner]) -> u64 {
     let mut records = 0;
+    point!("reap: met");
     for at in blocks(cache.arena(), head, what) {
         let state = Word(at.header.state.load(Ordering::Acquire));
         // Stolen by one of them, too: what was to go back to its old owner has gone back (pass 1).

@@ -801,6 +801,7 @@ const REAPER: &[&str] = &[
     "reap: vacated",
     "names: cleared",
     "reap: names done",
+    "reap: met",
     "reap: record taken",
     "push: listed",
     "reap: record freed",
@@ -1509,7 +1510,7 @@ fn promises_no_memory(name: &str, point: &'static str) -> i32 {
 
 /// One who takes a magazine out of the depot is stopped while it clears the hint, half-way up the tree; another magazine comes whose hint
 /// lies beside. When the first one has gone on, that is found all the same.
-fn restores_hints(name: &str, point: &'static str) -> i32 {
+fn restores_hints(name: &str, point: &'static str, is_far: bool) -> i32 {
     let buffer = open(name);
     let ctx = buffer.context().unwrap();
     // Magazines of this class have four entries in a buffer of this size, two of them are remembered beside the tree, so
@@ -1518,12 +1519,21 @@ fn restores_hints(name: &str, point: &'static str) -> i32 {
     all.truncate(24);
     all.extend((0..10).map(|_| middle(&ctx)));
     let later = all.split_off(12);
+    // Each block of these is a magazine of its own, which stays in the depot: those that are used later have their hints in another word.
+    let others: Vec<_> = (0..70).map(|_| ctx.slice_zeroed::<u8>(14_000).unwrap()).collect();
     let rest: Vec<_> = [60_000, 3500, 900, 40]
         .into_iter()
         .flat_map(|size| std::iter::from_fn(|| ctx.slice_uninit::<u8>(size).ok()).collect::<Vec<_>>())
         .collect();
     drop(all);
     ctx.flush();
+    let kept = if is_far {
+        drop(others);
+        ctx.flush();
+        Vec::new()
+    } else {
+        others
+    };
     let taker = Stepped::new(|| {
         let ctx = open(name).context().unwrap();
         arm_stop(point, 1);
@@ -1537,12 +1547,53 @@ fn restores_hints(name: &str, point: &'static str) -> i32 {
     ctx.flush();
     taker.goes_on();
     taker.stops();
-    let found: Vec<_> = std::iter::from_fn(|| ctx.slice_uninit::<u8>(3500).ok()).collect();
-    assert!(found.len() >= 22, "{} of 22 blocks are found", found.len());
+    let found: Vec<_> = std::iter::from_fn(|| Some(ctx.slice_uninit::<u8>(3500).ok()?.assume_init())).collect();
+    let of_class = found.iter().filter(|record| record.capacity_bytes() < 4000).count();
+    assert!(of_class >= 22, "{of_class} of 22 blocks are found");
     drop(found);
     taker.goes_on();
     taker.ends(Ended::Exit(0));
-    drop((rest, ctx));
+    drop((rest, kept, ctx));
+    end(&buffer);
+    0
+}
+
+/// A reaper is stopped when it has read that a large record begins at a unit. The record is freed, and the unit is the middle of another,
+/// whose payload reads like a header of the dead one's. Then it is no record of the dead one's.
+fn looks_at_the_head_again(name: &str) -> i32 {
+    const MARK: u64 = 0x6d61_726b_6d61_726b;
+    let buffer = open(name);
+    let ctx = buffer.context().unwrap();
+    // The first five units, the second five.
+    let runs = [(); 2].map(|()| ctx.slice_zeroed::<u8>(300_000).unwrap());
+    let dead = Stepped::new(|| {
+        let ctx = open(name).context().unwrap();
+        forget((ctx.record([MARK; 20]).unwrap(), ctx));
+        die()
+    });
+    dead.ends(KILLED);
+    // What the header of its record says.
+    let bytes = std::fs::read(format!("/dev/shm/{name}")).unwrap();
+    let words: Vec<u64> = bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect();
+    let at = words.windows(20).position(|words| words.iter().all(|word| *word == MARK)).unwrap();
+    let owned = words[at - 2];
+    let reaper = Stepped::new(|| {
+        arm_stop("reap: met", 2);
+        let buffer = open(name);
+        buffer.reap().unwrap();
+        forget(buffer);
+        0
+    });
+    reaper.stops();
+    drop(runs);
+    let other = ctx.slice_uninit::<u64>(600_000 / 8).unwrap().fill_with(|_| owned);
+    reaper.goes_on();
+    reaper.ends(Ended::Exit(0));
+    assert!(other.iter().all(|word| *word == owned), "a reaper wrote into a record");
+    while buffer.reap().unwrap().processes > 0 {}
+    let audit = common::sound(&buffer);
+    assert_eq!(audit.owned.iter().map(|owned| owned.records).sum::<u64>(), 1, "{audit:#?}");
+    drop((other, ctx));
     end(&buffer);
     0
 }
@@ -1557,8 +1608,10 @@ const SCENES: &[(&str, fn(&str) -> i32)] = &[
     ("scene: thief killed with the spare, owner inside again", |name| keeps_its_spare(name, "revoke: spare", 2)),
     ("scene: the next thief while the owner looks", looks_again_after_the_next_theft),
     ("scene: a thief while the owner is inside", is_left_alone_inside),
-    ("scene: hints below the leaf", |name| restores_hints(name, "clear: leaf")),
-    ("scene: hints below the sum", |name| restores_hints(name, "clear: sum")),
+    ("scene: hints below the leaf", |name| restores_hints(name, "clear: leaf", false)),
+    ("scene: hints below the sum", |name| restores_hints(name, "clear: sum", false)),
+    ("scene: hints beside the leaf", |name| restores_hints(name, "clear: sum", true)),
+    ("scene: a record where the dead one's was", looks_at_the_head_again),
     ("scene: killed moving, merge", |name| moves_in_its_own_name(name, "merge: popped", 20)),
     ("scene: killed moving, drop", |name| moves_in_its_own_name(name, "drop: popped", 1)),
     ("scene: killed trimming, claimed", |name| promises_no_memory(name, "trim: claimed")),

@@ -4,7 +4,9 @@
 
 use crate::arena::looks;
 use crate::error::AllocError;
+use crate::heap::cache::{revoked, settle_any};
 use crate::heap::{block, reclaim};
+use crate::layout::Word;
 use crate::sync::Ordering;
 use crate::{Buffer, Record, ThreadContext};
 
@@ -265,6 +267,22 @@ fn only_a_block_is_a_record() {
             assert!(!take(granule), "granule {granule} of the block at {first}, said to be of class {class}");
         }
     }
+    // The same by the short way, where the compiler knows the class.
+    let record = ctx.record([7_u64; 110]).unwrap();
+    let first = granule_of(std::ptr::from_ref(&*record).addr());
+    let class = crate::heap::class::for_bytes(880).unwrap();
+    for granule in first..(first + crate::heap::class::granules(class)) {
+        let header = arena.block(granule).unwrap();
+        header.meta.store(meta(class), Ordering::Relaxed);
+        // SAFETY: as above.
+        let found = unsafe { Record::<[u64; 110]>::from_block(cache, granule, arena.start(granule).unwrap(), || ()) };
+        assert_eq!(
+            found.map(std::mem::forget).is_some(),
+            granule == first,
+            "granule {granule} of the block at {first}"
+        );
+    }
+    drop(record);
     // Nor anything in units that are nobody's, or a large record's.
     let run = ctx.slice_zeroed::<u8>(300_000).unwrap();
     let inside = granule_of(run[..].as_ptr().addr()) + 5;
@@ -273,4 +291,44 @@ fn only_a_block_is_a_record() {
     header.meta.store(meta(0), Ordering::Relaxed);
     assert!(!take(inside));
     drop((real, large, run));
+}
+
+/// No two thefts leave the same word in a context's slot, be they ended by the thief or by who finds it dead: an owner that has looked
+/// what it still holds after one must look again after the next.
+#[test]
+fn thefts_are_numbered() {
+    let buffer = buffer("thefts", 2);
+    let ctx = buffer.context().unwrap();
+    let cache = ctx.local.cache();
+    let arena = *cache.arena();
+    std::thread::scope(|scope| {
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let (go, goes) = std::sync::mpsc::channel::<()>();
+        let buffer = &buffer;
+        scope.spawn(move || {
+            let ctx = buffer.context().unwrap();
+            drop((0..5).map(|_| ctx.slice_zeroed::<u8>(900).unwrap()).collect::<Vec<_>>());
+            ready.send(ctx.local.cache().holder().owner().index()).unwrap();
+            let _ = goes.into_iter().next();
+            // It finds its way back in.
+            drop(ctx.slice_zeroed::<u8>(900).unwrap());
+        });
+        let slot = arena.context(is_ready.recv().unwrap()).unwrap();
+        let mut seen = std::collections::HashSet::new();
+        let mut note = || assert!(seen.insert(slot.revoked.load(Ordering::Relaxed)), "{seen:x?}");
+        assert!(reclaim::revoke_idle(cache, &mut || true) >= 2, "its magazines and its spare");
+        note();
+        assert_eq!(reclaim::revoke_idle(cache, &mut || true), 0, "it is known to have nothing");
+        for _ in 0..3 {
+            // Cut short, and ended by another.
+            let gone = crate::layout::Owner::new(400, 1);
+            slot.thefts.fetch_add(1, Ordering::Relaxed);
+            slot.revoked.store(Word::of(revoked::EMPTIED, gone).0, Ordering::Relaxed);
+            settle_any(&arena, slot);
+            note();
+            reclaim::revoke_idle(cache, &mut || true);
+            note();
+        }
+        drop(go);
+    });
 }

@@ -177,6 +177,7 @@ mod armed {
         "reap: vacated",
         "names: cleared",
         "reap: names done",
+        "reap: met",
         "reap: record taken",
         "reap: record freed",
         "reap: records done",
