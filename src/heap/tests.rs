@@ -72,7 +72,7 @@ fn more_than_the_capacity_is_refused_at_once() {
         let ctx = buffer.context().unwrap();
         let kept = ctx.record(1_u8).unwrap();
         for _ in 0..3 {
-            let looks = looked_at(|| assert!(is_refused(&ctx, (mib as usize) << 20)));
+            let looks = looked_at(|| assert!(is_refused(&ctx, usize::try_from(mib << 20).unwrap())));
             assert!(looks < 200, "{looks} of {mib} MiB");
         }
         drop(kept);
