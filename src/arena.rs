@@ -26,6 +26,26 @@ use crate::sys::prefetch;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::ptr::NonNull;
 
+/// How often this thread has looked into a table of a segment, or at a block: for tests that show what a walk costs. Nothing at all
+/// elsewhere.
+pub(crate) mod looks {
+    #[cfg(test)]
+    thread_local! {
+        static LOOKS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+    }
+
+    #[inline(always)]
+    pub(super) fn at_one() {
+        #[cfg(test)]
+        LOOKS.set(LOOKS.get() + 1);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn count() -> u64 {
+        LOOKS.get()
+    }
+}
+
 /// See the module.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)] // what the fast paths need comes first
@@ -147,6 +167,7 @@ impl Arena {
     }
 
     fn table<'a, T: Shared>(&self, table: u64, index: u32, len: u32) -> Option<&'a T> {
+        looks::at_one();
         // SAFETY: `index < len`, and every table given here has `len` entries inside the geometry, aligned to its entries.
         (index < len).then(|| unsafe { self.at(table + u64::from(index) * size_of::<T>() as u64) })
     }
@@ -169,10 +190,31 @@ impl Arena {
         self.table(Geometry::INDEX, index, INDEX_CELLS)
     }
 
+    /// How many directory entries may be used. Like the other frontiers, never beyond the table, whatever the header says.
+    pub(crate) fn directory_top(&self) -> u32 {
+        // SYNC(frontier), as for the others.
+        self.header().directory_top.load(Ordering::Acquire).min(CHANNELS)
+    }
+
+    /// How many context slots have ever been in use.
+    pub(crate) fn context_top(&self) -> u32 {
+        self.header().context_top.load(Ordering::Acquire).min(CONTEXTS)
+    }
+
+    /// How many units have a word in the table.
+    #[inline(always)]
+    pub(crate) fn unit_top(&self) -> u32 {
+        self.header().unit_top.load(Ordering::Acquire).min(self.geometry.units)
+    }
+
+    /// How many magazines may be used.
+    pub(crate) fn magazine_top(&self) -> u32 {
+        self.header().magazine_top.load(Ordering::Acquire).min(self.geometry.magazines)
+    }
+
     /// An entry below the directory's frontier.
     pub(crate) fn directory_entry(&self, index: u32) -> Option<&DirectoryEntry> {
-        let top = self.header().directory_top.load(Ordering::Acquire).min(CHANNELS);
-        self.table(self.geometry.directory, index, top)
+        self.table(self.geometry.directory, index, self.directory_top())
     }
 
     /// The word of the unit that `granule` of the data lies in.
@@ -188,14 +230,12 @@ impl Arena {
     /// The word of a unit below the frontier.
     #[inline(always)]
     pub(crate) fn unit(&self, index: u32) -> Option<&AtomicU64> {
-        let top = self.header().unit_top.load(Ordering::Acquire).min(self.geometry.units);
-        self.table(self.geometry.unit_table, index, top)
+        self.table(self.geometry.unit_table, index, self.unit_top())
     }
 
     /// A magazine below the frontier.
     pub(crate) fn magazine(&self, index: u32) -> Option<&Magazine> {
-        let top = self.header().magazine_top.load(Ordering::Acquire).min(self.geometry.magazines);
-        self.table(self.geometry.magazine_table, index, top)
+        self.table(self.geometry.magazine_table, index, self.magazine_top())
     }
 
     /// Word `word` of the root of hint list `list`.
@@ -208,8 +248,8 @@ impl Arena {
 
     /// Word `word` of `list` in hint block `block`: words 0 to 63 are leaves, word 64 sums them up.
     pub(crate) fn hint(&self, list: usize, block: u32, word: u32) -> Option<&AtomicU64> {
-        let backed = self.header().magazine_top.load(Ordering::Acquire).div_ceil(HINT_BLOCK);
-        let inside = block < backed.min(self.geometry.magazines / HINT_BLOCK) && list < LISTS && word <= 64;
+        looks::at_one();
+        let inside = block < self.magazine_top().div_ceil(HINT_BLOCK) && list < LISTS && word <= 64;
         inside.then_some(())?;
         let word = if word < 64 { list * 64 + word as usize } else { LISTS * 64 + list };
         let offset = self.geometry.hints + u64::from(block) * HINT_BLOCK_BYTES + word as u64 * 8;
@@ -227,6 +267,7 @@ impl Arena {
     /// keeps it keeps what keeps the arena.
     #[inline(always)]
     pub(crate) fn block<'a>(&self, granule: u32) -> Option<&'a BlockHeader> {
+        looks::at_one();
         self.start(granule).map(Start::header)
     }
 

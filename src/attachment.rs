@@ -41,16 +41,17 @@ use crate::directory;
 use crate::error::{BufferError, OpenError};
 use crate::heap::block::Known;
 use crate::heap::cache::Cache;
-use crate::heap::{self, block};
+use crate::heap::{self, reclaim};
 use crate::layout::{CONTEXTS, Owner, UNIT, Word, flag};
 use crate::local;
 use crate::participant;
 use crate::recovery::{self, Effort};
-use crate::segment::{self, COURTESY, PATIENCE, Segment, Wish};
+use crate::segment::{self, COURTESY, PATIENCE, SEARCH_BYTE, Segment, Wish};
 use crate::sync::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use crate::sys::barrier;
 use crate::sys::crash::point;
 use crate::sys::fork::{self, Kept, PerProcess};
+use crate::sys::lease;
 #[cfg(feature = "async")]
 use crate::waiter;
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -84,6 +85,10 @@ pub(crate) struct Attachment {
     swept_at: AtomicU64,
     /// One thread of this process reaps at a time; the byte lock excludes processes, not threads. Comes before `control`.
     reaping: Mutex<()>,
+    /// One thread of this process searches at a time; the byte lock excludes processes. Comes before `control`.
+    searching: Mutex<()>,
+    /// The name was a dead process's before; see `participant::adopt`.
+    adopted: bool,
     forked: AtomicBool,
     /// Holds alive; only raised from 0 under the registry's lock.
     holds: AtomicUsize,
@@ -266,6 +271,8 @@ fn attach(name: &str, wish: &Wish, give_up: Instant) -> Result<Box<Attachment>, 
         reaping: Mutex::new(()),
         left_behind: AtomicBool::new(false),
         swept_at: AtomicU64::new(NEVER),
+        searching: Mutex::new(()),
+        adopted,
         forked: AtomicBool::new(false),
         holds: AtomicUsize::new(1),
         records: AtomicI64::new(0),
@@ -343,6 +350,44 @@ impl Control<'_> {
     /// Whether this process's channels must be fenced.
     pub(crate) fn is_fenced(&self) -> bool {
         self.attachment.fenced
+    }
+}
+
+/// The right to search for memory to reclaim, held; see `heap::reclaim`.
+pub(crate) struct Searching<'a> {
+    attachment: &'a Attachment,
+    _threads: MutexGuard<'a, ()>,
+}
+
+impl Drop for Searching<'_> {
+    fn drop(&mut self) {
+        reclaim::end(self.attachment.arena());
+        lease::release(self.attachment.segment.file(), SEARCH_BYTE);
+    }
+}
+
+/// The control lock, had in turns.
+pub(crate) struct Turns<'a> {
+    attachment: &'a Attachment,
+    control: Option<Control<'a>>,
+    /// How long to wait for it: once it could not be had, no more.
+    patience: Duration,
+}
+
+impl<'a> Turns<'a> {
+    pub(crate) fn new(attachment: &'a Attachment) -> Self {
+        Self { attachment, control: None, patience: PATIENCE }
+    }
+
+    /// The control lock, when others have had it who waited while this one had it for long.
+    pub(crate) fn turn(&mut self) -> Result<&Control<'a>, BufferError> {
+        let patience = std::mem::take(&mut self.patience);
+        let control = match self.control.take() {
+            Some(control) => control.breathe(patience)?,
+            None => self.attachment.control_within(patience)?,
+        };
+        self.patience = patience;
+        Ok(self.control.insert(control))
     }
 }
 
@@ -454,6 +499,31 @@ impl Attachment {
         self.records.fetch_add(cache.take_count(), Ordering::Relaxed);
     }
 
+    /// The right to search, waiting up to `patience` for another who does.
+    pub(crate) fn searching(&self, patience: Duration) -> Result<Searching<'_>, BufferError> {
+        let header = self.arena().header();
+        let busy =
+            || BufferError::Busy { pid: u32::try_from(header.searcher_pid.load(Ordering::Relaxed)).unwrap_or(0) };
+        let give_up = Instant::now() + patience;
+        let threads = self.searching.try_lock_for(patience).ok_or_else(busy)?;
+        let mut pause = Duration::from_micros(20);
+        while !lease::try_take(self.segment.file(), SEARCH_BYTE).unwrap_or(false) {
+            if Instant::now() >= give_up {
+                return Err(busy());
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(1));
+        }
+        header.searcher_pid.store(std::process::id().into(), Ordering::Relaxed);
+        reclaim::begin(self.arena());
+        Ok(Searching { attachment: self, _threads: threads })
+    }
+
+    /// Whether this process may take idle caches: its name tells it from all who ever did.
+    pub(crate) fn may_revoke(&self) -> bool {
+        !self.adopted
+    }
+
     /// Runs `work` with a cache made for it alone.
     pub(crate) fn with_cache<R>(&self, work: impl FnOnce(&Cache) -> R) -> Result<R, BufferError> {
         if self.is_forked() {
@@ -557,7 +627,7 @@ pub(crate) unsafe fn free_homeless(address: usize, known: Known) {
         // No context slot left to free through: leave it where the next scan finds it.
         (Some(small), _) => {
             if let Some(block) = arena.block(small.granule()) {
-                block.state.store(Word::number(block::state::LOOSE, 0).0, Ordering::Release);
+                reclaim::loosen(arena, block);
             }
         }
         (None, Some(run)) => heap::free_run(arena, hold.me, run.granule()),

@@ -1,6 +1,6 @@
 //! The audit: where every byte of a buffer is, and whether that adds up.
 
-use crate::attachment::Attachment;
+use crate::attachment::{Attachment, Turns};
 use crate::directory;
 use crate::error::BufferError;
 use crate::heap::block::{Meta, state};
@@ -8,7 +8,7 @@ use crate::heap::{block, cache, depot, unit};
 use crate::layout::{CONTEXTS, UNIT, Word};
 use crate::participant;
 use crate::queue::spsc;
-use crate::recovery;
+use crate::recovery::{self, At};
 use crate::sync::Ordering;
 use std::collections::{BTreeMap, HashMap};
 
@@ -177,12 +177,13 @@ enum Place {
 
 pub(crate) fn audit(attachment: &Attachment) -> Result<Audit, BufferError> {
     let arena = attachment.arena();
-    let control = attachment.control()?;
+    // In turns: who waits for the control lock gets it in between.
+    let mut turns = Turns::new(attachment);
     let mut audit = Audit { capacity_bytes: u64::from(arena.geometry().units) * UNIT, ..Audit::default() };
     let mut places: HashMap<u32, Place> = HashMap::new();
     let mut problems = Vec::new();
 
-    for index in 0..arena.header().magazine_top.load(Ordering::Acquire) {
+    for index in 0..arena.magazine_top() {
         let Some(magazine) = arena.magazine(index) else { break };
         let holder = Word(magazine.holder.load(Ordering::Acquire));
         if holder.kind() == depot::HELD && participant::context_owner(arena, holder.owner().index()).is_none() {
@@ -204,25 +205,34 @@ pub(crate) fn audit(attachment: &Attachment) -> Result<Audit, BufferError> {
             problems.push(format!("block {granule} is in a magazine and the spare of context {index}"));
         }
     }
-    for facts in directory::list(&control) {
-        let number = audit.queued.len();
-        audit.queued.push(Queued { channel: facts.id, records: 0, bytes: 0 });
-        places.insert(facts.storage, Place::Storage);
-        match facts.ring {
-            Some(ring) => {
-                for (_, granule) in spsc::records(ring) {
-                    if places.insert(granule, Place::Queued(number)).is_some() {
-                        problems.push(format!("block {granule} is queued in channel {} and elsewhere", facts.id));
+    let mut next = Some(0);
+    while let Some(from) = next.take() {
+        // Under the lock: nobody takes a channel apart meanwhile.
+        let control = turns.turn()?;
+        for facts in directory::list(control).filter(|facts| facts.index >= from) {
+            let number = audit.queued.len();
+            audit.queued.push(Queued { channel: facts.id, records: 0, bytes: 0 });
+            places.insert(facts.storage, Place::Storage);
+            match facts.ring {
+                Some(ring) => {
+                    for (_, granule) in spsc::records(ring) {
+                        if places.insert(granule, Place::Queued(number)).is_some() {
+                            problems.push(format!("block {granule} is queued in channel {} and elsewhere", facts.id));
+                        }
                     }
                 }
+                None => problems.push(format!("channel {} has no queue", facts.id)),
             }
-            None => problems.push(format!("channel {} has no queue", facts.id)),
+            if control.is_overdue() {
+                next = Some(facts.index + 1);
+                break;
+            }
         }
     }
 
     let mut owners: BTreeMap<(u32, u64), (u64, u64)> = BTreeMap::new();
     let mut seen_bytes = 0;
-    recovery::for_each_block(arena, |at| {
+    let mut look = |at: &At<'_>| {
         let bytes = block::bytes(arena, at.granule, at.class).unwrap_or(0);
         seen_bytes += bytes;
         let word = Word(at.header.state.load(Ordering::Acquire));
@@ -234,7 +244,7 @@ pub(crate) fn audit(attachment: &Attachment) -> Result<Audit, BufferError> {
         match (place, word.kind()) {
             // Whatever it says: the name of who freed it, as a rule.
             (Some(Place::Free), state::FREE | state::OWNED) | (None, state::LOOSE) => audit.free_bytes += bytes,
-            (Some(Place::Cached), state::FREE | state::OWNED) => audit.cached_bytes += bytes,
+            (Some(Place::Cached), state::FREE | state::OWNED | state::STOLEN) => audit.cached_bytes += bytes,
             (Some(Place::Queued(number)), state::OWNED | state::QUEUED) => {
                 audit.queued[number].records += 1;
                 audit.queued[number].bytes += bytes;
@@ -256,7 +266,16 @@ pub(crate) fn audit(attachment: &Attachment) -> Result<Audit, BufferError> {
                 problems.push(format!("block {} of {bytes} bytes is {place}, with state {kind}", at.granule));
             }
         }
-    });
+    };
+    let mut next = 0;
+    loop {
+        // Under the lock, so that nobody trims away the memory we look at.
+        turns.turn()?;
+        let Some((head, what)) = unit::heads_from(arena, next).next() else { break };
+        recovery::blocks(arena, head, what).for_each(|at| look(&at));
+        next = head + 1;
+    }
+    drop(turns);
     for granule in places.keys() {
         problems.push(format!("{granule} is listed and is no block"));
     }
@@ -278,7 +297,6 @@ pub(crate) fn audit(attachment: &Attachment) -> Result<Audit, BufferError> {
         problems.push(format!("{lost} units belong to nothing"));
         audit.unaccounted_bytes += lost * UNIT;
     }
-    drop(control);
 
     for ((index, epoch), (records, bytes)) in owners {
         let who = crate::layout::Owner::new(index, epoch);

@@ -1,6 +1,6 @@
 //! The buffer: a named segment as a user holds it.
 
-use crate::attachment::{self, Hold};
+use crate::attachment::{self, Hold, Turns};
 use crate::audit::{self, Audit};
 use crate::context::ThreadContext;
 use crate::directory;
@@ -519,15 +519,23 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Busy`, `Forked`, `TooManyContexts`.
+    /// `Busy` if another process keeps the control lock, or searches for memory, for 5 seconds; `Forked`, `TooManyContexts`.
     pub fn trim(&self) -> Result<u64, BufferError> {
-        self.hold.with_cache(|cache| {
-            let _control = recovery::collect_loose(self.hold.control()?, cache)?;
+        if self.hold.is_forked() {
+            return Err(BufferError::Forked);
+        }
+        let _searching = self.hold.searching(PATIENCE)?;
+        let mut turns = Turns::new(&self.hold);
+        let mut stuck = None;
+        let mut turn = || turns.turn().map_err(|error| stuck = Some(error)).is_ok();
+        let returned = self.hold.with_cache(|cache| {
+            reclaim::collect_loose(cache);
             // What the walk has just freed sits in this cache; what others cache keeps its slabs.
             cache.flush();
-            reclaim::empty_slabs(cache);
-            Ok(unit::trim(cache.arena(), cache.me()) * UNIT)
-        })?
+            reclaim::empty_slabs(cache, &mut turn);
+            unit::trim(cache.arena(), cache.me(), &mut turn) * UNIT
+        })?;
+        stuck.map_or(Ok(returned), Err)
     }
 
     /// How the memory is used, in total and per size class. Costs the fast paths nothing; walks the tables of units and

@@ -378,7 +378,7 @@ fn remove_from_index(arena: &Arena, id: i64, index: u32) {
 
 /// Every entry in use.
 pub(crate) fn entries(arena: &Arena) -> impl Iterator<Item = (u32, &DirectoryEntry)> {
-    (0..arena.header().directory_top.load(Ordering::Acquire).min(CHANNELS))
+    (0..arena.directory_top())
         .filter_map(|index| Some((index, arena.directory_entry(index)?)))
         .filter(|(_, entry)| state_of(entry) != Word::ZERO)
 }
@@ -544,7 +544,7 @@ fn create(arena: &Arena, me: Owner, id: i64, spec: &Spec, storage: &mut Option<B
 fn free_entry(arena: &Arena) -> Result<(u32, &DirectoryEntry), Refused> {
     let cursor = &arena.header().directory_cursor;
     loop {
-        let top = arena.header().directory_top.load(Ordering::Acquire).min(CHANNELS);
+        let top = arena.directory_top();
         let free = (cursor.load(Ordering::Relaxed)..top)
             .filter_map(|index| Some((index, arena.directory_entry(index)?)))
             .find(|(_, entry)| state_of(entry) == Word::ZERO);
@@ -965,6 +965,8 @@ pub(crate) fn announce(arena: &Arena) {
 
 /// What a channel is, and who is in it.
 pub(crate) struct Facts {
+    /// Of its entry; they come in this order.
+    pub(crate) index: u32,
     pub(crate) id: i64,
     /// Its id leads to it, and it is not deserted.
     pub(crate) live: bool,
@@ -979,15 +981,18 @@ pub(crate) struct Facts {
 /// Every channel that is live, or removed and not taken out yet.
 pub(crate) fn list<'a>(control: &'a Control<'_>) -> impl Iterator<Item = Facts> + 'a {
     let arena = control.arena();
-    entries(arena).filter(|(_, e)| matches!(state_of(e).kind(), entry::LIVE | entry::REMOVED)).map(|(_, entry)| Facts {
-        id: entry.id.load(Ordering::Relaxed).cast_signed(),
-        live: state_of(entry).kind() == entry::LIVE && !is_deserted(entry),
-        kind: kind(entry),
-        persistent: is_persistent(entry),
-        producer: holder(entry, Side::Producer),
-        consumer: holder(entry, Side::Consumer),
-        ring: ring(arena, entry),
-        storage: entry.storage.load(Ordering::Relaxed),
+    entries(arena).filter(|(_, e)| matches!(state_of(e).kind(), entry::LIVE | entry::REMOVED)).map(|(index, entry)| {
+        Facts {
+            index,
+            id: entry.id.load(Ordering::Relaxed).cast_signed(),
+            live: state_of(entry).kind() == entry::LIVE && !is_deserted(entry),
+            kind: kind(entry),
+            persistent: is_persistent(entry),
+            producer: holder(entry, Side::Producer),
+            consumer: holder(entry, Side::Consumer),
+            ring: ring(arena, entry),
+            storage: entry.storage.load(Ordering::Relaxed),
+        }
     })
 }
 

@@ -559,7 +559,7 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
                 break Err(AttachError::TypeMismatch { id, ours, theirs });
             }
             Err(Refused::NotBacked) => {
-                let free = heap::free_bytes(hold.arena(), heap::unit::NoUnits::NotBacked);
+                let free = local.free_bytes(heap::unit::NoUnits::NotBacked);
                 break Err(AttachError::OutOfMemory { asked: crate::layout::PAGE, free });
             }
             Err(Refused::Full) if !has_swept => {

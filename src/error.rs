@@ -196,7 +196,9 @@ pub enum BufferError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AllocError {
-    /// No block of this size is free, caches of other processes and leftovers of dead ones included.
+    /// No block of this size is free, the caches of other contexts and leftovers of dead processes included. Refusals are cheap as long as
+    /// nothing changes, so dropping what is oldest and asking again is a way to go on. Others' caches are not looked into each time:
+    /// after that was in vain, not before ten times as long has passed as it took.
     #[error(
         "out of memory: asked for {asked} bytes in one piece, {free} are free in all; free records, or take a larger capacity (or /dev/shm)"
     )]

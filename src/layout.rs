@@ -169,7 +169,25 @@ pub(crate) struct Header {
     pub(crate) units_in_use: AtomicU32,
     /// Magazines that the blocks of all slabs fill, and that contexts need; how many are made follows it. Advisory, counted anew by whoever reaps.
     pub(crate) magazines_due: AtomicU32,
-    _pad2: [AtomicU32; 24],
+    /// Raised whenever units become free, after they did; see `heap::unit`.
+    pub(crate) units_freed: AtomicU64,
+    /// At which number of `units_freed` no run of how many units was free: a hint, as the next two.
+    pub(crate) no_run: AtomicU64,
+    /// The same, of runs that are backed.
+    pub(crate) no_backed_run: AtomicU64,
+    /// At which number of `units_freed` no free unit was backed.
+    pub(crate) trimmed: AtomicU64,
+    /// Raised whenever a block becomes `LOOSE`, after it did; see `heap::reclaim`, as for the next three.
+    pub(crate) loosened: AtomicU64,
+    /// The number of `loosened` when such blocks were last collected.
+    pub(crate) collected: AtomicU64,
+    /// Odd while somebody searches for memory to reclaim, or was killed at it.
+    pub(crate) searches: AtomicU64,
+    /// Process id of whoever searches, or did last, for messages.
+    pub(crate) searcher_pid: AtomicU64,
+    /// Context slots that were ever in use: `[0, context_top)`. Only grows.
+    pub(crate) context_top: AtomicU32,
+    _pad2: [AtomicU32; 7],
 
     /// Raised at every change of a channel's endpoints; waiters for channels and peers sleep on it.
     pub(crate) directory_version: AtomicU32,
@@ -194,7 +212,11 @@ pub(crate) struct Recent {
     pub(crate) word: AtomicU64,
     /// Magazines taken from the list, ever; for statistics.
     pub(crate) taken: AtomicU64,
-    _pad: [AtomicU64; 6],
+    /// Magazines with blocks put there, ever, each counted when it is there.
+    pub(crate) put: AtomicU64,
+    /// What `put` was when the class was last searched for empty slabs and had none left; a hint.
+    pub(crate) searched: AtomicU64,
+    _pad: [AtomicU64; 4],
 }
 
 /// Bits of [`Header::flags`].
@@ -241,7 +263,12 @@ pub(crate) struct ContextSlot {
     /// The context's thread sleeps on this; see `wait`. Counts the wake-ups of every user of the slot. On the line of the gate:
     /// who is woken has both to fetch, either way.
     pub(crate) bed: AtomicU32,
-    _pad: [AtomicU64; 3],
+    /// The handle of the spare that a revoker is about to take, 0 before it knows; it says which header to mend if it is killed there.
+    /// Written by the revoker only.
+    pub(crate) stolen: AtomicU64,
+    /// Thefts that were decided against this slot, ever; written by the revoker, under the control lock.
+    pub(crate) thefts: AtomicU64,
+    _pad: [AtomicU64; 1],
 }
 
 impl ContextSlot {
@@ -254,7 +281,9 @@ impl ContextSlot {
             gate: AtomicU64::new(0),
             thread: AtomicU32::new(0),
             bed: AtomicU32::new(0),
-            _pad: [const { AtomicU64::new(0) }; 3],
+            stolen: AtomicU64::new(0),
+            thefts: AtomicU64::new(0),
+            _pad: [const { AtomicU64::new(0) }; 1],
         }
     }
 }
@@ -476,6 +505,9 @@ impl Geometry {
             sample.magazine_table,
             sample.data,
             size_of::<SpscHeader>() as u64,
+            std::mem::offset_of!(ContextSlot, stolen) as u64,
+            std::mem::offset_of!(Header, units_freed) as u64,
+            std::mem::offset_of!(Recent, searched) as u64,
             Shape::of(8).ring_words(1024),
             u64::from(class::granules(class::COUNT - 1)),
         ];

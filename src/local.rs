@@ -19,12 +19,12 @@
 #![allow(unsafe_code)]
 
 use crate::arena::Extent;
-use crate::attachment::{self, Hold};
+use crate::attachment::{self, Attachment, Hold, Turns};
 use crate::error::{AllocError, BufferError};
 use crate::heap::block::{Block, Handle, Known};
 use crate::heap::cache::{Cache, Front, NOBODYS};
 use crate::heap::unit::{self, NoUnits};
-use crate::heap::{self, depot, reclaim, want};
+use crate::heap::{self, Counted, depot, reclaim, want};
 use crate::layout::{BLOCK_HEADER, CONTEXTS, Owner, UNIT};
 use crate::participant;
 use crate::recovery::{self, Effort, End, OTHERS};
@@ -70,7 +70,14 @@ pub(crate) struct Local {
     handles: Cell<usize>,
     endpoints: RefCell<Vec<Weak<dyn Attached>>>,
     hold: RefCell<Option<Hold>>,
+    /// What this context has counted for its last refusal.
+    counted: RefCell<Box<Counted>>,
+    /// When it is time again to look into others' caches, if that was of no use the last time.
+    no_revoking_before: Cell<Option<Instant>>,
 }
+
+/// How many times as long as it took to look into others' caches in vain, that is not done again.
+const FRUITLESS: u32 = 10;
 
 impl std::fmt::Debug for Local {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -112,6 +119,8 @@ pub(crate) fn enter(hold: &Hold) -> Result<Rc<Local>, BufferError> {
                 handles: Cell::new(0),
                 endpoints: RefCell::default(),
                 hold: RefCell::new(Some(hold.clone())),
+                counted: RefCell::default(),
+                no_revoking_before: Cell::new(None),
             });
             let _ = CONTEXTS_HERE.try_with(|here| {
                 let mut here = here.borrow_mut();
@@ -320,11 +329,21 @@ impl Local {
         self.make_room(bytes)
     }
 
-    /// Allocates when nothing is at hand. The ladder: each rung makes room for the next try.
+    /// Allocates when nothing is at hand. The ladder: each rung makes room for the next try, and is left out where nothing has
+    /// changed since it was last of no use, so that a refusal costs no more than a few tries and a look at who is alive.
     #[cold]
     #[inline(never)]
     fn make_room(&self, bytes: u64) -> Result<Block, AllocError> {
         let hold = self.hold().ok_or(AllocError::ContextClosed)?;
+        let arena = hold.arena();
+        let refusal = |why| {
+            let (asked, free) = (bytes.saturating_add(BLOCK_HEADER), self.free_bytes(why));
+            AllocError::OutOfMemory { asked, free }
+        };
+        if heap::run_span(bytes) > u64::from(arena.geometry().units) {
+            return Err(refusal(NoUnits::Full));
+        }
+        let seen = reclaim::searches(arena);
         let attempt = || heap::alloc(&self.cache, bytes);
         // What the dead had, as much of it as is needed.
         let from_the_dead = |patience| {
@@ -341,43 +360,71 @@ impl Local {
                 }
             }
         };
-        if let Some(block) = from_the_dead(Duration::ZERO) {
+        if let Some(block) = from_the_dead(Duration::ZERO).or_else(|| heap::alloc_near(&self.cache, bytes)) {
             return Ok(block);
         }
-        let mut why = NoUnits::Full;
-        // Under the control lock, one at a time: two who hold half of a class each would both find no empty slab.
-        if let Ok(control) = hold.control()
-            && let Ok(_control) = recovery::collect_loose(control, &self.cache)
-        {
-            // After that, whose finds end up here: what is cached keeps its slab.
-            self.cache.flush();
-            reclaim::empty_slabs(&self.cache);
-            if let Ok(block) = attempt() {
-                return Ok(block);
-            }
-            reclaim::revoke_idle(&self.cache);
-            reclaim::empty_slabs(&self.cache);
-            match attempt() {
-                Ok(block) => return Ok(block),
-                Err(NoUnits::Full) => {}
-                // The system is out of memory, and free units too short for this hold some of it.
-                Err(NoUnits::NotBacked) => {
-                    why = NoUnits::NotBacked;
-                    unit::trim(hold.arena(), hold.me());
-                    if let Ok(block) = attempt() {
-                        return Ok(block);
-                    }
-                }
+        let why = match attempt() {
+            Ok(block) => return Ok(block),
+            Err(why) => why,
+        };
+        let is_due = || {
+            reclaim::is_due(arena, seen)
+                || self.is_revoking_due(&hold)
+                || why == NoUnits::NotBacked && unit::is_trim_due(arena)
+        };
+        let mut found = None;
+        if !is_due() {
+            found = heap::alloc_larger(&self.cache, bytes);
+            if found.is_none() {
+                // What is cached here keeps its slab.
+                self.cache.flush();
             }
         }
-        if let Some(block) = heap::alloc_larger(&self.cache, bytes) {
-            return Ok(block);
+        // Once more: somebody may have had in hand what was not found.
+        if found.is_none() && is_due() {
+            found = self.search(&hold, bytes).or_else(|| heap::alloc_larger(&self.cache, bytes));
         }
         // Only when nothing else has helped: another reaper may take its time, or be stopped.
-        from_the_dead(OTHERS).ok_or_else(|| AllocError::OutOfMemory {
-            asked: bytes.saturating_add(BLOCK_HEADER),
-            free: heap::free_bytes(hold.arena(), why),
-        })
+        found.or_else(|| from_the_dead(OTHERS)).ok_or_else(|| refusal(why))
+    }
+
+    /// Bytes that are free in the buffer, for a refusal.
+    pub(crate) fn free_bytes(&self, why: NoUnits) -> u64 {
+        heap::free_bytes(self.cache.arena(), why, &mut self.counted.borrow_mut())
+    }
+
+    /// Looks for memory that is free in the wrong place, and allocates of that. One at a time: whoever comes second finds here what
+    /// the first one had in hand.
+    fn search(&self, hold: &Attachment, bytes: u64) -> Option<Block> {
+        let arena = hold.arena();
+        let _searching = hold.searching(OTHERS).ok()?;
+        let mut turns = Turns::new(hold);
+        let mut turn = || turns.turn().is_ok();
+        let attempt = || heap::alloc(&self.cache, bytes);
+        reclaim::collect_loose(&self.cache);
+        self.cache.flush();
+        reclaim::empty_slabs(&self.cache, &mut turn);
+        let mut result = attempt();
+        if result.is_err() && self.is_revoking_due(hold) {
+            let start = Instant::now();
+            let taken = reclaim::revoke_idle(&self.cache, &mut turn);
+            reclaim::empty_slabs(&self.cache, &mut turn);
+            result = attempt();
+            self.no_revoking_before.set((taken == 0).then(|| Instant::now() + start.elapsed() * FRUITLESS));
+        }
+        // The system is out of memory, and free units too short for this hold some of it.
+        if matches!(result, Err(NoUnits::NotBacked)) && unit::is_trim_due(arena) {
+            unit::trim(arena, hold.me(), &mut turn);
+            result = attempt();
+        }
+        result.ok().or_else(|| heap::alloc_larger(&self.cache, bytes))
+    }
+
+    /// Whether to take what idle contexts cache: there is one that may, and the last time that it was of no use is long enough ago.
+    fn is_revoking_due(&self, hold: &Attachment) -> bool {
+        hold.may_revoke()
+            && self.no_revoking_before.get().is_none_or(|until| Instant::now() >= until)
+            && reclaim::has_idle(&self.cache)
     }
 }
 

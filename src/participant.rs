@@ -137,6 +137,10 @@ pub(crate) fn open_context(arena: &Arena, me: Owner) -> Option<Owner> {
             return None;
         }
         point!("context: owner");
+        // Before anything can be cached there; killed before it, there is nothing.
+        if arena.context_top() <= index {
+            arena.header().context_top.fetch_max(index + 1, Ordering::AcqRel);
+        }
         let epoch = slot.epoch.load(Ordering::Relaxed).wrapping_add(1);
         slot.epoch.store(epoch, Ordering::Relaxed);
         point!("context: epoch");

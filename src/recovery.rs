@@ -36,9 +36,9 @@ use crate::attachment::{Attachment, Control};
 use crate::directory::{self, Seized, Settled, Spot};
 use crate::error::BufferError;
 use crate::heap::block::Handle;
-use crate::heap::cache::{self, Cache};
+use crate::heap::cache::{self, Cache, Gate};
 use crate::heap::{self, block, class, depot, reclaim, unit};
-use crate::layout::{BlockHeader, CHANNELS, CONTEXTS, Magazine, Owner, Word};
+use crate::layout::{BlockHeader, CONTEXTS, Magazine, Owner, Word};
 use crate::participant;
 use crate::segment::{PATIENCE, REAP_BYTE};
 use crate::sync::Ordering;
@@ -228,7 +228,7 @@ fn each_channel(
             Err(error) => break Err((spot, End::Stuck(error))),
         };
         let mut seized = Vec::new();
-        let top = arena.header().directory_top.load(Ordering::Acquire).min(CHANNELS);
+        let top = arena.directory_top();
         while spot.index < top {
             spot = match step(&control, spot) {
                 Settled::Partly(spot) => spot,
@@ -307,6 +307,7 @@ mod pass {
     pub(super) const CHANNELS: u64 = 1;
     pub(super) const NAMES: u64 = 2;
     pub(super) const HEADERS: u64 = 3;
+    pub(super) const HINTS: u64 = 4;
 }
 
 /// What one reaper does for its victims.
@@ -339,12 +340,30 @@ impl<'a> Work<'a> {
         worked.map_err(End::Stuck)??;
         release_units(arena, self.victims);
         point!("reap: units done");
-        depot::rebuild(arena);
+        self.rebuild_hints(begin(pass::HINTS).unwrap_or(0))?;
         point!("reap: hints");
         depot::recount(arena);
+        depot::tell_all(arena);
         unit::recount(arena);
         point!("reap: counted");
         Ok(())
+    }
+
+    /// Pass 6, which needs no lock.
+    fn rebuild_hints(&self, from: u64) -> Result<(), End> {
+        let arena = self.attachment.arena();
+        let top = arena.magazine_top();
+        for index in u32::try_from(from).unwrap_or(top)..top {
+            depot::rebuild(arena, index);
+            if index % STRIDE == STRIDE - 1 && index + 1 < top && !self.has_time() {
+                return Err(self.stop(pass::HINTS, index + 1, End::TimeIsUp));
+            }
+        }
+        Ok(())
+    }
+
+    fn has_time(&self) -> bool {
+        self.until.is_none_or(|until| Instant::now() < until)
     }
 
     fn control(&self) -> Result<Control<'a>, BufferError> {
@@ -365,12 +384,10 @@ impl<'a> Work<'a> {
             |index: u32| participant::context_owner(arena, index).is_some_and(|who| self.victims.contains(&who));
         // Nobody takes an idle context's magazines meanwhile, or ours.
         let mut control = self.control_at(pass::MAGAZINES, from)?;
-        for slot in (0..CONTEXTS).filter_map(|index| arena.context(index)) {
-            self.victims.iter().for_each(|victim| cache::settle(arena, slot, *victim));
-        }
+        (0..CONTEXTS).filter_map(|index| arena.context(index)).for_each(|slot| cache::settle_any(arena, slot));
         let contexts: Vec<u32> = (0..CONTEXTS).filter(|index| is_victims(*index)).collect();
         // A context's slot goes after all of its magazines: without one there are none.
-        let top = if contexts.is_empty() { 0 } else { arena.header().magazine_top.load(Ordering::Acquire) };
+        let top = if contexts.is_empty() { 0 } else { arena.magazine_top() };
         // What a foreign hand may have noted is behind the end.
         for index in u32::try_from(from).unwrap_or(top)..top {
             let Some(magazine) = arena.magazine(index) else { break };
@@ -386,6 +403,8 @@ impl<'a> Work<'a> {
         point!("reap: magazines done");
         for index in contexts {
             if let Some(slot) = arena.context(index) {
+                // Its spare is freed by the header scan, and is nothing of who has the slot next.
+                slot.gate.store(Gate::BARE.word(), Ordering::Relaxed);
                 slot.owner.store(0, Ordering::Release);
             }
         }
@@ -409,7 +428,7 @@ impl<'a> Work<'a> {
     fn clear_names(&self, from: u64) -> Result<(), End> {
         let arena = self.attachment.arena();
         let mut control = self.control_at(pass::NAMES, from)?;
-        let top = arena.header().magazine_top.load(Ordering::Acquire);
+        let top = arena.magazine_top();
         for index in u32::try_from(from).unwrap_or(top)..top {
             depot::clear_names(arena, index, self.victims);
             if index % STRIDE == STRIDE - 1 {
@@ -472,9 +491,12 @@ fn return_magazine(arena: &Arena, me: Owner, index: u32, magazine: &Magazine) ->
 /// control lock.
 fn free_owned(cache: &Cache, head: u32, what: Word, victims: &[Owner]) -> u64 {
     let mut records = 0;
+    point!("reap: met");
     for at in blocks(cache.arena(), head, what) {
         let state = Word(at.header.state.load(Ordering::Acquire));
-        let is_victims = state.kind() == block::state::OWNED && victims.contains(&state.owner());
+        // Stolen by one of them, too: what was to go back to its old owner has gone back (pass 1).
+        let is_victims =
+            matches!(state.kind(), block::state::OWNED | block::state::STOLEN) && victims.contains(&state.owner());
         let is_loose = state.kind() == block::state::LOOSE;
         // A slab or run that was given back since we read its head has somebody's payload where its headers were: look
         // at the head again. A block that really is a victim's keeps its slab or run in place.
@@ -491,18 +513,6 @@ fn free_owned(cache: &Cache, head: u32, what: Word, victims: &[Owner]) -> u64 {
         }
     }
     records
-}
-
-/// Frees blocks that no magazine had room for. The lock is let go now and then.
-pub(crate) fn collect_loose<'a>(control: Control<'a>, cache: &Cache) -> Result<Control<'a>, BufferError> {
-    let mut control = control;
-    let mut at = 0;
-    while let Some((head, what)) = unit::heads_from(cache.arena(), at).next() {
-        free_owned(cache, head, what, &[]);
-        at = head + 1;
-        control = control.breathe(PATIENCE)?;
-    }
-    Ok(control)
 }
 
 /// Pass 5.
@@ -548,11 +558,6 @@ pub(crate) fn blocks(arena: &Arena, head: u32, what: Word) -> impl Iterator<Item
     })
 }
 
-/// Every block of every slab, and every large block. What is in use changes meanwhile.
-pub(crate) fn for_each_block(arena: &Arena, mut visit: impl FnMut(At<'_>)) {
-    unit::heads(arena).for_each(|(head, what)| blocks(arena, head, what).for_each(&mut visit));
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -579,7 +584,7 @@ mod tests {
         left.unwrap();
         let arena = hold.arena();
         let held = || {
-            let holders = (0..arena.header().magazine_top.load(Ordering::Acquire)).filter_map(|i| arena.magazine(i));
+            let holders = (0..arena.magazine_top()).filter_map(|i| arena.magazine(i));
             holders.filter(|magazine| Word(magazine.holder.load(Ordering::Acquire)).kind() == depot::HELD).count()
         };
         assert!(held() > 0);
@@ -588,10 +593,10 @@ mod tests {
         assert_eq!(held(), 0);
         assert!((0..CONTEXTS).all(|index| participant::context_owner(arena, index).is_none()));
         let mut owned = 0;
-        for_each_block(arena, |at| {
-            owned += u64::from(at.header.state.load(Ordering::Acquire) == block::owned(hold.me()).0)
-        });
-        let listed = (0..arena.header().magazine_top.load(Ordering::Acquire)).filter_map(|i| arena.magazine(i));
+        for at in unit::heads(arena).flat_map(|(head, what)| blocks(arena, head, what)) {
+            owned += u64::from(at.header.state.load(Ordering::Acquire) == block::owned(hold.me()).0);
+        }
+        let listed = (0..arena.magazine_top()).filter_map(|i| arena.magazine(i));
         let listed = listed.flat_map(depot::entries).filter_map(|granule| arena.block(granule));
         let named = listed.filter(|block| block.state.load(Ordering::Acquire) == block::owned(hold.me()).0).count();
         assert_eq!(owned, named as u64, "what bears its name is free");

@@ -48,6 +48,8 @@ pub(crate) const CONTROL_BYTE: u64 = 0;
 pub(crate) const REAP_BYTE: u64 = 1;
 /// Held by the one who is next to have the control lock: it looks more often, and a holder who is not in a hurry sees it.
 const NEXT_BYTE: u64 = 2;
+/// Held while somebody searches for memory to reclaim; see `heap::reclaim`.
+pub(crate) const SEARCH_BYTE: u64 = 3;
 /// Process slot `i` holds byte `LEASE_BYTES + i` as long as it lives.
 pub(crate) const LEASE_BYTES: u64 = 4096;
 

@@ -102,7 +102,7 @@ pub(crate) fn stats(arena: &Arena) -> Stats {
             _ => {}
         }
     }
-    for index in 0..header.magazine_top.load(Ordering::Acquire) {
+    for index in 0..arena.magazine_top() {
         let Some(magazine) = arena.magazine(index) else { break };
         let n = || u64::from(depot::len(magazine));
         let holder = Word(magazine.holder.load(Ordering::Relaxed));

@@ -10,7 +10,8 @@ use std::time::Instant;
 /// [`ThreadContext::within`](crate::ThreadContext::within).
 ///
 /// Whoever waits sleeps, and is woken by frees in any process. Threads that work with the buffer give back what they cache at
-/// their next allocation or free; caches of idle threads are taken, and what the dead held is reaped, every 100 ms at the latest.
+/// their next allocation or free; what the dead held is reaped every 125 ms at the latest, and caches of idle threads are taken then, too, unless
+/// the buffer is so large that to look for them takes more than a tenth of that.
 ///
 /// ```
 /// # let name = format!("doc-within-type-{}", std::process::id());

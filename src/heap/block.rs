@@ -25,6 +25,8 @@ pub(crate) mod state {
     pub(crate) const STORAGE: u64 = 1;
     /// Free, but in no magazine: the last resort of a free that found none. A scan collects it.
     pub(crate) const LOOSE: u64 = 2;
+    /// A context's spare that a revoker (names its process) is taking, or has taken and not yet put its own name on.
+    pub(crate) const STOLEN: u64 = 3;
     /// A process holds it (names the process), or has queued it and nobody has received it yet.
     pub(crate) const OWNED: u64 = 8;
     /// Queued in a channel (names the entry) whose sender has left.
@@ -261,6 +263,11 @@ pub(crate) fn change(block: &BlockHeader, from: Word, to: Word) -> bool {
 #[inline(always)]
 pub(crate) fn is_sendable(block: &BlockHeader) -> bool {
     Word(block.state.load(Ordering::Relaxed)).kind() >= state::SENDABLE
+}
+
+/// The state that says "being taken from an idle cache by this process".
+pub(crate) const fn stolen(by: Owner) -> Word {
+    Word::of(state::STOLEN, by)
 }
 
 /// The state that says "held by this process".

@@ -19,23 +19,41 @@
 //! other: either the thief sees the owner inside and leaves it alone, or the owner sees the thief's name. Then one CAS on
 //! `revoked` decides: the owner refuses, or the thief has it, and the owner keeps out until the thief is done, or dead.
 //! ```text
-//! gate      INSIDE | BARE | the handle of the spare                                 written by the owner only
-//! revoked   0
-//!           0 -> TAKING thief                     by the thief
+//! gate      INSIDE | BARE | the handle of the spare         by the owner; BARE by who closes the context, the reaper of a dead one too
+//! revoked   0, ASKED -> TAKING thief              by the thief
 //!           TAKING -> 0                           by the owner, who is awake
-//!           TAKING -> TAKEN thief                 by the thief, who saw the owner outside
-//!           TAKEN -> EMPTIED thief                by the thief, when the spare is its own
-//!           TAKEN -> VERIFY, EMPTIED -> FORGET    by the thief when done, or by who sees that it is dead
+//!           TAKING -> TAKEN thief                 by the thief, who saw the owner outside         \
+//!           TAKEN -> EMPTIED thief                by the thief: the spare is its own               | under the
+//!           TAKEN -> VERIFY, EMPTIED -> FORGET    by the thief when done                           | control lock
+//!           VERIFY -> TAKEN, FORGET -> EMPTIED    by the next thief: the owner is outside still   /
+//!           TAKEN -> VERIFY, EMPTIED -> FORGET    by who sees that the thief is dead
 //!           VERIFY -> 0, FORGET -> 0              by the owner, once it has dropped what it no longer holds
-//!           VERIFY -> TAKEN, FORGET -> EMPTIED    by the next thief: the owner is outside still
-//!           (VERIFY and FORGET are numbered: an owner that has verified after one theft has not after the next)
+//!           (VERIFY and FORGET bear the theft's number: an owner that has verified after one theft has not after the next)
 //!           0 -> ASKED, ASKED -> 0                by who waits for memory, and by the owner, who then gives back what it caches
+//! stolen    0 before TAKEN (or EMPTIED, after FORGET), then the handle of the spare                 by the thief only
+//! thefts    raised before TAKEN (or EMPTIED): this theft's number                                   by the thief only
 //! ```
 //!
+//! The owner's look at `revoked` leaves `INSIDE` in the gate for a moment, at any time, so nobody who settles a dead thief's affairs may
+//! depend on reading the gate. Therefore the thief, which can wait for a better moment or do without, reads the spare there
+//! and notes it in `stolen` before it touches the spare's header; who settles reads `stolen`. A header that says `STOLEN` by a
+//! thief means this theft and nothing else: no other block ever says so, and a process that has taken over a dead one's slot, and
+//! with it the name, takes nothing from anybody. So one who settles late, when somebody else has done so already, changes nothing.
+//!
 //! # If a process dies
-//! A thief: what it had put back is in the depot, the rest is still the owner's. Killed after it had written its name into
-//! the spare's header, but before `EMPTIED`: the header is given its old name again before anybody looks for what the
-//! thief owned ([`settle`]).
+//! A thief: what it had put back is in the depot, the rest is still the owner's. The spare, at each store:
+//!
+//! | after | the header says | [`settle`] makes of it |
+//! |---|---|---|
+//! | `TAKEN` | `OWNED(owner)` | the owner's, untouched: `stolen` is 0 |
+//! | `stolen` | `OWNED(owner)` | the owner's, untouched |
+//! | the header | `STOLEN(thief)` | the owner's, with its old name |
+//! | `EMPTIED` | `STOLEN(thief)` | nobody's: the owner forgets it, the header scan frees it |
+//! | the header | `OWNED(thief)` | the same |
+//!
+//! `TAKEN` and `EMPTIED` exist under the control lock only, which dies with the thief. So a reaper that has the lock settles all it meets, whoever
+//! the thief was, before it frees the slots of dead owners and looks for what anybody owned; that a theft's owner is the one
+//! whom the slot names holds until then.
 //!
 //! The owner: single writer, one store that counts for a pop, and one for a push (`SYNC(kill)`: it is Release, so that neither the
 //! compiler nor the machine shows it without what comes before):
@@ -77,8 +95,8 @@
 #![allow(unsafe_code)]
 
 use crate::arena::{Arena, Extent, Reach};
-use crate::heap::block::{self, Block, Handle, state};
-use crate::heap::{self, class, depot, unit, want};
+use crate::heap::block::{self, Block, Handle};
+use crate::heap::{self, class, depot, reclaim, unit, want};
 use crate::layout::{ContextSlot, GRANULE, Geometry, MAGAZINE_ENTRIES, Magazine, Owner, POOL, UNIT, Word};
 use crate::sync::{AtomicU32, Ordering, compiler_fence};
 use crate::sys::crash::point;
@@ -222,8 +240,8 @@ pub(crate) mod revoked {
     pub(crate) const FORGET: u64 = 5;
     pub(crate) const ASKED: u64 = 6;
 
-    /// In the number of a theft that somebody else ended; for [`VERIFY`] and [`FORGET`].
-    pub(crate) const BY_THE_DEAD: u64 = 1 << 55;
+    /// In the number of a theft that left something where it was; for [`VERIFY`] and [`FORGET`].
+    pub(crate) const PARTLY: u64 = 1 << 55;
 }
 
 /// What `ContextSlot::gate` says: inside, or the [`Handle`] of the spare, or that there is none.
@@ -255,12 +273,17 @@ impl Gate {
     }
 
     /// The spare, if there is one that may be a block: a foreign hand may have written there.
-    fn spare(self, arena: &Arena) -> Option<Block> {
-        let class = usize::from(self.0.class());
-        (self.is_outside() && class < class::COUNT).then_some(())?;
-        let handle = Handle::new(self.0.class(), self.0.granule());
-        Some(Block { handle, start: arena.block_within(handle.granule(), arena.reach(class))? })
+    pub(crate) fn spare(self, arena: &Arena) -> Option<Block> {
+        (self.is_outside()).then(|| block_named(arena, self.0)).flatten()
     }
+}
+
+/// The block that a word of a context's slot names, if that may be one.
+fn block_named(arena: &Arena, handle: Handle) -> Option<Block> {
+    let class = usize::from(handle.class());
+    (class < class::COUNT).then_some(())?;
+    let handle = Handle::new(handle.class(), handle.granule());
+    Some(Block { handle, start: arena.block_within(handle.granule(), arena.reach(class))? })
 }
 
 /// The spare of the context `slot`, unless a thief has taken it, or the owner is inside.
@@ -292,27 +315,35 @@ impl Inside<'_> {
     }
 }
 
-/// Undoes what the dead `thief` did to the spare of `slot`'s context, if its death cut it short, and lets the context go on. To
-/// be called before anybody looks for what the thief owned.
-pub(crate) fn settle(arena: &Arena, slot: &ContextSlot, thief: Owner) {
-    let word = Word(slot.revoked.load(Ordering::Acquire));
-    if word.owner() != thief {
-        return;
-    }
+/// Ends the theft that `word`, read from `slot`'s `revoked`, tells of: the thief is dead. The spare is the owner's or the thief's,
+/// as the module says, and the context may go on. To be called before anybody looks for what the thief owned.
+pub(crate) fn settle(arena: &Arena, slot: &ContextSlot, word: Word) {
+    let thief = word.owner();
+    // Acquire of `revoked` (the caller's) shows the theft's number, and the 0 in `stolen` that came before TAKEN. What came
+    // after, a kill leaves behind.
+    let number = revoked::PARTLY | slot.thefts.load(Ordering::Relaxed);
     let then = match word.kind() {
         revoked::TAKING => Word::ZERO,
         revoked::TAKEN => {
             let owner = Word(slot.owner.load(Ordering::Acquire)).owner();
-            if let Some(spare) = spare(arena, slot) {
-                block::change(spare.header(), block::owned(thief), block::owned(owner));
+            let stolen = Handle::from_word(slot.stolen.load(Ordering::Acquire));
+            if let Some(spare) = block_named(arena, stolen)
+                && block::change(spare.header(), block::stolen(thief), block::owned(owner))
+            {
                 point!("settle: spare");
             }
-            Word::number(revoked::VERIFY, revoked::BY_THE_DEAD | Word::of(0, thief).value())
+            Word::number(revoked::VERIFY, number)
         }
-        revoked::EMPTIED => Word::number(revoked::FORGET, revoked::BY_THE_DEAD | Word::of(0, thief).value()),
+        revoked::EMPTIED => Word::number(revoked::FORGET, number),
         _ => return,
     };
     let _ = slot.revoked.compare_exchange(word.0, then.0, Ordering::AcqRel, Ordering::Relaxed);
+}
+
+/// As [`settle`], whatever `slot` says. Under the control lock: who is at a theft has that too, so whoever left one is dead, or still
+/// free to begin (`TAKING`, which anybody may refuse).
+pub(crate) fn settle_any(arena: &Arena, slot: &ContextSlot) {
+    settle(arena, slot, Word(slot.revoked.load(Ordering::Acquire)));
 }
 
 /// What a free needs: a thread without a cache has one of these too, [`NOBODYS`].
@@ -351,6 +382,7 @@ impl Front {
         slot.gate.store(Gate::INSIDE.word(), Ordering::Relaxed);
         // SYNC(gate)
         compiler_fence(Ordering::SeqCst);
+        point!("gate: inside");
         let inside = Inside { slot, spare: &self.spare };
         if slot.revoked.load(Ordering::Relaxed) != 0 {
             // Not read before it is needed here; see `push`.
@@ -487,9 +519,7 @@ impl Cache {
                 // Not if the thief can help it: if its CAS comes first, it has us.
                 revoked::TAKING => change(0),
                 revoked::ASKED => change(0),
-                revoked::TAKEN | revoked::EMPTIED if (self.is_dead)(word.owner()) => {
-                    settle(&self.arena, slot, word.owner());
-                }
+                revoked::TAKEN | revoked::EMPTIED if (self.is_dead)(word.owner()) => settle(&self.arena, slot, word),
                 revoked::TAKEN | revoked::EMPTIED => std::thread::sleep(Duration::from_micros(20)),
                 kind => {
                     self.verify();
@@ -730,9 +760,9 @@ impl Cache {
         let Some(spare) = there.spare(&self.arena) else { return self.count(-i64::from(!there.is_bare())) };
         self.make_room(spare.handle.class().into());
         if !self.front.push_inside(spare.handle) {
-            // No magazine anywhere has room: still free, still found. One store, so a free can't fail.
+            // No magazine anywhere has room: still free, still found.
             self.count(-1);
-            spare.header().state.store(Word::number(state::LOOSE, 0).0, Ordering::Release);
+            reclaim::loosen(&self.arena, spare.header());
         }
     }
 

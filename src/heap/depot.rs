@@ -19,7 +19,8 @@
 //!   read-modify-writes, so of a setter and a clearer at least one sees the other (`set`, `clear`).
 //!
 //! # If a process dies
-//! Between the holder's store and the hint: the magazine is in the depot and found by [`rebuild`], which reaping ends with.
+//! Between the holder's store and the hint, or the count: the magazine is in the depot and found by [`rebuild`], which reaping ends
+//! with; then all are told ([`tell_all`]).
 //! Between the holder's CAS and anything else: it is `HELD` by a dead process's context, and reaping puts it back.
 
 use crate::arena::Arena;
@@ -67,11 +68,15 @@ fn set(arena: &Arena, list: usize, index: u32) {
 fn clear(arena: &Arena, list: usize, index: u32) {
     let (block, word, bit) = place(index);
     let is_set = |w: Option<&AtomicU64>| w.is_some_and(|w| w.load(Ordering::SeqCst) != 0);
-    if clear_bit(arena.hint(list, block, word), bit) && clear_bit(arena.hint(list, block, 64), word) {
-        clear_bit(arena.hint_root(list, block / 64), block % 64);
-        // Somebody may have set a bit below between our reads: restore what sums it up.
-        if is_set(arena.hint(list, block, 64)) {
-            set_bit(arena.hint_root(list, block / 64), block % 64);
+    if clear_bit(arena.hint(list, block, word), bit) {
+        point!("clear: leaf");
+        if clear_bit(arena.hint(list, block, 64), word) {
+            point!("clear: sum");
+            clear_bit(arena.hint_root(list, block / 64), block % 64);
+            // Somebody may have set a bit below between our reads: restore what sums it up.
+            if is_set(arena.hint(list, block, 64)) {
+                set_bit(arena.hint_root(list, block / 64), block % 64);
+            }
         }
     }
     if is_set(arena.hint(list, block, word)) {
@@ -126,11 +131,15 @@ fn bits(mut word: u64) -> impl Iterator<Item = u32> {
 /// Takes a magazine of `list` for the context `held` names.
 pub(crate) fn take(arena: &Arena, list: usize, held: Word) -> Option<u32> {
     let index = recall_and_claim(arena, list, held).or_else(|| search(arena, list, held))?;
+    count_taken(arena, list);
+    point!("take: claimed");
+    Some(index)
+}
+
+fn count_taken(arena: &Arena, list: usize) {
     if let Some(recent) = arena.header().recent.get(list) {
         recent.taken.fetch_add(1, Ordering::Relaxed);
     }
-    point!("take: claimed");
-    Some(index)
 }
 
 fn recall_and_claim(arena: &Arena, list: usize, held: Word) -> Option<u32> {
@@ -184,9 +193,11 @@ pub(crate) fn put(arena: &Arena, index: u32, magazine: &Magazine, class: usize) 
     }
 }
 
-/// As [`put`], for a magazine that was only looked at: nobody need be told.
-pub(crate) fn put_back(arena: &Arena, index: u32, magazine: &Magazine, class: usize) {
-    link(arena, index, magazine, list_of(magazine, class));
+/// As [`put`], for a magazine that was only looked at: nobody need be told. Says whether it has blocks.
+pub(crate) fn put_back(arena: &Arena, index: u32, magazine: &Magazine, class: usize) -> bool {
+    let list = list_of(magazine, class);
+    link(arena, index, magazine, list);
+    list != POOL
 }
 
 fn link(arena: &Arena, index: u32, magazine: &Magazine, list: usize) {
@@ -196,6 +207,57 @@ fn link(arena: &Arena, index: u32, magazine: &Magazine, list: usize) {
     if !remember(arena, list, index) {
         set(arena, list, index);
     }
+    point!("put: uncounted");
+    if list != POOL {
+        tell_put(arena, list);
+    }
+}
+
+/// Counts a magazine with blocks that has come to the depot of `class`, so that what was learned there before is not believed any more.
+fn tell_put(arena: &Arena, class: usize) {
+    if let Some(recent) = arena.header().recent.get(class) {
+        // SYNC(put): Release after holder and hint; who reads the number before it looks finds the magazine, and who notes the number
+        // with what it has not found has read it before.
+        recent.put.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// How many magazines with blocks have come to the depot of `class`, and gone: as long as both stay as they are, so does what is
+/// there.
+pub(crate) fn traffic(arena: &Arena, class: usize) -> (u64, u64) {
+    let recent = arena.header().recent.get(class);
+    // SYNC(put)
+    recent.map_or((0, 0), |recent| (recent.put.load(Ordering::Acquire), recent.taken.load(Ordering::Acquire)))
+}
+
+/// The magazines of `list` that hints lead to, without touching these.
+pub(crate) fn listed(arena: &Arena, list: usize) -> impl Iterator<Item = (u32, &Magazine)> {
+    let load = |w: Option<&AtomicU64>| w.map_or(0, |w| w.load(Ordering::SeqCst));
+    let recent = arena.header().recent.get(list).map_or(0, |recent| recent.word.load(Ordering::Acquire));
+    let halves =
+        [recent & u64::from(u32::MAX), recent >> 32].map(|half| u32::try_from(half).unwrap_or(0).checked_sub(1));
+    let blocks = (0..arena.geometry().root_words)
+        .flat_map(move |root| bits(load(arena.hint_root(list, root))).map(move |bit| root * 64 + bit));
+    let words = blocks.flat_map(move |block| bits(load(arena.hint(list, block, 64))).map(move |word| (block, word)));
+    let indices = words.flat_map(move |(block, word)| {
+        bits(load(arena.hint(list, block, word))).map(move |bit| block * HINT_BLOCK + word * 64 + bit)
+    });
+    let indices = indices.filter(move |index| !halves.contains(&Some(*index)));
+    halves.into_iter().flatten().chain(indices).filter_map(move |index| {
+        let magazine = arena.magazine(index)?;
+        (magazine.holder.load(Ordering::Acquire) == holder_in(list).0).then_some((index, magazine))
+    })
+}
+
+/// Takes one of those for the context `held` names, if it is still there.
+pub(crate) fn take_listed(arena: &Arena, list: usize, index: u32, held: Word) -> bool {
+    let is_mine = claim(arena, index, holder_in(list), held);
+    if is_mine {
+        clear(arena, list, index);
+        count_taken(arena, list);
+        point!("take: listed");
+    }
+    is_mine
 }
 
 /// Whether the pool looks empty.
@@ -227,7 +289,7 @@ pub(crate) fn provide(arena: &Arena, count: u32) {
     let header = arena.header();
     let due = header.magazines_due.fetch_add(count, Ordering::Relaxed).saturating_add(count);
     let due = due.saturating_add(SLACK).min(arena.geometry().magazines);
-    while header.magazine_top.load(Ordering::Acquire) < due {
+    while arena.magazine_top() < due {
         if !grow_pool(arena).unwrap_or(false) {
             break;
         }
@@ -254,7 +316,7 @@ pub(crate) fn recount(arena: &Arena) {
 fn grow_pool(arena: &Arena) -> Result<bool, NotBacked> {
     let Some(first) = arena.grow_magazines()? else { return Ok(false) };
     point!("grow: raised");
-    for index in first..arena.header().magazine_top.load(Ordering::Acquire).min(first + MAGAZINES_PER_PAGE) {
+    for index in first..arena.magazine_top().min(first + MAGAZINES_PER_PAGE) {
         if arena.magazine(index).is_some_and(|m| m.holder.load(Ordering::Relaxed) == Word::ZERO.0) {
             set(arena, POOL, index);
         }
@@ -262,18 +324,21 @@ fn grow_pool(arena: &Arena) -> Result<bool, NotBacked> {
     Ok(true)
 }
 
-/// Sets the hint of every magazine that nobody holds: repairs what deaths have lost. Those in a list's word get a second one,
+/// Sets the hint of the magazine `index` if nobody holds it: repairs what deaths have lost. Those in a list's word get a second one,
 /// which is stale once they are taken.
-pub(crate) fn rebuild(arena: &Arena) {
-    for index in 0..arena.header().magazine_top.load(Ordering::Acquire) {
-        let Some(magazine) = arena.magazine(index) else { break };
-        let holder = Word(magazine.holder.load(Ordering::Acquire));
-        match holder.kind() {
-            IN_POOL => set(arena, POOL, index),
-            IN_DEPOT => set(arena, usize::try_from(holder.value()).unwrap_or(POOL).min(POOL), index),
-            _ => {}
-        }
+pub(crate) fn rebuild(arena: &Arena, index: u32) {
+    let Some(magazine) = arena.magazine(index) else { return };
+    let holder = Word(magazine.holder.load(Ordering::Acquire));
+    match holder.kind() {
+        IN_POOL => set(arena, POOL, index),
+        IN_DEPOT => set(arena, usize::try_from(holder.value()).unwrap_or(POOL).min(POOL), index),
+        _ => {}
     }
+}
+
+/// Has others look into every depot: for magazines that the dead have put there uncounted.
+pub(crate) fn tell_all(arena: &Arena) {
+    (0..class::COUNT).for_each(|class| tell_put(arena, class));
 }
 
 /// Takes the names of `gone` off the free blocks of a magazine, which keep the name of their last owner: what still has such a name

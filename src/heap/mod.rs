@@ -4,7 +4,7 @@
 //! cache    a context's magazines: pop, push          (fast path)
 //! depot    magazines that nobody holds               (one CAS per up to 252 blocks)
 //! unit     64 KiB pieces: slabs and large records    (a CAS per unit)
-//! class    sizes        block    header words        reclaim    empty slabs back to units
+//! class    sizes        block    header words        reclaim    what is free in the wrong place
 //! want     waiting for memory
 //! ```
 //!
@@ -15,6 +15,8 @@ pub(crate) mod cache;
 pub(crate) mod class;
 pub(crate) mod depot;
 pub(crate) mod reclaim;
+#[cfg(test)]
+mod tests;
 pub(crate) mod unit;
 pub(crate) mod want;
 
@@ -60,6 +62,17 @@ fn carve(cache: &Cache, class: usize) -> Result<Block, NoUnits> {
     let span = class::span(class);
     let head = unit::claim(arena, me, span)?;
     point!("carve: claimed");
+    // Here, not in a free: frees must not ask the system for anything. Made for this slab whatever the pool has, because what
+    // is there now is where the blocks handed out already will go.
+    depot::provide(arena, cache::magazines_for(arena.geometry(), class));
+    point!("carve: provided");
+    fill_slab(cache, head, class);
+    cache.pop(class).ok_or(NoUnits::Full)
+}
+
+/// Makes a slab of `class` of the claimed run at `head`, all of it free.
+pub(crate) fn fill_slab(cache: &Cache, head: u32, class: usize) {
+    let (arena, me) = (cache.arena(), cache.me());
     let first = arena.granule_of(head);
     let granule = |i: u32| first + i * class::granules(class);
     // Every block starts as ours; then the slab is announced; then we free them like any others. Killed before the
@@ -71,11 +84,7 @@ fn carve(cache: &Cache, class: usize) -> Result<Block, NoUnits> {
         }
         point!("carve: header");
     }
-    // Here, not in a free: frees must not ask the system for anything. Made for this slab whatever the pool has, because what
-    // is there now is where the blocks handed out already will go.
-    depot::provide(arena, cache::magazines_for(arena.geometry(), class));
-    point!("carve: provided");
-    unit::publish(arena, head, unit::slab_word(class, span));
+    unit::publish(arena, head, unit::slab_word(class, class::span(class)));
     point!("carve: published");
     for i in (0..class::blocks(class)).rev() {
         depot::grow_if_empty(arena);
@@ -83,7 +92,6 @@ fn carve(cache: &Cache, class: usize) -> Result<Block, NoUnits> {
         point!("carve: pushed");
     }
     depot::grow_if_empty(arena);
-    cache.pop(class).ok_or(NoUnits::Full)
 }
 
 /// Units of a run with `bytes` behind its header.
@@ -111,10 +119,19 @@ pub(crate) fn run(cache: &Cache, bytes: u64) -> Result<Block, NoUnits> {
     Ok(Block { handle: Handle::new(class::RUN, granule), start })
 }
 
-/// A free block of the next larger classes, when the right one has none and no slab can be made.
+/// Classes up to a block of twice the size.
+const NEAR: usize = 4;
+
+/// A free block of a class that is not much larger, when the right one has none and no slab can be made.
+pub(crate) fn alloc_near(cache: &Cache, bytes: u64) -> Option<Block> {
+    let class = class::for_bytes(bytes)?;
+    (class + 1..class::COUNT).take(NEAR).find_map(|class| cache.pop(class))
+}
+
+/// A free block of any larger class, or whole units, when there is nothing better.
 pub(crate) fn alloc_larger(cache: &Cache, bytes: u64) -> Option<Block> {
     let class = class::for_bytes(bytes)?;
-    let larger = (class + 1..class::COUNT).find_map(|c| cache.pop(c));
+    let larger = (class + 1..class::COUNT).find_map(|class| cache.pop(class));
     larger.or_else(|| run(cache, bytes).ok())
 }
 
@@ -149,19 +166,41 @@ pub(crate) fn free_run(arena: &Arena, me: Owner, granule: u32) {
     }
 }
 
-/// Bytes of data that are free, in whatever pieces. If the system has nothing left to back more with, only what is backed counts.
-pub(crate) fn free_bytes(arena: &Arena, why: NoUnits) -> u64 {
-    let mut total =
-        UNIT * if why == NoUnits::NotBacked { unit::count_backed_free(arena) } else { unit::count(arena).0 };
-    for number in 0..arena.header().magazine_top.load(Ordering::Acquire) {
-        let Some(magazine) = arena.magazine(number) else { break };
-        let holder = Word(magazine.holder.load(Ordering::Relaxed));
-        if holder.kind() == depot::IN_DEPOT
-            && let Ok(class) = usize::try_from(holder.value())
-            && class < class::COUNT
-        {
-            total += u64::from(depot::len(magazine)) * block::small_bytes(index(class));
-        }
+/// What was free when somebody counted, so that only what has changed is counted again.
+#[derive(Debug)]
+pub(crate) struct Counted {
+    /// By class: [`depot::traffic`] at that time, and the free blocks in the depot.
+    classes: [((u64, u64), u64); class::COUNT],
+    /// [`unit::freed`] and the units in use at that time, and the free units that are backed.
+    backed: Option<((u64, u32), u64)>,
+}
+
+impl Default for Counted {
+    fn default() -> Self {
+        Self { classes: [((0, 0), 0); class::COUNT], backed: None }
     }
-    total
+}
+
+/// Bytes of data that are free, in whatever pieces. If the system has nothing left to back more with, only what is backed counts.
+pub(crate) fn free_bytes(arena: &Arena, why: NoUnits, counted: &mut Counted) -> u64 {
+    let (units, in_use) = (arena.geometry().units, arena.header().units_in_use.load(Ordering::Relaxed));
+    let free_units = if why == NoUnits::NotBacked {
+        let now = (unit::freed(arena), in_use);
+        match counted.backed {
+            Some((then, free)) if then == now => free,
+            _ => counted.backed.insert((now, unit::count_backed_free(arena))).1,
+        }
+    } else {
+        u64::from(units.saturating_sub(in_use))
+    };
+    let mut total = free_units * UNIT;
+    for (class, (then, blocks)) in counted.classes.iter_mut().enumerate() {
+        let now = depot::traffic(arena, class);
+        if *then != now {
+            *blocks = depot::listed(arena, class).map(|(_, magazine)| u64::from(depot::len(magazine))).sum();
+            *then = now;
+        }
+        total += *blocks * block::small_bytes(index(class));
+    }
+    total.min(u64::from(units) * UNIT)
 }

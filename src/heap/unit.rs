@@ -17,7 +17,8 @@
 //! # If a process dies
 //! The bodies of a run are always the units right behind its head, and the head is written last when the run is made
 //! and last when it is given back. So a `CLAIMED(dead)` head with the `BODY(head)` units behind it is all there is to
-//! repair, and [`release`] repairs it, again and again if need be.
+//! repair, and [`release`] repairs it, again and again if need be. Killed after the head is free, before that is told (`units_freed`):
+//! what others have learned before may keep them from looking there, until reaping [`recount`]s, which tells.
 
 use crate::arena::Arena;
 use crate::heap::{class, want};
@@ -74,18 +75,87 @@ impl From<NotBacked> for NoUnits {
     }
 }
 
+/// At which number of `units_freed` no run of so many units was found: what a search that failed leaves for the next one.
+///
+/// ```text
+/// 63                24 23    0
+/// [ units_freed       ][ span ]
+/// ```
+#[derive(Clone, Copy)]
+struct Absent(u64);
+
+impl Absent {
+    const SPAN_BITS: u32 = 24;
+
+    const fn new(freed: u64, span: u32) -> Self {
+        Self(freed << Self::SPAN_BITS | span as u64)
+    }
+
+    /// Whether no run of `span` units can have come free since.
+    const fn says_none(self, freed: u64, span: u32) -> bool {
+        let at_most = self.0 & ((1 << Self::SPAN_BITS) - 1);
+        at_most != 0
+            && span as u64 >= at_most
+            && self.0 >> Self::SPAN_BITS == freed << Self::SPAN_BITS >> Self::SPAN_BITS
+    }
+}
+
+const _: () = assert!(crate::layout::MAX_CAPACITY / crate::layout::UNIT < 1 << Absent::SPAN_BITS);
+
+/// How often units have become free.
+pub(crate) fn freed(arena: &Arena) -> u64 {
+    arena.header().units_freed.load(Ordering::Acquire)
+}
+
+/// Raises that, after units became free, so that what was learned before is not believed any more.
+fn tell_freed(arena: &Arena) {
+    // SYNC(freed): Release after the units' words; who reads the number before a search finds these units, and who notes the number with
+    // what its search has not found has read it before.
+    arena.header().units_freed.fetch_add(1, Ordering::Release);
+}
+
 /// Claims `span` contiguous units and backs them. The head stays `CLAIMED` until [`publish`].
 ///
 /// Where the system has no memory left, only runs that are backed already will do; if there is none, it is `NotBacked`, and
 /// [`trim`] may help: the memory of free units elsewhere can back new ones.
+///
+/// A search that has found nothing is not repeated until units have become free (`units_freed`).
 pub(crate) fn claim(arena: &Arena, me: Owner, span: u32) -> Result<u32, NoUnits> {
+    let header = arena.header();
     let units = arena.geometry().units;
     if span == 0 || span > units {
         return Err(NoUnits::Full);
     }
-    let header = arena.header();
-    let mut kept = 0;
-    let mut at = header.unit_cursor.load(Ordering::Relaxed) % units;
+    let (mut with, mut none) = (0, &header.no_run);
+    loop {
+        // What this search itself gives back, it has seen.
+        let (seen, mut own) = (freed(arena), 0);
+        let known = |none: &AtomicU64| Absent(none.load(Ordering::Relaxed)).says_none(seen, span);
+        if known(none) || known(&header.no_run) {
+            break;
+        }
+        let Some(at) = search(arena, me, span, with, &mut own)? else {
+            none.store(Absent::new(seen.wrapping_add(own), span).0, Ordering::Relaxed);
+            break;
+        };
+        if back(arena, at, span).is_ok() {
+            point!("claim: uncounted");
+            // A single unit is likely to be followed by another request of its kind; a hint, so a plain store will do.
+            header.unit_cursor.store(at + span, Ordering::Relaxed);
+            let in_use = header.units_in_use.fetch_add(span, Ordering::Relaxed).saturating_add(span);
+            header.units_high_water.fetch_max(in_use.min(units), Ordering::Relaxed);
+            return Ok(at);
+        }
+        give_back(arena, at);
+        (with, none) = (BACKED, &header.no_backed_run);
+    }
+    Err(if with == 0 { NoUnits::Full } else { NoUnits::NotBacked })
+}
+
+/// Claims a run of `span` units that have the bits `with`, if there is one; counts in `own` how often it gave something back.
+fn search(arena: &Arena, me: Owner, span: u32, with: u64, own: &mut u64) -> Result<Option<u32>, NoUnits> {
+    let units = arena.geometry().units;
+    let mut at = arena.header().unit_cursor.load(Ordering::Relaxed) % units;
     // Two passes from a hint: the second also sees what lies before it. The frontier grows while looking.
     let mut left = u64::from(units) + u64::from(span);
     while left > 0 {
@@ -94,30 +164,29 @@ pub(crate) fn claim(arena: &Arena, me: Owner, span: u32) -> Result<u32, NoUnits>
             at = 0;
             continue;
         }
-        while header.unit_top.load(Ordering::Acquire) < at + span {
+        while arena.unit_top() < at + span {
             if arena.grow_units()?.is_none() {
                 break;
             }
         }
-        let taken = claim_at(arena, me, at, span, kept);
-        if taken == span && back(arena, at, span).is_ok() {
-            point!("claim: uncounted");
-            // A single unit is likely to be followed by another request of its kind; a hint, so a plain store will do.
-            header.unit_cursor.store(at + span, Ordering::Relaxed);
-            let in_use = header.units_in_use.fetch_add(span, Ordering::Relaxed).saturating_add(span);
-            header.units_high_water.fetch_max(in_use.min(units), Ordering::Relaxed);
-            return Ok(at);
+        // A look first: what is claimed in vain is not there for others meanwhile.
+        let is_free = |unit: u32| arena.unit(unit).is_some_and(|u| is_free_with(u.load(Ordering::Relaxed), with));
+        let mut free = (at..at + span).take_while(|unit| is_free(*unit)).fold(0, |n, _| n + 1);
+        if free == span {
+            free = claim_at(arena, me, at, span, with);
+            if free == span {
+                return Ok(Some(at));
+            }
+            *own += u64::from(free > 0);
         }
-        if taken == span {
-            give_back(arena, at);
-            // From here on, from the start.
-            (kept, left) = (BACKED, u64::from(units) + u64::from(span));
-            continue;
-        }
-        at += taken + 1;
-        left = left.saturating_sub(u64::from(taken) + 1);
+        at += free + 1;
+        left = left.saturating_sub(u64::from(free) + 1);
     }
-    Err(if kept == 0 { NoUnits::Full } else { NoUnits::NotBacked })
+    Ok(None)
+}
+
+fn is_free_with(word: u64, with: u64) -> bool {
+    Word(word).kind() == FREE && word & with == with
 }
 
 /// Tries the run at `at`, of units that have the bits `with`; returns how many of its units were free in a row, having claimed all
@@ -127,8 +196,7 @@ fn claim_at(arena: &Arena, me: Owner, at: u32, span: u32, with: u64) -> u32 {
         let wanted = if i == 0 { Word::of(CLAIMED, me) } else { Word::number(BODY, u64::from(at)) };
         let claimed = arena.unit(at + i).is_some_and(|unit| {
             let old = unit.load(Ordering::Relaxed);
-            Word(old).kind() == FREE
-                && old & with == with
+            is_free_with(old, with)
                 && unit.compare_exchange(old, wanted.0 | backed(old), Ordering::AcqRel, Ordering::Relaxed).is_ok()
         });
         if !claimed {
@@ -216,6 +284,8 @@ fn give_back(arena: &Arena, head: u32) -> u32 {
     if head < cursor.load(Ordering::Relaxed) {
         cursor.store(head, Ordering::Relaxed);
     }
+    point!("give back: untold");
+    tell_freed(arena);
     end - head
 }
 
@@ -241,6 +311,12 @@ pub(crate) fn head_of(arena: &Arena, unit: u32) -> Option<(u32, Word)> {
     }
 }
 
+/// The head of the run that `unit` belongs to, by its link alone: for a run that this process has claimed.
+pub(crate) fn link(arena: &Arena, unit: u32) -> u32 {
+    let word = arena.unit(unit).map_or(Word::ZERO, |word| Word(word.load(Ordering::Relaxed) & !BACKED));
+    if word.kind() == BODY { u32::try_from(word.value()).unwrap_or(unit) } else { unit }
+}
+
 /// Whether the unit that `granule` of the data lies in is the head of a slab of `class`.
 #[inline(always)]
 pub(crate) fn is_slab(arena: &Arena, granule: u32, class: usize) -> bool {
@@ -255,7 +331,7 @@ pub(crate) fn heads(arena: &Arena) -> impl Iterator<Item = (u32, Word)> + '_ {
 
 /// As [`heads`], from the unit `from` on.
 pub(crate) fn heads_from(arena: &Arena, from: u32) -> impl Iterator<Item = (u32, Word)> + '_ {
-    let top = arena.header().unit_top.load(Ordering::Acquire).min(arena.geometry().units);
+    let top = arena.unit_top();
     (from..top).filter_map(|unit| {
         let word = Word(arena.unit(unit)?.load(Ordering::Acquire) & !BACKED);
         (!matches!(word.kind(), FREE | BODY) && is_inside(arena, unit, word)).then_some((unit, word))
@@ -264,7 +340,7 @@ pub(crate) fn heads_from(arena: &Arena, from: u32) -> impl Iterator<Item = (u32,
 
 /// How many units are free and how many have memory behind them, right now.
 pub(crate) fn count(arena: &Arena) -> (u64, u64) {
-    let top = arena.header().unit_top.load(Ordering::Acquire).min(arena.geometry().units);
+    let top = arena.unit_top();
     let words = (0..top).filter_map(|unit| arena.unit(unit)).map(|u| u.load(Ordering::Relaxed));
     let (free, backed) = words.fold((0, 0), |(free, mem), word| {
         (free + u64::from(Word(word).kind() == FREE), mem + u64::from(backed(word) != 0))
@@ -274,38 +350,56 @@ pub(crate) fn count(arena: &Arena) -> (u64, u64) {
 
 /// How many units are free and have memory behind them.
 pub(crate) fn count_backed_free(arena: &Arena) -> u64 {
-    let top = arena.header().unit_top.load(Ordering::Acquire).min(arena.geometry().units);
+    let top = arena.unit_top();
     (0..top).filter_map(|unit| arena.unit(unit)).filter(|u| u.load(Ordering::Relaxed) == BACKED).count() as u64
 }
 
-/// Corrects the count of units in use, which the dead may have left wrong.
+/// Corrects the count of units in use, which the dead may have left wrong, and has others look for what they gave back without telling.
 pub(crate) fn recount(arena: &Arena) {
     let in_use = u64::from(arena.geometry().units).saturating_sub(count(arena).0);
     arena.header().units_in_use.store(u32::try_from(in_use).unwrap_or(0), Ordering::Relaxed);
+    tell_freed(arena);
 }
 
-/// Returns the memory of free units to the system; says how many units that were.
-pub(crate) fn trim(arena: &Arena, me: Owner) -> u64 {
-    let top = arena.header().unit_top.load(Ordering::Acquire).min(arena.geometry().units);
-    let mut returned = 0;
-    let is_idle = |u: &AtomicU64| u.load(Ordering::Relaxed) == BACKED;
-    for at in 0..top {
-        if !arena.unit(at).is_some_and(is_idle) || claim_at(arena, me, at, 1, BACKED) != 1 {
+/// Whether there may be memory that [`trim`] would return.
+pub(crate) fn is_trim_due(arena: &Arena) -> bool {
+    arena.header().trimmed.load(Ordering::Relaxed) != freed(arena)
+}
+
+/// Returns the memory of free units to the system; says how many units that were. Before each step `turn` sees to it that the caller has
+/// the control lock, for others look at headers under it; false if it can't be had any more.
+pub(crate) fn trim(arena: &Arena, me: Owner, turn: &mut dyn FnMut() -> bool) -> u64 {
+    let (seen, mut own, mut returned) = (freed(arena), 0, 0);
+    for at in 0..arena.unit_top() {
+        let is_idle = |u: &AtomicU64| u.load(Ordering::Relaxed) == BACKED;
+        if !arena.unit(at).is_some_and(is_idle) {
             continue;
         }
-        if let Some(unit) = arena.unit(at) {
-            point!("trim: claimed");
-            // "Not backed" first: killed between the two, the memory is there and will merely be asked for again.
-            unit.store(Word::of(CLAIMED, me).0, Ordering::Release);
-            point!("trim: unmarked");
-            if arena.punch_units(at, 1) {
-                point!("trim: punched");
-                returned += 1;
-            } else {
-                unit.store(Word::of(CLAIMED, me).0 | BACKED, Ordering::Release);
-            }
+        if !turn() {
+            return returned;
         }
-        give_back(arena, at);
+        if claim_at(arena, me, at, 1, BACKED) == 1 {
+            returned += u64::from(unback(arena, me, at));
+            give_back(arena, at);
+            own += 1;
+        }
     }
+    arena.header().trimmed.store(seen.wrapping_add(own), Ordering::Relaxed);
     returned
+}
+
+/// Returns the memory of a claimed unit to the system, if that takes it.
+fn unback(arena: &Arena, me: Owner, at: u32) -> bool {
+    let Some(unit) = arena.unit(at) else { return false };
+    point!("trim: claimed");
+    // "Not backed" first: killed between the two, the memory is there and will merely be asked for again.
+    unit.store(Word::of(CLAIMED, me).0, Ordering::Release);
+    point!("trim: unmarked");
+    let is_done = arena.punch_units(at, 1);
+    if is_done {
+        point!("trim: punched");
+    } else {
+        unit.store(Word::of(CLAIMED, me).0 | BACKED, Ordering::Release);
+    }
+    is_done
 }

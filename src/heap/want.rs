@@ -14,7 +14,7 @@
 
 use crate::arena::Arena;
 use crate::heap::cache::{Cache, revoked};
-use crate::layout::{CONTEXTS, Word};
+use crate::layout::Word;
 use crate::sync::{AtomicU32, Ordering, fence};
 use crate::sys::crash::point;
 use crate::wait;
@@ -24,7 +24,7 @@ pub(crate) fn announce(cache: &Cache) {
     let (arena, mine) = (cache.arena(), cache.holder().owner().index());
     arena.header().memory_wanted.store(1, Ordering::SeqCst);
     let asked = Word::of(revoked::ASKED, cache.me()).0;
-    for slot in (0..CONTEXTS).filter(|index| *index != mine).filter_map(|index| arena.context(index)) {
+    for slot in (0..arena.context_top()).filter(|index| *index != mine).filter_map(|index| arena.context(index)) {
         if slot.owner.load(Ordering::Relaxed) != 0 {
             let _ = slot.revoked.compare_exchange(0, asked, Ordering::AcqRel, Ordering::Relaxed);
         }
