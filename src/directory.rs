@@ -37,7 +37,7 @@ use crate::sync::{AtomicU64, Ordering};
 use crate::sys::crash::point;
 use crate::sys::memory::NotBacked;
 use crate::sys::task;
-use crate::wait::{self, flags};
+use crate::wait::{self, EndKey, flags};
 
 /// Most slots of a channel.
 pub(crate) const MAX_CAPACITY: usize = 1 << 24;
@@ -383,18 +383,18 @@ pub(crate) fn attach(
         ring.header.to_producer.fetch_or(flags::FENCED, Ordering::AcqRel);
         ring.header.to_consumer.fetch_or(flags::FENCED, Ordering::AcqRel);
     }
-    tell(arena, ring);
+    tell(arena, channel.index, ring);
     wait::announce(&arena.header().directory_version);
     Ok((channel, ring))
 }
 
 /// Tells both ends of a channel that the other one has come or gone.
-fn tell(arena: &Arena, ring: Ring) {
+fn tell(arena: &Arena, index: u32, ring: Ring) {
     // SYNC(directory): before they are woken, for that is when they look.
     arena.header().directory_version.fetch_add(1, Ordering::Release);
     point!("tell: raised");
-    wait::wake(arena, &ring.header.to_producer);
-    wait::wake(arena, &ring.header.to_consumer);
+    wait::wake(arena, &ring.header.to_producer, EndKey::new(index, false));
+    wait::wake(arena, &ring.header.to_consumer, EndKey::new(index, true));
 }
 
 /// Makes the channel `id` in the storage brought along.
@@ -434,6 +434,7 @@ fn create(arena: &Arena, me: Owner, id: i64, spec: &Spec, storage: &mut Option<B
 fn clear(ring: Ring) {
     let header = ring.header;
     header.head.store(0, Ordering::Relaxed);
+    header.batch.store(0, Ordering::Relaxed);
     header.to_producer.store(0, Ordering::Relaxed);
     header.to_consumer.store(0, Ordering::Relaxed);
     for word in ring.words {
@@ -473,7 +474,7 @@ pub(crate) fn detach(control: Control<'_>, cache: &Cache, channel: ChannelRef, s
     if entry.generation.load(Ordering::Relaxed) != channel.generation || holder(entry, side) != Some(cache.me()) {
         return;
     }
-    vacate_role(arena, entry, side);
+    vacate_role(arena, channel.index, entry, side);
     finish(control, cache, channel.index, entry);
 }
 
@@ -568,14 +569,14 @@ fn disown_window(
 }
 
 /// Empties the role cells of `gone`, which are disowned; says how many those were.
-fn vacate(arena: &Arena, entry: &DirectoryEntry, gone: &[Owner]) -> usize {
+fn vacate(arena: &Arena, index: u32, entry: &DirectoryEntry, gone: &[Owner]) -> usize {
     let is_gone = |side: &Side| holder(entry, *side).is_some_and(|who| gone.contains(&who));
     let sides = [Side::Producer, Side::Consumer].into_iter().filter(is_gone);
-    sides.map(|side| vacate_role(arena, entry, side)).count()
+    sides.map(|side| vacate_role(arena, index, entry, side)).count()
 }
 
 /// Empties a role cell whose holder is leaving, or dead and disowned.
-fn vacate_role(arena: &Arena, entry: &DirectoryEntry, side: Side) {
+fn vacate_role(arena: &Arena, index: u32, entry: &DirectoryEntry, side: Side) {
     let ring = ring(arena, entry);
     // A persistent channel queues for a consumer to come.
     if let Some(ring) = ring
@@ -588,7 +589,7 @@ fn vacate_role(arena: &Arena, entry: &DirectoryEntry, side: Side) {
     cell(entry, side).store(0, Ordering::Release);
     point!("vacate: cell");
     if let Some(ring) = ring {
-        tell(arena, ring);
+        tell(arena, index, ring);
     }
 }
 
@@ -686,7 +687,7 @@ pub(crate) fn remove(control: Control<'_>, cache: &Cache, id: i64) -> bool {
     point!("remove: unindexed");
     // Who waits for a peer that can't come any more wakes up.
     if let Some(ring) = ring(arena, entry) {
-        tell(arena, ring);
+        tell(arena, channel.index, ring);
     }
     finish(control, cache, channel.index, entry);
     true
@@ -720,7 +721,7 @@ pub(crate) fn settle(control: &Control<'_>, me: Owner, spot: Spot, gone: &[Owner
     if let Some(spot) = disown_window(arena, spot, entry, gone, || !control.is_overdue()) {
         return Settled::Partly(spot);
     }
-    *roles += vacate(arena, entry, gone);
+    *roles += vacate(arena, spot.index, entry, gone);
     if desert(control, me, spot.index, entry) { Settled::Deserted } else { Settled::Done }
 }
 
@@ -731,7 +732,7 @@ pub(crate) fn bereave(control: Control<'_>, cache: &Cache, channel: ChannelRef, 
     let holders = [holder(entry, Side::Producer), holder(entry, Side::Consumer)];
     let gone: Vec<Owner> = holders.into_iter().flatten().filter(|who| is_dead(*who)).collect();
     disown_window(arena, Spot::at(channel.index), entry, &gone, || true);
-    vacate(arena, entry, &gone);
+    vacate(arena, channel.index, entry, &gone);
     finish(control, cache, channel.index, entry);
 }
 

@@ -76,7 +76,7 @@ const MAX_UNITS: u32 = 224 << 14;
 /// 55      40 39                                0
 /// [ index  ][ epoch, counts the uses of the slot ]
 /// ```
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Owner(u64);
 
 impl Owner {
@@ -218,7 +218,8 @@ pub(crate) struct ProcessSlot {
     /// How far reaping this process has come: [`Word::number`] of the pass, and where in it to go on. Written by a reaper that
     /// stops; 0 while it lives.
     pub(crate) reaped_to: AtomicU64,
-    _pad: [AtomicU64; 4],
+    /// Who rang this bed, left by those who ring; see `wait`.
+    pub(crate) hints: [AtomicU64; 4],
 }
 
 /// Kinds of [`ProcessSlot::word`].
@@ -241,7 +242,8 @@ pub(crate) struct ContextSlot {
     /// The context's thread sleeps on this; see `wait`. Counts the wake-ups of every user of the slot. On the line of the gate:
     /// who is woken has both to fetch, either way.
     pub(crate) bed: AtomicU32,
-    _pad: [AtomicU64; 3],
+    /// Who rang this bed, left by those who ring; see `wait`. They have the line by then.
+    pub(crate) hints: [AtomicU64; 3],
 }
 
 impl ContextSlot {
@@ -254,7 +256,7 @@ impl ContextSlot {
             gate: AtomicU64::new(0),
             thread: AtomicU32::new(0),
             bed: AtomicU32::new(0),
-            _pad: [const { AtomicU64::new(0) }; 3],
+            hints: [const { AtomicU64::new(0) }; 3],
         }
     }
 }
@@ -344,7 +346,10 @@ pub(crate) struct SpscHeader {
     pub(crate) to_producer: AtomicU32,
     /// The bell that the consumer looks at on every receive, 0 in steady state: the producer's.
     pub(crate) to_consumer: AtomicU32,
-    _pad1: [AtomicU64; 15],
+    _pad1: [AtomicU64; 7],
+    /// Where the last batch begins that a producer has begun. Written by the producer only, on a line that nobody else needs.
+    pub(crate) batch: AtomicU64,
+    _pad2: [AtomicU64; 7],
 }
 
 /// Marks the types above.
@@ -373,6 +378,7 @@ const _: () = {
     assert!(std::mem::offset_of!(Header, recent) == 512);
     assert!(std::mem::offset_of!(DirectoryEntry, tag) == 80);
     assert!(std::mem::offset_of!(SpscHeader, to_producer) as u64 == LINE_PAIR);
+    assert!(std::mem::offset_of!(SpscHeader, batch) == 192);
     assert!(Geometry::for_units(MAX_UNITS).total <= GRANULE << 32 && MAX_UNITS as u64 * UNIT == MAX_CAPACITY);
     assert!(PROCESSES <= 1 << 16 && CONTEXTS <= 1 << 16 && CHANNELS <= 1 << 16);
 };

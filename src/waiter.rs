@@ -6,8 +6,10 @@
 //! into channels, and to reap: that is for the thread of an end, when its future is polled.
 //!
 //! A future that has to wait *parks*: it writes the bed's name on its bell, leaves its waker here, and looks once more. Who rings
-//! takes the name off again (`wait::wake`). So those to be woken are those whose bells say something else, whatever their
-//! channels carry.
+//! takes the name off again and says which end it was (`wait::wake`). So those to be woken are those who are named by a hint and whose
+//! bells say something else, whatever their channels carry. The thread looks at these, at those who are due, kept in the order of
+//! time, and once per tick at all: for dead peers, and for what a ringer that was killed has left out. To park, or to be woken, costs
+//! the same however many others wait.
 //!
 //! Where the kernel can't watch the beds of several buffers at once (see `sys::futex::wait_any`), what comes in others than the
 //! first is noticed within a [`nap`](wait::nap).
@@ -16,10 +18,11 @@
 //! Everything here is under one lock. No waker is cloned, woken or dropped under it: that runs others' code.
 //!
 //! # Orderings
-//! `SYNC(rung)`: who rings takes the name off the bell, then changes the bed's word (Release). The waiter reads the word
-//! (Acquire), then looks at the bells, then sleeps on the word it read: it sees the bell without the name, or does not sleep. A
-//! bell that was rung before it was listed here is nobody's to see but the future's: it looks at the bell after it has parked (the
-//! lock gives it what the waiter has seen), and if the name is gone, writes it again.
+//! `SYNC(rung)`: who rings takes the name off the bell, leaves the hint, then changes the bed's word (Release). The waiter reads the
+//! word (Acquire), then takes the hints and looks at their bells, then sleeps on the word it read: it sees the bell without the
+//! name, or does not sleep. A bell that was rung before it was listed here is nobody's to see but the future's: its hint is passed
+//! over, so it looks at the bell after it has parked (the lock gives it what the waiter has seen), and if the name is gone,
+//! writes it again.
 //!
 //! # After fork
 //! The child has neither the thread nor what was parked. It begins anew.
@@ -35,17 +38,17 @@ use crate::attachment::Attachment;
 use crate::directory::{self, Side};
 use crate::layout::Owner;
 use crate::participant;
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::AtomicU32;
 use crate::sys::fork::PerProcess;
 use crate::sys::task;
-use crate::wait::{self, Bed, tick};
+use crate::wait::{self, Bed, EndKey, tick};
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 use std::task::Waker;
 use std::time::Instant;
-use std::{io, mem, ptr, thread};
+use std::{io, mem, thread};
 
 static WAITER: PerProcess<Waiter> = PerProcess::new();
 
@@ -70,8 +73,10 @@ struct State {
 struct Place {
     attachment: NonNull<Attachment>,
     bed: Bed<'static>,
-    /// By address of their bells.
-    parked: BTreeMap<usize, Parked>,
+    /// By what hints call their ends.
+    parked: BTreeMap<EndKey, Parked>,
+    /// Who is to be woken at a time, the soonest first: [`Parked::due`] of each that has one.
+    dues: BTreeSet<(Instant, EndKey)>,
     /// Whether any came since the waiter last looked around.
     is_used: bool,
 }
@@ -82,6 +87,7 @@ unsafe impl Send for Place {}
 /// An end that a future waits for.
 #[derive(Clone, Copy)]
 pub(crate) struct Watched {
+    pub(crate) key: EndKey,
     pub(crate) bell: &'static AtomicU32,
     /// Its directory entry.
     pub(crate) channel: u32,
@@ -109,11 +115,7 @@ pub(crate) struct News {
     pub(crate) was_due: bool,
 }
 
-fn key(bell: &AtomicU32) -> usize {
-    ptr::from_ref(bell).addr()
-}
-
-/// Has `waker` woken, instead of what was parked with this bell before, when the bell no longer says `bed`, or at `due`.
+/// Has `waker` woken, instead of what was parked for this end before, when its bell no longer says `bed`, or at `due`.
 pub(crate) fn park(
     attachment: &Attachment,
     bed: Bed<'static>,
@@ -130,20 +132,19 @@ pub(crate) fn park(
     let known = state.places.iter().position(|place| place.bed == bed);
     let at = known.unwrap_or_else(|| {
         let attachment = NonNull::from(attachment);
-        state.places.push(Place { attachment, bed, parked: BTreeMap::new(), is_used: false });
+        let (parked, dues) = (BTreeMap::new(), BTreeSet::new());
+        state.places.push(Place { attachment, bed, parked, dues, is_used: false });
         state.places.len() - 1
     });
     let place = &mut state.places[at];
     place.is_used = true;
-    let parked = place.parked.entry(key(watched.bell)).or_insert(Parked {
-        watched,
-        waker: None,
-        due: None,
-        news: News::default(),
-    });
+    let parked =
+        place.parked.entry(watched.key).or_insert(Parked { watched, waker: None, due: None, news: News::default() });
     let before = parked.waker.replace(waker);
     let news = mem::take(&mut parked.news);
-    parked.due = due.or(parked.due);
+    if due.is_some() {
+        place.set_due(watched.key, due);
+    }
     if state.asleep.as_ref().is_some_and(|(beds, _)| !beds.contains(&bed)) {
         state.disturb();
     }
@@ -153,19 +154,21 @@ pub(crate) fn park(
     Ok(news)
 }
 
-/// Has what is parked with this bell woken at `due`, and not when it was due before.
-pub(crate) fn set_due(bell: &'static AtomicU32, due: Option<Instant>) {
+/// Has what is parked for the end `key` woken at `due`, and not when it was due before.
+pub(crate) fn set_due(bed: Bed<'static>, key: EndKey, due: Option<Instant>) {
     let mut state = WAITER.get().state.lock();
-    if let Some(parked) = state.places.iter_mut().find_map(|place| place.parked.get_mut(&key(bell))) {
-        parked.due = due;
+    if let Some(place) = state.place(bed) {
+        place.set_due(key, due);
         state.mind(due);
     }
 }
 
-/// Takes out what is parked with this bell; gives its waker back if it was not woken.
-pub(crate) fn unpark(bell: &'static AtomicU32) -> Option<Waker> {
+/// Takes out what is parked for the end `key`; gives its waker back if it was not woken.
+pub(crate) fn unpark(bed: Bed<'static>, key: EndKey) -> Option<Waker> {
     let mut state = WAITER.get().state.lock();
-    state.places.iter_mut().find_map(|place| place.parked.remove(&key(bell)))?.waker
+    let place = state.place(bed)?;
+    place.set_due(key, None);
+    place.parked.remove(&key)?.waker
 }
 
 /// Forgets a buffer that this process leaves. Its ends are detached.
@@ -187,6 +190,11 @@ pub(crate) fn leave() {
 }
 
 impl State {
+    /// The buffer that this bed is in.
+    fn place(&mut self, bed: Bed<'static>) -> Option<&mut Place> {
+        self.places.iter_mut().find(|place| place.bed == bed)
+    }
+
     /// Lets the thread sleep no longer than until `due`.
     fn mind(&self, due: Option<Instant>) {
         let overslept = self.asleep.as_ref().zip(due).is_some_and(|((_, until), due)| *until > due);
@@ -198,7 +206,7 @@ impl State {
     /// Gets the sleeping thread up.
     fn disturb(&self) {
         if let Some(bed) = self.asleep.as_ref().and_then(|(beds, _)| beds.first()) {
-            wait::announce(bed.word());
+            bed.ring();
         }
     }
 }
@@ -221,8 +229,7 @@ impl Waiter {
                 state.places.iter_mut().for_each(|place| place.look_around(&mut woken));
             }
             // SYNC(rung)
-            let read = |word: &'static AtomicU32| (word, word.load(Ordering::Acquire));
-            let words: Vec<_> = state.places.iter().map(|place| read(place.bed.word())).collect();
+            let words: Vec<_> = state.places.iter().map(|place| place.bed.read()).collect();
             let mut until = look_around;
             for place in &mut state.places {
                 until = place.look(now, &mut woken).map_or(until, |due| due.min(until));
@@ -250,41 +257,75 @@ impl Place {
         mem::take(&mut self.is_used) || !self.parked.is_empty()
     }
 
-    /// Adds to `woken` who was rung, and who is due; says when the next one is.
-    fn look(&mut self, now: Instant, woken: &mut Vec<Waker>) -> Option<Instant> {
-        let mut next = None;
-        for parked in self.parked.values_mut().filter(|parked| parked.waker.is_some()) {
-            let is_due = parked.due.is_some_and(|due| due <= now);
-            if is_due || !self.bed.is_on(parked.watched.bell) {
-                parked.news.was_due = is_due;
-                parked.due = None;
-                woken.extend(parked.waker.take());
-            } else if let Some(due) = parked.due {
-                next = Some(next.unwrap_or(due).min(due));
-            }
+    /// Has what is parked for `key` woken at `due`, and not when it was due before.
+    fn set_due(&mut self, key: EndKey, due: Option<Instant>) {
+        let Some(parked) = self.parked.get_mut(&key) else { return };
+        if let Some(before) = mem::replace(&mut parked.due, due) {
+            self.dues.remove(&(before, key));
         }
-        next
+        self.dues.extend(due.map(|due| (due, key)));
     }
 
-    /// Adds to `woken` whose peer is dead.
+    /// Takes out the waker of `key`, who is no longer due.
+    fn take_waker(&mut self, key: EndKey) -> Option<Waker> {
+        self.set_due(key, None);
+        self.parked.get_mut(&key)?.waker.take()
+    }
+
+    /// Adds to `woken` who was rung, and who is due; says when the next one is.
+    fn look(&mut self, now: Instant, woken: &mut Vec<Waker>) -> Option<Instant> {
+        let mut rung = Vec::new();
+        if self.bed.take_hints(|key| rung.push(key)) {
+            self.look_at_bells(woken);
+        }
+        for key in rung {
+            // A hint may be older than the name.
+            if self.parked.get(&key).is_some_and(|parked| !self.bed.is_on(parked.watched.bell)) {
+                woken.extend(self.take_waker(key));
+            }
+        }
+        while let Some(&(due, key)) = self.dues.first() {
+            if due > now {
+                return Some(due);
+            }
+            let waker = self.take_waker(key);
+            if let Some(parked) = self.parked.get_mut(&key) {
+                parked.news.was_due |= waker.is_some();
+            }
+            woken.extend(waker);
+        }
+        None
+    }
+
+    /// Adds to `woken` all who were rung.
+    fn look_at_bells(&mut self, woken: &mut Vec<Waker>) {
+        let bed = self.bed;
+        let rung = |(key, parked): (&EndKey, &Parked)| (!bed.is_on(parked.watched.bell)).then_some(*key);
+        let rung: Vec<EndKey> = self.parked.iter().filter_map(rung).collect();
+        woken.extend(rung.into_iter().filter_map(|key| self.take_waker(key)));
+    }
+
+    /// Adds to `woken` whose peer is dead, and who was rung by one who died of it.
     fn look_around(&mut self, woken: &mut Vec<Waker>) {
+        self.look_at_bells(woken);
         // SAFETY: invariant 1.
         let attachment = unsafe { self.attachment.as_ref() };
-        let mut seen: Vec<(Owner, bool)> = Vec::new();
-        let mut somebody_reaps = false;
-        for parked in self.parked.values_mut() {
+        let mut seen: BTreeMap<Owner, bool> = BTreeMap::new();
+        let mut bereaved = Vec::new();
+        for (key, parked) in &self.parked {
             let entry = attachment.arena().directory_entry(parked.watched.channel);
             let Some(peer) = entry.and_then(|entry| directory::holder(entry, parked.watched.peer)) else { continue };
-            let known = seen.iter().find(|(who, _)| *who == peer).map(|(_, is_alive)| *is_alive);
-            let is_alive = known.unwrap_or_else(|| {
-                let is_alive = participant::is_alive(attachment.segment(), attachment.me(), peer);
-                seen.push((peer, is_alive));
-                is_alive
-            });
+            let is_alive =
+                *seen.entry(peer).or_insert_with(|| participant::is_alive(attachment.segment(), attachment.me(), peer));
             if !is_alive {
+                bereaved.push(*key);
+            }
+        }
+        for (i, key) in bereaved.into_iter().enumerate() {
+            woken.extend(self.take_waker(key));
+            if let Some(parked) = self.parked.get_mut(&key) {
                 parked.news.peer_died = true;
-                parked.news.is_asked_to_reap |= !mem::replace(&mut somebody_reaps, true);
-                woken.extend(parked.waker.take());
+                parked.news.is_asked_to_reap |= i == 0;
             }
         }
     }
