@@ -51,9 +51,15 @@ const SHAPES: &[(&str, [u64; 2])] = &[
     ("stream-256", [20, 20]),
     ("values-16", [20, 4]),
     ("select", [20, 4]),
+    ("select-many", [20, 4]),
     #[cfg(feature = "async")]
     ("await", [20, 4]),
+    #[cfg(feature = "async")]
+    ("await-many", [20, 4]),
 ];
+
+/// Channels each way of those that have many: more ends than a `Select` looks at each time.
+const MANY: i64 = 80;
 
 /// With how many cases to run at the same time: two sides that look for each other have a core each; where nobody looks, a core that
 /// has somebody else to run is sooner awake than one that has gone to sleep itself.
@@ -271,9 +277,12 @@ impl Side {
         thread::spawn(move || watch(&who));
         match shape.as_str() {
             "ping-pong" => this.ping_pong()?,
-            "select" => this.select(strategy)?,
+            "select" => this.select(3, strategy)?,
+            "select-many" => this.select(MANY, strategy)?,
             #[cfg(feature = "async")]
-            "await" => this.awaiting()?,
+            "await" => this.awaiting(3)?,
+            #[cfg(feature = "async")]
+            "await-many" => this.awaiting(MANY)?,
             "values-16" => this.values()?,
             _ => this.stream()?,
         }
@@ -422,12 +431,12 @@ impl Side {
         Ok(())
     }
 
-    /// Sends and receives on three channels each way, all at the same time.
+    /// Sends and receives on so many channels each way, all at the same time.
     #[cfg(feature = "async")]
-    fn awaiting(&self) -> Outcome {
+    fn awaiting(&self, channels: i64) -> Outcome {
         use futures_util::future::{try_join, try_join_all};
-        let (mut outputs, mut inputs) = self.three_each_way()?;
-        let each = self.count / 6;
+        let (mut outputs, mut inputs) = self.each_way(channels)?;
+        let each = self.count.div_ceil(2 * channels.unsigned_abs());
         let sending = outputs.iter_mut().map(async |tx| -> Outcome {
             for number in 0..each {
                 tx.send_async(self.ctx.record(number)?).await?;
@@ -449,25 +458,25 @@ impl Side {
         Ok(())
     }
 
-    fn three_each_way(&self) -> Outcome<([Tx; 3], [Rx; 3])> {
-        let (there, back) = if self.first { (0, 10) } else { (10, 0) };
-        let outputs = [self.producer(there)?, self.producer(there + 1)?, self.producer(there + 2)?];
-        let inputs = [self.consumer(back)?, self.consumer(back + 1)?, self.consumer(back + 2)?];
+    fn each_way(&self, channels: i64) -> Outcome<(Vec<Tx>, Vec<Rx>)> {
+        let (there, back) = if self.first { (0, channels) } else { (channels, 0) };
+        let outputs = (there..there + channels).map(|id| self.producer(id)).collect::<Outcome<Vec<Tx>>>()?;
+        let inputs = (back..back + channels).map(|id| self.consumer(id)).collect::<Outcome<Vec<Rx>>>()?;
         if !outputs.iter().all(|tx| tx.wait_for_consumer(PATIENCE)) {
             return Err("nobody came".into());
         }
         Ok((outputs, inputs))
     }
 
-    /// Sends and receives on three channels each way, whichever is ready.
-    fn select(&self, strategy: WaitStrategy) -> Outcome {
-        let (mut outputs, mut inputs) = self.three_each_way()?;
+    /// Sends and receives on so many channels each way, whichever is ready.
+    fn select(&self, channels: i64, strategy: WaitStrategy) -> Outcome {
+        let (mut outputs, mut inputs) = self.each_way(channels)?;
         let mut select = Select::new().wait_strategy(strategy);
         outputs.iter().for_each(|tx| _ = select.send(tx));
         inputs.iter().for_each(|rx| _ = select.recv(rx));
-        let each = self.count / 6;
-        let (mut sent, mut received) = ([0; 3], [0; 3]);
-        while (sent, received) != ([each; 3], [each; 3]) {
+        let each = self.count.div_ceil(2 * channels.unsigned_abs());
+        let (mut sent, mut received) = (vec![0; outputs.len()], vec![0; inputs.len()]);
+        while sent.iter().chain(&received).any(|done| *done < each) {
             let number = select.ready().ok_or("nothing left to wait for")?;
             if let Some(tx) = outputs.get_mut(number) {
                 tx.try_send(self.ctx.record(sent[number])?)?;
@@ -476,7 +485,7 @@ impl Side {
                     select.remove(number);
                 }
             } else {
-                let i = number - 3;
+                let i = number - outputs.len();
                 if *inputs[i].try_recv()? != received[i] {
                     return Err(format!("received another one than {}", received[i]).into());
                 }
