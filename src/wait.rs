@@ -255,6 +255,8 @@ impl<'a> Bed<'a> {
 
     /// Whether its name is still on the bell: nobody has rung.
     pub(crate) fn is_on(self, bell: &AtomicU32) -> bool {
+        #[cfg(test)]
+        tests::LOOKS.set(tests::LOOKS.get() + 1);
         bell.load(Ordering::Acquire) & BED == self.name
     }
 
@@ -665,5 +667,144 @@ pub(crate) fn for_change<R>(
             return None;
         }
         futex::wait(futex_word, seen, left);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::thread;
+
+    thread_local! {
+        /// Looks of this thread whether a name is on a bell.
+        pub(crate) static LOOKS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// A bed in private memory, with so many words of hints.
+    pub(crate) fn bed(words: usize) -> Bed<'static> {
+        let hints = Vec::leak((0..words).map(|_| AtomicU64::new(0)).collect());
+        Bed { word: Box::leak(Box::new(AtomicU32::new(0))), hints, name: 7 << BED_SHIFT }
+    }
+
+    /// A bell with the name of `bed`, or without.
+    pub(crate) fn bell(bed: Bed<'_>, named: bool) -> &'static AtomicU32 {
+        Box::leak(Box::new(AtomicU32::new(if named { bed.name | HINT } else { OFTEN })))
+    }
+
+    /// As whoever rings it.
+    pub(crate) fn ring(bed: Bed<'_>, bell: &AtomicU32, key: EndKey) {
+        assert_ne!(bell.fetch_and(!NAME, Ordering::SeqCst) & BED, 0);
+        bed.leave_hint(key);
+        bed.ring();
+    }
+
+    fn taken(bed: Bed<'_>) -> (Vec<EndKey>, bool) {
+        let mut keys = Vec::new();
+        let all = bed.take_hints(|key| keys.push(key));
+        (keys, all)
+    }
+
+    #[test]
+    fn hints_are_taken_once_or_all_are_to_be_looked_at() {
+        for words in [3, 4] {
+            let bed = bed(words);
+            for count in 0..40_u32 {
+                let left: Vec<EndKey> = (0..count).map(|i| EndKey::new(CHANNELS - 1 - i / 2, i % 2 == 1)).collect();
+                left.iter().for_each(|key| bed.leave_hint(*key));
+                assert_eq!(bed.has_hints(), count > 0);
+                let (keys, all) = taken(bed);
+                let found = 4 * words;
+                assert_eq!(all, left.len() > found);
+                // The last place says that there were more.
+                assert_eq!(keys, left[..left.len().min(if all { found - 1 } else { found })]);
+                assert_eq!((taken(bed), bed.has_hints()), ((vec![], false), false));
+            }
+        }
+    }
+
+    #[test]
+    fn ends_have_keys_of_their_own() {
+        let all: BTreeSet<EndKey> =
+            (0..CHANNELS).flat_map(|index| [EndKey::new(index, true), EndKey::new(index, false)]).collect();
+        assert_eq!(all.len(), 2 * CHANNELS as usize);
+        assert!(all.iter().all(|key| (1..0xffff).contains(&key.0)));
+    }
+
+    #[test]
+    fn whatever_stands_in_the_hints() {
+        let bed = bed(3);
+        let mut state = 1_u64;
+        for i in 0..10_000 {
+            for cell in bed.hints {
+                state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(i);
+                // With places free, or all ones.
+                let odd = state & [u64::MAX, 0xffff, 0xffff_0000_0000_ffff, 0][(state >> 60 & 3) as usize];
+                cell.store(odd | if state >> 59 & 1 == 1 { 0xffff << 16 } else { 0 }, Ordering::Relaxed);
+            }
+            let key = EndKey::new(5, false);
+            bed.leave_hint(key);
+            let (keys, all) = taken(bed);
+            assert!(all || keys.contains(&key));
+            assert!(!bed.has_hints());
+        }
+    }
+
+    #[test]
+    fn ringers_and_one_who_takes_lose_nothing() {
+        const RINGERS: u32 = 3;
+        const EACH: u32 = if cfg!(miri) { 50 } else { 20_000 };
+        let bed = bed(3);
+        let bells: Vec<&AtomicU32> = (0..RINGERS).map(|_| bell(bed, true)).collect();
+        let mut left = vec![EACH; RINGERS as usize];
+        thread::scope(|scope| {
+            for (i, bell) in (0..).zip(&bells) {
+                scope.spawn(move || {
+                    let mut rung = 0;
+                    while rung < EACH {
+                        if bell.load(Ordering::Relaxed) & BED == 0 {
+                            thread::yield_now();
+                            continue;
+                        }
+                        ring(bed, bell, EndKey::new(i, true));
+                        rung += 1;
+                    }
+                });
+            }
+            while left.iter().any(|left| *left > 0) {
+                let words = [bed.read()];
+                let (keys, all) = taken(bed);
+                let rung = |i: u32| all || keys.contains(&EndKey::new(i, true));
+                let mut any = false;
+                for (i, (bell, left)) in (0..).zip(bells.iter().zip(&mut left)) {
+                    if rung(i) && !bed.is_on(bell) && *left > 0 {
+                        *left -= 1;
+                        any = true;
+                        if *left > 0 {
+                            bell.fetch_or(bed.name | HINT, Ordering::SeqCst);
+                        }
+                    }
+                }
+                if !any {
+                    // For longer than a test may take: who is not woken hangs.
+                    sleep_on(&words, Duration::from_secs(1000));
+                }
+            }
+        });
+        assert!(bells.iter().all(|bell| !bed.is_on(bell)));
+    }
+
+    #[test]
+    fn a_ring_changes_what_is_slept_on() {
+        let bed = bed(3);
+        let (_, seen) = bed.read();
+        assert_eq!(bed.read().1, seen);
+        bed.ring();
+        assert_ne!(bed.read().1, seen);
+        // Not slept on: the word is another by now.
+        sleep_on(&[(bed.word, seen)], Duration::from_secs(1000));
+        assert_eq!(bed.word.load(Ordering::Relaxed) & ASLEEP, 0, "nobody sleeps any more");
+        sleep_on(&[bed.read()], Duration::from_millis(1));
+        assert_eq!(bed.word.load(Ordering::Relaxed) & ASLEEP, 0);
     }
 }

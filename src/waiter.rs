@@ -330,3 +330,98 @@ impl Place {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wait::tests::{LOOKS, bed, bell, ring};
+    use std::sync::Arc;
+    use std::task::Wake;
+    use std::time::Duration;
+
+    struct Nobody;
+    impl Wake for Nobody {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    /// So many parked futures.
+    fn place(count: u32) -> Place {
+        let bed = bed(4);
+        let parked = (0..count).map(|channel| {
+            let key = EndKey::new(channel, false);
+            let watched = Watched { key, bell: bell(bed, true), channel, peer: Side::Producer };
+            let waker = Some(Waker::from(Arc::new(Nobody)));
+            (key, Parked { watched, waker, due: None, news: News::default() })
+        });
+        let (parked, dues) = (parked.collect(), BTreeSet::new());
+        Place { attachment: NonNull::dangling(), bed, parked, dues, is_used: true }
+    }
+
+    /// How many are woken by a look, and how many bells that looks at.
+    fn look(place: &mut Place, now: Instant) -> (usize, usize) {
+        let mut woken = Vec::new();
+        LOOKS.set(0);
+        place.look(now, &mut woken);
+        (woken.len(), LOOKS.get())
+    }
+
+    #[test]
+    fn who_is_not_concerned_is_not_looked_at() {
+        let now = Instant::now();
+        for count in [10, 10_000] {
+            let mut place = place(count);
+            assert_eq!(look(&mut place, now), (0, 0));
+            let key = EndKey::new(5, false);
+            ring(place.bed, place.parked[&key].watched.bell, key);
+            assert_eq!(look(&mut place, now), (1, 1), "of {count}");
+            assert_eq!(look(&mut place, now), (0, 0));
+            // Of somebody else, and of one that bears the name again.
+            let other = place.parked[&EndKey::new(6, false)].watched.bell;
+            ring(place.bed, bell(place.bed, true), EndKey::new(count, true));
+            ring(place.bed, bell(place.bed, true), EndKey::new(6, false));
+            assert_eq!(look(&mut place, now), (0, 1));
+            // One whose hint was lost is found by a look at all.
+            ring(place.bed, other, EndKey::new(7, true));
+            assert_eq!(look(&mut place, now), (0, 0));
+            let mut woken = Vec::new();
+            place.look_at_bells(&mut woken);
+            assert_eq!(woken.len(), 1);
+        }
+    }
+
+    #[test]
+    fn more_rings_than_hints() {
+        let mut place = place(100);
+        let rung: Vec<EndKey> = place.parked.keys().copied().step_by(3).collect();
+        for key in &rung {
+            ring(place.bed, place.parked[key].watched.bell, *key);
+        }
+        assert_eq!(look(&mut place, Instant::now()).0, rung.len());
+        assert!(place.parked.iter().all(|(key, parked)| parked.waker.is_none() == rung.contains(key)));
+    }
+
+    #[test]
+    fn who_is_due_is_woken_in_time() {
+        let now = Instant::now();
+        let at = |ms| now + Duration::from_millis(ms);
+        let mut place = place(1000);
+        for (channel, ms) in [(1, 30), (2, 10), (3, 20), (4, 20)] {
+            place.set_due(EndKey::new(channel, false), Some(at(ms)));
+        }
+        // Put off, and not at all any more.
+        place.set_due(EndKey::new(2, false), Some(at(40)));
+        place.set_due(EndKey::new(4, false), None);
+        let mut woken = Vec::new();
+        assert_eq!(place.look(now, &mut woken), Some(at(20)));
+        assert_eq!(place.look(at(20), &mut woken), Some(at(30)));
+        assert_eq!((woken.len(), place.parked[&EndKey::new(3, false)].news.was_due), (1, true));
+        // Rung before it is due: then it is not due any more.
+        let key = EndKey::new(1, false);
+        ring(place.bed, place.parked[&key].watched.bell, key);
+        assert_eq!(place.look(at(25), &mut woken), Some(at(40)));
+        assert_eq!((woken.len(), place.parked[&key].news.was_due), (2, false));
+        assert_eq!(place.look(at(50), &mut woken), None);
+        assert_eq!((woken.len(), place.dues.len()), (3, 0));
+        assert!(place.parked.values().all(|parked| parked.due.is_none()));
+    }
+}

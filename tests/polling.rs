@@ -196,7 +196,7 @@ mod by_hand {
     use std::task::{Context, Poll, Waker};
 
     /// One poll, by nobody who could be woken.
-    pub fn poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    pub(crate) fn poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
         match Pin::new(future).poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(output) => Some(output),
             Poll::Pending => None,

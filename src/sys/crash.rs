@@ -130,6 +130,7 @@ mod armed {
         "recv batch: owned",
         "poll: nothing there",
         "sleep: named",
+        "sleep: armed",
         "sleep: woken",
         "wake: cleared",
         "wake: hinted",
