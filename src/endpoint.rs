@@ -91,9 +91,12 @@ impl Role for Consumer {
 }
 
 /// One end of a channel, whatever it carries; its context detaches it when it closes.
+// In this order: what every operation needs comes first, and the end has an address of its own. (Where the two have the same, the
+// compiler keeps it in a register of its own from the start: three instructions more in each send.)
+#[repr(C)]
 pub(crate) struct Endpoint {
-    pub(crate) end: End,
     pub(crate) local: Rc<Local>,
+    pub(crate) end: End,
     pub(crate) id: i64,
     pub(crate) side: Side,
     pub(crate) channel: ChannelRef,
