@@ -322,7 +322,9 @@ impl Endpoint {
         }
         // SYNC(directory): before the look, so that what changes behind it is looked at again.
         let version = self.version();
-        if self.has_lost_peer() {
+        let is_lost = self.has_lost_peer();
+        point!("poll: looked");
+        if is_lost {
             return true;
         }
         self.calm_at.set(Some(version));

@@ -138,13 +138,7 @@ pub(crate) fn park(
     });
     let place = &mut state.places[at];
     place.is_used = true;
-    let parked =
-        place.parked.entry(watched.key).or_insert(Parked { watched, waker: None, due: None, news: News::default() });
-    let before = parked.waker.replace(waker);
-    let news = mem::take(&mut parked.news);
-    if due.is_some() {
-        place.set_due(watched.key, due);
-    }
+    let (news, before) = place.park(watched, waker, due);
     if state.asleep.as_ref().is_some_and(|(beds, _)| !beds.contains(&bed)) {
         state.disturb();
     }
@@ -257,6 +251,18 @@ impl Place {
         mem::take(&mut self.is_used) || !self.parked.is_empty()
     }
 
+    /// Has `waker` woken, at `due` or when it was due before; says what the future does not know, and whose place it takes.
+    fn park(&mut self, watched: Watched, waker: Waker, due: Option<Instant>) -> (News, Option<Waker>) {
+        let new = Parked { watched, waker: None, due: None, news: News::default() };
+        let parked = self.parked.entry(watched.key).or_insert(new);
+        let before = parked.waker.replace(waker);
+        let news = mem::take(&mut parked.news);
+        if due.is_some() {
+            self.set_due(watched.key, due);
+        }
+        (news, before)
+    }
+
     /// Has what is parked for `key` woken at `due`, and not when it was due before.
     fn set_due(&mut self, key: EndKey, due: Option<Instant>) {
         let Some(parked) = self.parked.get_mut(&key) else { return };
@@ -311,16 +317,18 @@ impl Place {
         // SAFETY: invariant 1.
         let attachment = unsafe { self.attachment.as_ref() };
         let mut seen: BTreeMap<Owner, bool> = BTreeMap::new();
-        let mut bereaved = Vec::new();
-        for (key, parked) in &self.parked {
-            let entry = attachment.arena().directory_entry(parked.watched.channel);
-            let Some(peer) = entry.and_then(|entry| directory::holder(entry, parked.watched.peer)) else { continue };
-            let is_alive =
-                *seen.entry(peer).or_insert_with(|| participant::is_alive(attachment.segment(), attachment.me(), peer));
-            if !is_alive {
-                bereaved.push(*key);
-            }
-        }
+        self.bereave(woken, |watched| {
+            let entry = attachment.arena().directory_entry(watched.channel);
+            let Some(peer) = entry.and_then(|entry| directory::holder(entry, watched.peer)) else { return false };
+            let is_alive = || participant::is_alive(attachment.segment(), attachment.me(), peer);
+            !*seen.entry(peer).or_insert_with(is_alive)
+        });
+    }
+
+    /// Adds to `woken` whose peer is dead, again at each look as long as it has not been reaped: who was to reap may have stopped half-way.
+    fn bereave(&mut self, woken: &mut Vec<Waker>, mut is_dead: impl FnMut(&Watched) -> bool) {
+        let bereaved: Vec<EndKey> =
+            self.parked.iter().filter(|(_, parked)| is_dead(&parked.watched)).map(|(key, _)| *key).collect();
         for (i, key) in bereaved.into_iter().enumerate() {
             woken.extend(self.take_waker(key));
             if let Some(parked) = self.parked.get_mut(&key) {
@@ -423,5 +431,38 @@ mod tests {
         assert_eq!(place.look(at(50), &mut woken), None);
         assert_eq!((woken.len(), place.dues.len()), (3, 0));
         assert!(place.parked.values().all(|parked| parked.due.is_none()));
+    }
+
+    #[test]
+    fn polled_again_it_is_due_all_the_same() {
+        let (now, mut place) = (Instant::now(), place(3));
+        let at = |ms| now + Duration::from_millis(ms);
+        let watched = place.parked[&EndKey::new(1, false)].watched;
+        let waker = || Waker::from(Arc::new(Nobody));
+        let mut woken = Vec::new();
+        place.park(watched, waker(), Some(at(10)));
+        let (_, before) = place.park(watched, waker(), None);
+        assert!(before.is_some());
+        assert_eq!(place.look(now, &mut woken), Some(at(10)));
+        assert_eq!(place.look(at(10), &mut woken), None);
+        assert_eq!(woken.len(), 1);
+        let (news, before) = place.park(watched, waker(), None);
+        assert!(news.was_due && before.is_none());
+        assert_eq!(place.look(at(1000), &mut woken), None);
+    }
+
+    #[test]
+    fn one_of_the_bereaved_reaps_and_all_are_told_until_it_is_done() {
+        let mut place = place(10);
+        for round in 0..3 {
+            let mut woken = Vec::new();
+            place.bereave(&mut woken, |watched| watched.channel >= 4);
+            assert_eq!(woken.len(), 6);
+            let all: Vec<Watched> = place.parked.values().map(|parked| parked.watched).collect();
+            let news: Vec<News> =
+                all.iter().map(|watched| place.park(*watched, Waker::from(Arc::new(Nobody)), None).0).collect();
+            assert_eq!(news.iter().filter(|news| news.peer_died).count(), 6, "in round {round}");
+            assert_eq!(news.iter().filter(|news| news.is_asked_to_reap).count(), 1, "in round {round}");
+        }
     }
 }

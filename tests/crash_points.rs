@@ -727,6 +727,7 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("wait for many", "sleep: armed", &[1]),
     ("wait for many", "sleep: woken", &[1]),
     ("poll", "poll: nothing there", &[1, 3]),
+    ("poll", "poll: looked", &[1]),
     ("wake a consumer", "send: before the wake", &[1]),
     ("wake a consumer", "wake: cleared", &[1]),
     ("wake a consumer", "wake: changed", &[1]),
@@ -1287,6 +1288,50 @@ fn refuses_a_thief(name: &str) -> i32 {
     0
 }
 
+/// A poll that receives a number.
+type Poll = fn(&mut Ends) -> Result<u64, TryRecvError>;
+type Ends = (Channel<u64, Consumer>, ValueChannel<u64, Consumer>);
+
+const POLLS: &[(&str, Poll)] = &[
+    ("try_recv", |ends| ends.0.try_recv().map(|record| *record)),
+    ("try_recv_batch", |ends| ends.0.try_recv_batch(9).map(|batch| *batch[0])),
+    ("try_recv of values", |ends| ends.1.try_recv()),
+    ("try_recv_batch of values", |ends| ends.1.try_recv_batch(9).map(|batch| batch[0])),
+];
+
+/// A poll that found nothing is stopped at `point`; meanwhile the producers send something, or not, and leave. It must hear of both, in
+/// this order and soon: it looks neither at the clock nor at leases here.
+fn hears_all_before_the_end(name: &str, poll: Poll, point: &str, sends: bool) -> i32 {
+    let buffer = open(name);
+    let ctx = buffer.context().unwrap();
+    let mut txs = (ctx.producer::<u64>(1).unwrap(), ctx.value_producer::<u64>(2).unwrap());
+    let poller = child(30, || {
+        let ctx = open(name).context().unwrap();
+        let mut ends = (ctx.consumer::<u64>(1).unwrap(), ctx.value_consumer::<u64>(2).unwrap());
+        arm_stop(point, 1);
+        let mut polls = (0..3).map(|_| poll(&mut ends));
+        if sends {
+            let number = polls.find(|result| *result != Err(TryRecvError::Empty));
+            assert_eq!(number, Some(Ok(5)));
+        }
+        let then = polls.find(|result| *result != Err(TryRecvError::Empty));
+        assert_eq!(then, Some(Err(TryRecvError::Recv(RecvError::Disconnected))));
+        0
+    });
+    assert_eq!(ended(poller), Ended::Stopped);
+    if sends {
+        txs.0.send(ctx.record(5).unwrap()).unwrap();
+        txs.1.send(5).unwrap();
+    }
+    drop(txs);
+    // SAFETY: a child of this process, which is waited for only after this.
+    assert_eq!(unsafe { libc::kill(poller, libc::SIGCONT) }, 0);
+    assert_eq!(ended(poller), Ended::Exit(0));
+    drop(ctx);
+    end(&buffer);
+    0
+}
+
 fn cases(full: bool) -> Vec<Case> {
     let company = KILLS.iter().flat_map(|(act, point, counts)| counts.iter().map(|count| (*act, *point, *count)));
     let visits = VISIT.iter().map(|point| ("visit", *point, 1));
@@ -1357,6 +1402,20 @@ fn main() {
     if refused != Ended::Exit(0) {
         println!("FAILED ({refused:?}): a thief that was refused");
         failed += 1;
+    }
+    for (what, poll) in POLLS {
+        for (point, sends) in [("poll: nothing there", true), ("poll: looked", true), ("poll: looked", false)] {
+            let name = Name::new("points-poll");
+            let heard = in_child(60, || {
+                // SAFETY: one thread.
+                unsafe { std::env::set_var("IPC_BUFFER_TICK_MS", "3600000") };
+                hears_all_before_the_end(&name, *poll, point, sends)
+            });
+            if heard != Ended::Exit(0) {
+                println!("FAILED ({heard:?}): {what}, stopped at {point:?}, while something was sent: {sends}");
+                failed += 1;
+            }
+        }
     }
     let missed: Vec<&&str> = ALL.iter().filter(|point| !reached.contains(**point)).collect();
     println!(

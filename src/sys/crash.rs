@@ -129,6 +129,7 @@ mod armed {
         "recv: before the wake",
         "recv batch: owned",
         "poll: nothing there",
+        "poll: looked",
         "sleep: named",
         "sleep: armed",
         "sleep: woken",
