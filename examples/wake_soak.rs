@@ -277,12 +277,12 @@ impl Side {
         thread::spawn(move || watch(&who));
         match shape.as_str() {
             "ping-pong" => this.ping_pong()?,
-            "select" => this.select(3, strategy)?,
-            "select-many" => this.select(MANY, strategy)?,
+            "select" => this.select(strategy)?,
+            "select-many" => this.relay(strategy)?,
             #[cfg(feature = "async")]
-            "await" => this.awaiting(3)?,
+            "await" => this.awaiting()?,
             #[cfg(feature = "async")]
-            "await-many" => this.awaiting(MANY)?,
+            "await-many" => this.relay_awaiting()?,
             "values-16" => this.values()?,
             _ => this.stream()?,
         }
@@ -431,12 +431,78 @@ impl Side {
         Ok(())
     }
 
-    /// Sends and receives on so many channels each way, all at the same time.
+    /// Sends a burst of numbers, from this one on, on any of the channels, as far as there is room; says how many.
+    fn send_some(&self, outputs: &mut [Tx], first: u64) -> Outcome<u64> {
+        let burst = self.burst().min(self.count / 2 - first);
+        for sent in 0..burst {
+            let output = usize::try_from(self.random())? % outputs.len();
+            match outputs[output].try_send(self.ctx.record(first + sent)?) {
+                Ok(()) => {}
+                // Some of this burst are on their way.
+                Err(ipc_buffer::TrySendError::Full(_)) if sent > 0 => return Ok(sent),
+                Err(error) => return Err(error.to_string().into()),
+            }
+        }
+        Ok(burst)
+    }
+
+    /// Sends on any of many channels; the other side sends back what it gets, on the channel of the same number.
+    fn relay(&self, strategy: WaitStrategy) -> Outcome {
+        let (mut outputs, mut inputs) = self.each_way(MANY)?;
+        let mut select = Select::new().wait_strategy(strategy);
+        inputs.iter().for_each(|rx| _ = select.recv(rx));
+        let (mut sent, mut received) = (0, 0);
+        while received < self.count / 2 {
+            if self.first && sent == received {
+                sent += self.send_some(&mut outputs, sent)?;
+            }
+            let number = select.ready().ok_or("nothing left to wait for")?;
+            let Ok(record) = inputs[number].try_recv() else {
+                // The other side is done, and what it sent is in other channels.
+                select.remove(number);
+                continue;
+            };
+            self.pause();
+            if !self.first {
+                outputs[number].send(record)?;
+            }
+            received += 1;
+        }
+        Ok(())
+    }
+
+    /// The same with a future for each channel.
     #[cfg(feature = "async")]
-    fn awaiting(&self, channels: i64) -> Outcome {
+    fn relay_awaiting(&self) -> Outcome {
+        use futures_util::StreamExt;
+        use futures_util::stream::select_all;
+        let (mut outputs, inputs) = self.each_way(MANY)?;
+        let numbered = |(number, rx): (usize, Rx)| rx.into_stream().map(move |record| (number, record));
+        let mut all = select_all(inputs.into_iter().enumerate().map(numbered));
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        runtime.block_on(async {
+            let (mut sent, mut received) = (0, 0);
+            while received < self.count / 2 {
+                if self.first && sent == received {
+                    sent += self.send_some(&mut outputs, sent)?;
+                }
+                let (number, record) = all.next().await.ok_or("nothing left to wait for")?;
+                self.pause();
+                if !self.first {
+                    outputs[number].send_async(record).await?;
+                }
+                received += 1;
+            }
+            Ok(())
+        })
+    }
+
+    /// Sends and receives on three channels each way, all at the same time.
+    #[cfg(feature = "async")]
+    fn awaiting(&self) -> Outcome {
         use futures_util::future::{try_join, try_join_all};
-        let (mut outputs, mut inputs) = self.each_way(channels)?;
-        let each = self.count.div_ceil(2 * channels.unsigned_abs());
+        let (mut outputs, mut inputs) = self.each_way(3)?;
+        let each = self.count / 6;
         let sending = outputs.iter_mut().map(async |tx| -> Outcome {
             for number in 0..each {
                 tx.send_async(self.ctx.record(number)?).await?;
@@ -468,13 +534,13 @@ impl Side {
         Ok((outputs, inputs))
     }
 
-    /// Sends and receives on so many channels each way, whichever is ready.
-    fn select(&self, channels: i64, strategy: WaitStrategy) -> Outcome {
-        let (mut outputs, mut inputs) = self.each_way(channels)?;
+    /// Sends and receives on three channels each way, whichever is ready.
+    fn select(&self, strategy: WaitStrategy) -> Outcome {
+        let (mut outputs, mut inputs) = self.each_way(3)?;
         let mut select = Select::new().wait_strategy(strategy);
         outputs.iter().for_each(|tx| _ = select.send(tx));
         inputs.iter().for_each(|rx| _ = select.recv(rx));
-        let each = self.count.div_ceil(2 * channels.unsigned_abs());
+        let each = self.count / 6;
         let (mut sent, mut received) = (vec![0; outputs.len()], vec![0; inputs.len()]);
         while sent.iter().chain(&received).any(|done| *done < each) {
             let number = select.ready().ok_or("nothing left to wait for")?;
