@@ -807,4 +807,110 @@ pub(crate) mod tests {
         sleep_on(&[bed.read()], Duration::from_millis(1));
         assert_eq!(bed.word.load(Ordering::Relaxed) & ASLEEP, 0);
     }
+
+    /// An end that is a bell and nothing else.
+    struct Bare(AtomicU32, Waits, Bed<'static>);
+
+    impl Ready for Bare {
+        fn has_work(&self) -> bool {
+            false
+        }
+        fn is_refused(&self) -> bool {
+            false
+        }
+        fn is_patient(&self) -> bool {
+            false
+        }
+        fn position(&self) -> u64 {
+            1000
+        }
+        fn local(&self) -> &Rc<crate::local::Local> {
+            unreachable!("it has none")
+        }
+        fn bed(&self) -> Option<Bed<'_>> {
+            Some(self.2)
+        }
+        fn bell(&self) -> &AtomicU32 {
+            &self.0
+        }
+        fn waits(&self) -> &Waits {
+            &self.1
+        }
+        fn peer(&self) -> Option<crate::layout::Owner> {
+            None
+        }
+        fn look_again(&self) {}
+        fn check_peer(&self) -> bool {
+            true
+        }
+        fn lend_a_hand(&self) {}
+    }
+
+    fn ends(count: usize) -> Vec<Rc<dyn Ready>> {
+        (0..count).map(|_| Rc::new(Bare(AtomicU32::new(0), Waits::default(), bed(3))) as Rc<dyn Ready>).collect()
+    }
+
+    #[test]
+    fn a_name_leaves_what_is_the_directorys() {
+        let all = ends(2);
+        for stood in [0, flags::GONE, FENCED, flags::GONE | FENCED] {
+            for end in &all {
+                end.bell().store(stood | OFTEN | (99 << BED_SHIFT), Ordering::Relaxed);
+                let known = lie_down(std::slice::from_ref(end), |end| end.bed(), EAGER);
+                let name = end.bed().map_or(0, |bed| bed.name);
+                assert_eq!(end.bell().load(Ordering::Relaxed) & BED, name);
+                assert_eq!(end.bell().load(Ordering::Relaxed) & (flags::GONE | stood), stood);
+                assert_eq!(known, end.waits().is_known());
+                get_up(std::slice::from_ref(end));
+                assert_eq!(end.bell().load(Ordering::Relaxed) & NAME, 0);
+                assert_eq!(end.bell().load(Ordering::Relaxed) & (flags::GONE | stood), stood);
+            }
+        }
+    }
+
+    #[test]
+    fn each_end_knows_for_itself_what_its_peer_knows() {
+        for unknown in 0..3 {
+            let all = ends(3);
+            for (i, end) in all.iter().enumerate() {
+                end.bell().store(FENCED, Ordering::Relaxed);
+                end.waits().fences.set(i != unknown);
+            }
+            let known = lie_down(&all, |end| end.bed(), EAGER);
+            // In a process that makes heavy barriers all are known after one.
+            assert!(known == all[unknown].waits().is_known());
+            assert!((0..3).all(|i| i == unknown || all[i].waits().is_known()), "those who knew, know");
+            assert!(known || barrier_is_refused());
+            all[unknown].waits().have_napped();
+            assert!(lie_down(&all, |end| end.bed(), EAGER), "after a nap");
+        }
+    }
+
+    fn barrier_is_refused() -> bool {
+        !barrier::heavy()
+    }
+
+    #[test]
+    fn who_counts_on_it_is_told_once() {
+        let all = ends(1);
+        let end = &all[0];
+        let (one, two) = (Rc::new(Inbox::default()), Rc::new(Inbox::default()));
+        end.waits().watch(&one, 1);
+        end.waits().watch(&two, 2);
+        end.waits().disarm();
+        assert!(one.borrow().is_empty() && two.borrow().is_empty(), "nobody counts on it");
+        let told = |inbox: &Rc<Inbox>| inbox.take();
+        arm(&all);
+        end.waits().count_on(&one, 1);
+        arm(&all);
+        assert_eq!((told(&one), told(&two)), (vec![], vec![]), "it is armed still");
+        lie_down(&all, |end| end.bed(), EAGER);
+        get_up(&all);
+        assert_eq!((told(&one), told(&two)), (vec![1], vec![]));
+        end.waits().count_on(&one, 1);
+        end.waits().count_on(&two, 2);
+        end.waits().unwatch(&one, 1);
+        clear(end.bell(), end.waits());
+        assert_eq!((told(&one), told(&two)), (vec![], vec![2]));
+    }
 }
