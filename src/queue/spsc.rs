@@ -119,9 +119,17 @@ impl Ring {
     /// all positions of the window are stamped, and none behind it but those of a batch that is not published. So without such
     /// a batch the end is found by halving; with one, it is where the batch begins.
     fn find_end(&self, head: u64) -> u64 {
-        let batch = &self.header.batch;
+        self.find_end_from(head, self.batch_begun())
+    }
+
+    /// Where the last batch begins that a producer has begun.
+    pub(super) fn batch_begun(&self) -> u64 {
         // SYNC(batch)
-        let begun = batch.load(Ordering::Acquire);
+        self.header.batch.load(Ordering::Acquire)
+    }
+
+    /// As [`find_end`](Self::find_end), for one who has read before where the last batch begins.
+    pub(super) fn find_end_from(&self, head: u64, begun: u64) -> u64 {
         if begun.checked_sub(head).is_some_and(|count| count < self.capacity) && self.stamped(begun) == 0 {
             return begun;
         }
@@ -135,7 +143,7 @@ impl Ring {
             }
         }
         // If the stamps were those of a batch that began meanwhile, all before it was queued when it began.
-        let begun_now = batch.load(Ordering::Acquire);
+        let begun_now = self.batch_begun();
         if begun_now == begun { low } else { begun_now }
     }
 

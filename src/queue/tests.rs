@@ -549,3 +549,20 @@ fn counted_with_any_beginning() {
         }
     }
 }
+
+/// A batch that begins, or is published, after a count has begun: what is queued at some moment of the count.
+#[test]
+fn a_batch_that_begins_during_a_count() {
+    for kind in KINDS {
+        for queued in 0..6 {
+            let ring = ring(32, kind, 3);
+            let tx = producer(ring, kind);
+            (0..queued).for_each(|i| _ = tx.push(i).unwrap());
+            let begun = ring.batch_begun();
+            let killed = catch_unwind(AssertUnwindSafe(|| tx.push_batch(1 << 30, 20, |i| assert!(i != 15, "killed"))));
+            assert!(killed.is_err());
+            assert_eq!(ring.find_end_from(3, begun), 3 + queued, "{kind:?}");
+            assert_eq!(ring.find_end_from(3, ring.batch_begun()), 3 + queued, "{kind:?}");
+        }
+    }
+}
