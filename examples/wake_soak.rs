@@ -51,9 +51,15 @@ const SHAPES: &[(&str, [u64; 2])] = &[
     ("stream-256", [20, 20]),
     ("values-16", [20, 4]),
     ("select", [20, 4]),
+    ("select-many", [20, 4]),
     #[cfg(feature = "async")]
     ("await", [20, 4]),
+    #[cfg(feature = "async")]
+    ("await-many", [20, 4]),
 ];
+
+/// Channels each way of those that have many: more ends than a `Select` looks at each time.
+const MANY: i64 = 80;
 
 /// With how many cases to run at the same time: two sides that look for each other have a core each; where nobody looks, a core that
 /// has somebody else to run is sooner awake than one that has gone to sleep itself.
@@ -272,8 +278,11 @@ impl Side {
         match shape.as_str() {
             "ping-pong" => this.ping_pong()?,
             "select" => this.select(strategy)?,
+            "select-many" => this.relay(strategy)?,
             #[cfg(feature = "async")]
             "await" => this.awaiting()?,
+            #[cfg(feature = "async")]
+            "await-many" => this.relay_awaiting()?,
             "values-16" => this.values()?,
             _ => this.stream()?,
         }
@@ -422,11 +431,77 @@ impl Side {
         Ok(())
     }
 
+    /// Sends a burst of numbers, from this one on, on any of the channels, as far as there is room; says how many.
+    fn send_some(&self, outputs: &mut [Tx], first: u64) -> Outcome<u64> {
+        let burst = self.burst().min(self.count / 2 - first);
+        for sent in 0..burst {
+            let output = usize::try_from(self.random())? % outputs.len();
+            match outputs[output].try_send(self.ctx.record(first + sent)?) {
+                Ok(()) => {}
+                // Some of this burst are on their way.
+                Err(ipc_buffer::TrySendError::Full(_)) if sent > 0 => return Ok(sent),
+                Err(error) => return Err(error.to_string().into()),
+            }
+        }
+        Ok(burst)
+    }
+
+    /// Sends on any of many channels; the other side sends back what it gets, on the channel of the same number.
+    fn relay(&self, strategy: WaitStrategy) -> Outcome {
+        let (mut outputs, mut inputs) = self.each_way(MANY)?;
+        let mut select = Select::new().wait_strategy(strategy);
+        inputs.iter().for_each(|rx| _ = select.recv(rx));
+        let (mut sent, mut received) = (0, 0);
+        while received < self.count / 2 {
+            if self.first && sent == received {
+                sent += self.send_some(&mut outputs, sent)?;
+            }
+            let number = select.ready().ok_or("nothing left to wait for")?;
+            let Ok(record) = inputs[number].try_recv() else {
+                // The other side is done, and what it sent is in other channels.
+                select.remove(number);
+                continue;
+            };
+            self.pause();
+            if !self.first {
+                outputs[number].send(record)?;
+            }
+            received += 1;
+        }
+        Ok(())
+    }
+
+    /// The same with a future for each channel.
+    #[cfg(feature = "async")]
+    fn relay_awaiting(&self) -> Outcome {
+        use futures_util::StreamExt;
+        use futures_util::stream::select_all;
+        let (mut outputs, inputs) = self.each_way(MANY)?;
+        let numbered = |(number, rx): (usize, Rx)| rx.into_stream().map(move |record| (number, record));
+        let mut all = select_all(inputs.into_iter().enumerate().map(numbered));
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        runtime.block_on(async {
+            let (mut sent, mut received) = (0, 0);
+            while received < self.count / 2 {
+                if self.first && sent == received {
+                    sent += self.send_some(&mut outputs, sent)?;
+                }
+                let (number, record) = all.next().await.ok_or("nothing left to wait for")?;
+                self.pause();
+                if !self.first {
+                    outputs[number].send_async(record).await?;
+                }
+                received += 1;
+            }
+            Ok(())
+        })
+    }
+
     /// Sends and receives on three channels each way, all at the same time.
     #[cfg(feature = "async")]
     fn awaiting(&self) -> Outcome {
         use futures_util::future::{try_join, try_join_all};
-        let (mut outputs, mut inputs) = self.three_each_way()?;
+        let (mut outputs, mut inputs) = self.each_way(3)?;
         let each = self.count / 6;
         let sending = outputs.iter_mut().map(async |tx| -> Outcome {
             for number in 0..each {
@@ -449,10 +524,10 @@ impl Side {
         Ok(())
     }
 
-    fn three_each_way(&self) -> Outcome<([Tx; 3], [Rx; 3])> {
-        let (there, back) = if self.first { (0, 10) } else { (10, 0) };
-        let outputs = [self.producer(there)?, self.producer(there + 1)?, self.producer(there + 2)?];
-        let inputs = [self.consumer(back)?, self.consumer(back + 1)?, self.consumer(back + 2)?];
+    fn each_way(&self, channels: i64) -> Outcome<(Vec<Tx>, Vec<Rx>)> {
+        let (there, back) = if self.first { (0, channels) } else { (channels, 0) };
+        let outputs = (there..there + channels).map(|id| self.producer(id)).collect::<Outcome<Vec<Tx>>>()?;
+        let inputs = (back..back + channels).map(|id| self.consumer(id)).collect::<Outcome<Vec<Rx>>>()?;
         if !outputs.iter().all(|tx| tx.wait_for_consumer(PATIENCE)) {
             return Err("nobody came".into());
         }
@@ -461,13 +536,13 @@ impl Side {
 
     /// Sends and receives on three channels each way, whichever is ready.
     fn select(&self, strategy: WaitStrategy) -> Outcome {
-        let (mut outputs, mut inputs) = self.three_each_way()?;
+        let (mut outputs, mut inputs) = self.each_way(3)?;
         let mut select = Select::new().wait_strategy(strategy);
         outputs.iter().for_each(|tx| _ = select.send(tx));
         inputs.iter().for_each(|rx| _ = select.recv(rx));
         let each = self.count / 6;
-        let (mut sent, mut received) = ([0; 3], [0; 3]);
-        while (sent, received) != ([each; 3], [each; 3]) {
+        let (mut sent, mut received) = (vec![0; outputs.len()], vec![0; inputs.len()]);
+        while sent.iter().chain(&received).any(|done| *done < each) {
             let number = select.ready().ok_or("nothing left to wait for")?;
             if let Some(tx) = outputs.get_mut(number) {
                 tx.try_send(self.ctx.record(sent[number])?)?;
@@ -476,7 +551,7 @@ impl Side {
                     select.remove(number);
                 }
             } else {
-                let i = number - 3;
+                let i = number - outputs.len();
                 if *inputs[i].try_recv()? != received[i] {
                     return Err(format!("received another one than {}", received[i]).into());
                 }

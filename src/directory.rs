@@ -96,7 +96,7 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::crash::point;
 use crate::sys::memory::NotBacked;
 use crate::sys::task;
-use crate::wait::{self, flags};
+use crate::wait::{self, EndKey, flags};
 use std::marker::PhantomData;
 use std::time::Duration;
 
@@ -435,6 +435,7 @@ pub(crate) fn prepare(arena: &Arena, storage: &Block, spec: &Spec) {
     let words = ring_words(spec.kind.form, spec.kind.size, 1 << spec.capacity_log2).map_or(0, |(words, _)| words);
     let Some((header, words)) = arena.queue(storage.handle.granule(), words) else { return };
     header.head.store(0, Ordering::Relaxed);
+    header.batch.store(0, Ordering::Relaxed);
     header.to_producer.store(0, Ordering::Relaxed);
     header.to_consumer.store(0, Ordering::Relaxed);
     for word in words {
@@ -489,7 +490,7 @@ pub(crate) fn attach(
         ring.header.to_producer.fetch_or(flags::FENCED, Ordering::AcqRel);
         ring.header.to_consumer.fetch_or(flags::FENCED, Ordering::AcqRel);
     }
-    tell(arena, ring);
+    tell(arena, channel.index, ring);
     wait::announce(&arena.header().directory_version);
     Ok((channel, ring))
 }
@@ -502,12 +503,12 @@ fn thread_of(entry: &DirectoryEntry, side: Side) -> &AtomicU32 {
 }
 
 /// Tells both ends of a channel that the other one has come or gone.
-fn tell(arena: &Arena, ring: Ring) {
+fn tell(arena: &Arena, index: u32, ring: Ring) {
     // SYNC(directory): before they are woken, for that is when they look.
     arena.header().directory_version.fetch_add(1, Ordering::Release);
     point!("tell: raised");
-    wait::wake(arena, &ring.header.to_producer);
-    wait::wake(arena, &ring.header.to_consumer);
+    wait::wake(arena, &ring.header.to_producer, EndKey::new(index, false));
+    wait::wake(arena, &ring.header.to_consumer, EndKey::new(index, true));
 }
 
 /// Makes the channel `id` in the storage brought along.
@@ -579,7 +580,7 @@ pub(crate) fn release(arena: &Arena, me: Owner, channel: ChannelRef, side: Side)
     cell.store(Word::of(LEFT, me).0, Ordering::SeqCst);
     point!("detach: left");
     if let Some(ring) = ring {
-        tell(arena, ring);
+        tell(arena, channel.index, ring);
     }
     cell.store(0, Ordering::SeqCst);
     point!("detach: released");
@@ -699,13 +700,13 @@ fn disown_window(
 }
 
 /// Empties the role cell of one who is dead.
-fn vacate(arena: &Arena, entry: &DirectoryEntry, side: Side) {
+fn vacate(arena: &Arena, index: u32, entry: &DirectoryEntry, side: Side) {
     let ring = ring(arena, entry);
     set_gone(entry, side, ring);
     cell(entry, side).store(0, Ordering::SeqCst);
     point!("vacate: cell");
     if let Some(ring) = ring {
-        tell(arena, ring);
+        tell(arena, index, ring);
     }
 }
 
@@ -874,7 +875,7 @@ pub(crate) fn remove(control: &Control<'_>, id: i64) -> (Option<u32>, bool) {
     retire(control, channel.index, entry);
     // Who waits for a peer that can't come any more wakes up.
     if let Some(ring) = ring(arena, entry) {
-        tell(arena, ring);
+        tell(arena, channel.index, ring);
     }
     announce(arena);
     (is_deserted(entry).then_some(channel.index), was_there)
@@ -922,7 +923,7 @@ pub(crate) fn relieve(
     match state.kind() {
         entry::LIVE | entry::REMOVED => {
             for side in SIDES.into_iter().filter(|side| occupant(entry, *side).is_some_and(are_gone)) {
-                vacate(arena, entry, side);
+                vacate(arena, index, entry, side);
                 *roles += 1;
             }
         }

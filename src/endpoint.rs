@@ -17,7 +17,9 @@ use crate::ready::Ready;
 use crate::recovery::{self, Effort};
 use crate::segment::PATIENCE;
 use crate::sync::{AtomicU32, Ordering};
-use crate::wait::{self, Bed, Wait, WaitStrategy, Waits};
+use crate::sys::crash::point;
+use crate::sys::task;
+use crate::wait::{self, Bed, EndKey, Wait, WaitStrategy, Waits};
 use std::cell::Cell;
 use std::rc::{Rc, Weak};
 use std::task::Waker;
@@ -57,9 +59,6 @@ pub enum Producer {}
 #[derive(Debug, Clone, Copy)]
 pub enum Consumer {}
 
-/// Polls between two questions whether the other end lives, and two looks at the clock.
-const POLLS: u32 = 32;
-
 mod sealed {
     pub trait Sealed {}
     impl Sealed for super::Producer {}
@@ -95,9 +94,12 @@ impl Role for Consumer {
 }
 
 /// One end of a channel, whatever it carries; its context detaches it when it closes.
+// In this order: what every operation needs comes first, and the end has an address of its own. (Where the two have the same, the
+// compiler keeps it in a register of its own from the start: three instructions more in each send.)
+#[repr(C)]
 pub(crate) struct Endpoint {
-    pub(crate) end: End,
     pub(crate) local: Rc<Local>,
+    pub(crate) end: End,
     pub(crate) id: i64,
     pub(crate) side: Side,
     pub(crate) channel: ChannelRef,
@@ -108,13 +110,11 @@ pub(crate) struct Endpoint {
     pub(crate) skipped: Cell<u64>,
     /// Who had the other end when it was found dead.
     dead: Cell<Option<Owner>>,
-    /// Polls that found nothing.
-    idle: Cell<u32>,
     /// The directory's version when polling last asked whether the other end has left, and it had not. None once this end is
     /// detached.
     calm_at: Cell<Option<u32>>,
-    /// When polling last looked whether the peer lives.
-    looked: Cell<Instant>,
+    /// By the coarse clock: when this end last looked whether the peer lives.
+    looked: Cell<Duration>,
     pub(crate) waits: Waits,
     pub(crate) strategy: WaitStrategy,
     /// Looks before anything is set up for a wait.
@@ -125,9 +125,20 @@ pub(crate) struct Endpoint {
 }
 
 impl Attached for Endpoint {
+    fn is_rung(&self) {
+        self.waits.disarm();
+    }
+
+    fn look_at_bell(&self, bed: Bed<'_>) {
+        if !bed.is_on(self.own_bell()) {
+            self.waits.disarm();
+        }
+    }
+
     fn abandon(&self) {
         self.attached.set(false);
         self.look_again();
+        self.waits.disarm();
         #[cfg(feature = "async")]
         self.parked.set(false);
         self.end.abandon();
@@ -137,6 +148,8 @@ impl Attached for Endpoint {
         if !self.attached.replace(false) {
             return None;
         }
+        self.local.forget(self.key());
+        self.waits.disarm();
         // As long as the bell is its own. The future will answer that the context is closed.
         #[cfg(feature = "async")]
         let waker = self.unpark();
@@ -195,9 +208,8 @@ impl Endpoint {
             channel,
             attached: Cell::new(true),
             dead: Cell::new(None),
-            idle: Cell::new(0),
             calm_at: Cell::new(None),
-            looked: Cell::new(Instant::now()),
+            looked: Cell::new(task::coarse_clock()),
             waits: Waits::default(),
             strategy,
             looks: strategy.first_looks(),
@@ -208,7 +220,7 @@ impl Endpoint {
             endpoint.end.never_hesitate();
         }
         let weak: Weak<Self> = Rc::downgrade(&endpoint);
-        local.register(weak);
+        local.register(endpoint.key(), weak);
         Ok(endpoint)
     }
 
@@ -280,6 +292,22 @@ impl Endpoint {
         self.local.hold().is_some_and(|hold| !participant::is_alive(hold.segment(), hold.me(), who))
     }
 
+    /// How many are queued.
+    pub(crate) fn len(&self) -> usize {
+        match self.side {
+            Side::Producer => self.end.not_taken(),
+            Side::Consumer => self.end.ring().len(),
+        }
+    }
+
+    /// Whether nothing is queued.
+    pub(crate) fn is_empty(&self) -> bool {
+        match self.side {
+            Side::Producer => self.end.not_taken() == 0,
+            Side::Consumer => !self.end.has_queued(),
+        }
+    }
+
     /// The bell that this side looks at after each operation, to wake the other.
     fn other_bell(&self) -> &'static AtomicU32 {
         let header = self.end.ring().header;
@@ -294,7 +322,8 @@ impl Endpoint {
     #[inline(never)]
     pub(crate) fn answer(&self, count: usize) {
         let is_due = || self.side == Side::Producer || self.end.has_freed_much(count);
-        wait::answer(self.local.cache().arena(), self.other_bell(), &self.waits, is_due);
+        let other = EndKey::new(self.channel.index, self.side == Side::Consumer);
+        wait::answer(self.local.cache().arena(), self.other_bell(), other, &self.waits, is_due);
     }
 
     /// Breaths between two glances at this end.
@@ -303,14 +332,11 @@ impl Endpoint {
         if self.side == Side::Producer { 16 } else { 1 }
     }
 
-    /// For those who poll and never wait: whether the other end is as it was when it was last looked at, and that was not so many
-    /// polls ago.
+    /// For those who found nothing: whether the other end is as it was when it was last looked at, and that was not so long ago.
     #[inline(always)]
     pub(crate) fn is_calm(&self) -> bool {
-        let idle = self.idle.get().wrapping_add(1);
-        self.idle.set(idle);
         // SYNC(directory)
-        !idle.is_multiple_of(POLLS) && self.calm_at.get().is_some_and(|at| self.version() == at)
+        self.calm_at.get().is_some_and(|at| self.version() == at) && !wait::is_due(self.looked.get())
     }
 
     #[inline(always)]
@@ -318,23 +344,26 @@ impl Endpoint {
         self.local.cache().arena().header().directory_version.load(Ordering::Acquire)
     }
 
-    /// Whether the other end has left for good, for those who poll and never wait.
+    /// Whether the other end has left for good, for those who found nothing: each poll, and each look of one who waits. By time, not
+    /// by count, it is seen whether the peer lives; the poll that finds it dead says so.
     pub(crate) fn polled_in_vain(&self) -> bool {
         !self.is_calm() && self.is_lost_to_polls()
     }
 
-    /// As [`polled_in_vain`](Self::polled_in_vain), if it is not calm: now and then it is seen if the peer lives. The clock is cheap, but
-    /// not for each poll.
+    #[cold]
     fn is_lost_to_polls(&self) -> bool {
+        if wait::is_due(self.looked.get()) {
+            self.looked.set(task::coarse_clock());
+            self.look_after_peer();
+        }
+        // SYNC(directory): before the look, so that what changes behind it is looked at again.
         let version = self.version();
-        if self.has_lost_peer() {
+        let is_lost = self.has_lost_peer();
+        point!("poll: looked");
+        if is_lost {
             return true;
         }
         self.calm_at.set(Some(version));
-        if self.looked.get().elapsed() >= wait::tick() {
-            self.looked.set(Instant::now());
-            self.look_after_peer();
-        }
         false
     }
 
@@ -357,7 +386,8 @@ impl Endpoint {
             Inert::Forked => RecvError::Forked,
             Inert::Closed => RecvError::ContextClosed,
         })?;
-        if self.is_lost_to_polls() { Ok(()) } else { Err(TryRecvError::Empty) }
+        point!("poll: nothing there");
+        if self.polled_in_vain() { Ok(()) } else { Err(TryRecvError::Empty) }
     }
 
     /// Tries to send what was refused again and again, until `deadline`.
@@ -413,6 +443,11 @@ impl Endpoint {
         wait::until(wait, &ends, glance, ready)
     }
 
+    /// What hints call it.
+    pub(crate) fn key(&self) -> EndKey {
+        EndKey::new(self.channel.index, self.side == Side::Producer)
+    }
+
     /// The bell by which the other side wakes this one.
     pub(crate) fn own_bell(&self) -> &'static AtomicU32 {
         let header = self.end.ring().header;
@@ -442,6 +477,10 @@ impl Ready for Endpoint {
 
     fn position(&self) -> u64 {
         self.end.position()
+    }
+
+    fn local(&self) -> &Rc<Local> {
+        &self.local
     }
 
     fn bed(&self) -> Option<Bed<'_>> {

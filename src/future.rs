@@ -107,17 +107,19 @@ impl Endpoint {
         let bell = self.own_bell();
         // Says when to get up, rung or not, if that is sooner than others do.
         let lie_down = |eager| {
-            let known = wait::lie_down(&[Rc::clone(self) as Rc<dyn Ready>], |_| Some(bed), eager);
+            let more = wait::flags::HINT | if eager { wait::flags::EAGER } else { 0 };
+            let known = wait::lie_down(&[Rc::clone(self) as Rc<dyn Ready>], |_| Some(bed), more);
+            self.waits.disarm();
             (!eager || !known).then(|| Instant::now() + wait::nap())
         };
         // Before it is listed: without the name it would look as if it were rung.
         let due = if self.parked.get() { None } else { lie_down(pause.napped || !self.is_patient()) };
-        let watched = Watched { bell, channel: self.channel.index, peer: self.side.other() };
+        let watched = Watched { key: self.key(), bell, channel: self.channel.index, peer: self.side.other() };
         let (news, before) = match waiter::park(&hold, bed, watched, waker, due) {
             Ok(parked) => parked,
             Err(waker) => {
                 // There is no thread to be had. Then it looks on.
-                wait::clear(bell);
+                wait::clear(bell, &self.waits);
                 wakers::wake(Some(waker));
                 return None;
             }
@@ -134,7 +136,7 @@ impl Endpoint {
             pause.napped = true;
         }
         if news.was_due || !bed.is_on(bell) {
-            waiter::set_due(bell, lie_down(pause.napped || !self.is_patient()));
+            waiter::set_due(bed, self.key(), lie_down(pause.napped || !self.is_patient()));
         }
         before
     }
@@ -144,9 +146,10 @@ impl Endpoint {
         if !self.parked.replace(false) {
             return None;
         }
-        let bell = self.own_bell();
-        let waker = waiter::unpark(bell);
-        wait::clear(bell);
+        let hold = self.local.hold()?;
+        let bed = Bed::of_process(hold.arena(), hold.me().index())?;
+        let waker = waiter::unpark(bed, self.key());
+        wait::clear(self.own_bell(), &self.waits);
         waker
     }
 }
@@ -508,11 +511,8 @@ impl<T: ?Sized + Payload, M: Message> Sink<M> for SendSink<'_, T, M> {
         let Self { channel, pause } = &mut *self;
         let endpoint = &channel.endpoint;
         endpoint.poll(cx, pause, || {
-            let ready = endpoint.is_ready().then_some(Ok(()));
-            if ready.is_none() {
-                endpoint.polled_in_vain();
-            }
-            ready
+            // An end that was just found to have lost its consumer is ready too.
+            (endpoint.is_ready() || endpoint.polled_in_vain()).then_some(Ok(()))
         })
     }
 

@@ -7,9 +7,9 @@
 //! ```text
 //! 0        Header            one page; the magic is stored last
 //! 4096     processes         512 x 64 B     who holds a lease
-//! 36 KiB   contexts          2048 x 64 B    whose caches are whose
-//! 164 KiB  directory index   32768 x 4 B    hash of a channel id -> entry, a hint
-//! 292 KiB  hint roots        46 lists       which blocks of 4096 magazines to look into
+//! 36 KiB   contexts          2048 x 128 B   whose caches are whose
+//! 292 KiB  directory index   32768 x 4 B    hash of a channel id -> entry, a hint
+//! 420 KiB  hint roots        46 lists       which blocks of 4096 magazines to look into
 //! ......   directory         16384 x 256 B  channels             } backed page by page,
 //! ......   unit table        units x 8 B    what each unit is    } as their frontier
 //! ......   magazine hints    24 KiB per 4096 magazines           } in the header moves
@@ -76,7 +76,7 @@ const MAX_UNITS: u32 = 224 << 14;
 /// 55      40 39                                0
 /// [ index  ][ epoch, counts the uses of the slot ]
 /// ```
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Owner(u64);
 
 impl Owner {
@@ -240,7 +240,8 @@ pub(crate) struct ProcessSlot {
     /// How far reaping this process has come: [`Word::number`] of the pass, and where in it to go on. Written by a reaper that
     /// stops; 0 while it lives.
     pub(crate) reaped_to: AtomicU64,
-    _pad: [AtomicU64; 4],
+    /// Who rang this bed, left by those who ring; see `wait`.
+    pub(crate) hints: [AtomicU64; 4],
 }
 
 /// Kinds of [`ProcessSlot::word`].
@@ -263,12 +264,14 @@ pub(crate) struct ContextSlot {
     /// The context's thread sleeps on this; see `wait`. Counts the wake-ups of every user of the slot. On the line of the gate:
     /// who is woken has both to fetch, either way.
     pub(crate) bed: AtomicU32,
+    /// Who rang this bed, left by those who ring; see `wait`. They have the line by then.
+    pub(crate) hints: [AtomicU64; 3],
     /// The handle of the spare that a revoker is about to take, 0 before it knows; it says which header to mend if it is killed there.
-    /// Written by the revoker only.
+    /// Written by the revoker only. Here a line of its own begins: these are seldom used.
     pub(crate) stolen: AtomicU64,
     /// Thefts that were decided against this slot, ever; written by the revoker, under the control lock.
     pub(crate) thefts: AtomicU64,
-    _pad: [AtomicU64; 1],
+    _pad: [AtomicU64; 6],
 }
 
 impl ContextSlot {
@@ -281,9 +284,10 @@ impl ContextSlot {
             gate: AtomicU64::new(0),
             thread: AtomicU32::new(0),
             bed: AtomicU32::new(0),
+            hints: [const { AtomicU64::new(0) }; 3],
             stolen: AtomicU64::new(0),
             thefts: AtomicU64::new(0),
-            _pad: [const { AtomicU64::new(0) }; 1],
+            _pad: [const { AtomicU64::new(0) }; 6],
         }
     }
 }
@@ -378,7 +382,10 @@ pub(crate) struct SpscHeader {
     pub(crate) to_producer: AtomicU32,
     /// The bell that the consumer looks at on every receive, 0 in steady state: the producer's.
     pub(crate) to_consumer: AtomicU32,
-    _pad1: [AtomicU64; 15],
+    _pad1: [AtomicU64; 7],
+    /// Where the last batch begins that a producer has begun. Written by the producer only, on a line that nobody else needs.
+    pub(crate) batch: AtomicU64,
+    _pad2: [AtomicU64; 7],
 }
 
 /// Marks the types above.
@@ -397,7 +404,7 @@ macro_rules! shared {
     )* };
 }
 shared! {
-    Header: 4096, ProcessSlot: 64, ContextSlot: 64, DirectoryEntry: 256, Magazine: 1024, BlockHeader: 16,
+    Header: 4096, ProcessSlot: 64, ContextSlot: 128, DirectoryEntry: 256, Magazine: 1024, BlockHeader: 16,
     SpscHeader: 256, AtomicU32: 4, AtomicU64: 8,
 }
 const _: () = {
@@ -407,6 +414,7 @@ const _: () = {
     assert!(std::mem::offset_of!(Header, recent) == 512);
     assert!(std::mem::offset_of!(DirectoryEntry, tag) == 80);
     assert!(std::mem::offset_of!(SpscHeader, to_producer) as u64 == LINE_PAIR);
+    assert!(std::mem::offset_of!(SpscHeader, batch) == 192);
     assert!(Geometry::for_units(MAX_UNITS).total <= GRANULE << 32 && MAX_UNITS as u64 * UNIT == MAX_CAPACITY);
     assert!(PROCESSES <= 1 << 16 && CONTEXTS <= 1 << 16 && CHANNELS <= 1 << 16);
 };
@@ -429,7 +437,7 @@ pub(crate) struct Geometry {
 
 const PROCESS_TABLE: u64 = 4096;
 const CONTEXT_TABLE: u64 = PROCESS_TABLE + PROCESSES as u64 * 64;
-const INDEX: u64 = CONTEXT_TABLE + CONTEXTS as u64 * 64;
+const INDEX: u64 = CONTEXT_TABLE + CONTEXTS as u64 * 128;
 const HINT_ROOTS: u64 = INDEX + INDEX_CELLS as u64 * 4;
 
 /// Bytes of one block of the hint tree: per list 64 leaf words, then one summary word per list.

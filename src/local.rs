@@ -29,9 +29,10 @@ use crate::layout::{BLOCK_HEADER, CONTEXTS, Owner, UNIT};
 use crate::participant;
 use crate::recovery::{self, Effort, End, OTHERS};
 use crate::sys::crash::point;
-use crate::wait::{self, Bed};
+use crate::wait::{self, Bed, EndKey};
 use crate::wakers;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::ptr;
 use std::rc::{Rc, Weak};
 use std::task::Waker;
@@ -59,6 +60,10 @@ pub(crate) trait Attached {
     fn detach(&self) -> Option<Waker>;
     /// Forgets the channel without touching it.
     fn abandon(&self);
+    /// Its bell was rung.
+    fn is_rung(&self);
+    /// Looks whether its bell was rung.
+    fn look_at_bell(&self, bed: Bed<'_>);
 }
 
 /// See the module.
@@ -68,7 +73,8 @@ pub(crate) struct Local {
     status: Cell<Result<(), Inert>>,
     /// `ThreadContext` handles.
     handles: Cell<usize>,
-    endpoints: RefCell<Vec<Weak<dyn Attached>>>,
+    /// By what hints call them.
+    endpoints: RefCell<BTreeMap<EndKey, Weak<dyn Attached>>>,
     hold: RefCell<Option<Hold>>,
     /// What this context has counted for its last refusal.
     counted: RefCell<Box<Counted>>,
@@ -188,7 +194,7 @@ pub(crate) fn abandon_all() {
         for local in here.drain(..).filter_map(|local| local.upgrade()) {
             local.status.set(Err(Inert::Forked));
             local.cache.forget();
-            for endpoint in local.endpoints.take() {
+            for endpoint in local.endpoints.take().into_values() {
                 if let Some(endpoint) = endpoint.upgrade() {
                     endpoint.abandon();
                 }
@@ -243,13 +249,34 @@ impl Local {
         Bed::of(self.cache.arena(), self.context.index())
     }
 
-    /// Remembers an endpoint, to detach it when the context closes.
-    pub(crate) fn register(&self, endpoint: Weak<dyn Attached>) {
-        let mut endpoints = self.endpoints.borrow_mut();
-        if endpoints.len() >= 16 && endpoints.len().is_power_of_two() {
-            endpoints.retain(|other| other.strong_count() > 0);
+    /// Remembers an endpoint, to detach it when the context closes. A role has one holder, so it is the only one of this `key`.
+    pub(crate) fn register(&self, key: EndKey, endpoint: Weak<dyn Attached>) {
+        self.endpoints.borrow_mut().insert(key, endpoint);
+    }
+
+    /// Forgets an endpoint that is about to leave.
+    pub(crate) fn forget(&self, key: EndKey) {
+        self.endpoints.borrow_mut().remove(&key);
+    }
+
+    /// Whether there are hints to be taken.
+    pub(crate) fn has_hints(&self) -> bool {
+        self.bed().is_some_and(Bed::has_hints)
+    }
+
+    /// Passes on what those who rang have left beside the bed: to the ends they name, or if there were too many, to all whose bells do
+    /// not bear the bed's name.
+    pub(crate) fn take_hints(&self) {
+        let Some(bed) = self.bed() else { return };
+        let mut keys = Vec::new();
+        let all = bed.take_hints(|key| keys.push(key));
+        let endpoints = self.endpoints.borrow();
+        if all {
+            endpoints.values().filter_map(Weak::upgrade).for_each(|endpoint| endpoint.look_at_bell(bed));
+        } else {
+            let rung = keys.iter().filter_map(|key| endpoints.get(key)?.upgrade());
+            rung.for_each(|endpoint| endpoint.is_rung());
         }
-        endpoints.push(endpoint);
     }
 
     /// One more `ThreadContext`.
@@ -272,7 +299,7 @@ impl Local {
         }
         self.status.set(Err(Inert::Closed));
         let endpoints = self.endpoints.take();
-        let woken: Vec<Waker> = endpoints.into_iter().filter_map(|endpoint| endpoint.upgrade()?.detach()).collect();
+        let woken: Vec<Waker> = endpoints.into_values().filter_map(|endpoint| endpoint.upgrade()?.detach()).collect();
         point!("close: detached");
         self.cache.flush();
         point!("close: flushed");

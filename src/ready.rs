@@ -5,8 +5,10 @@
 //! work stays until it is done. A refusal stays too, unless a new peer comes.
 
 use crate::layout::Owner;
+use crate::local::Local;
 use crate::sync::AtomicU32;
 use crate::wait::{Bed, Waits};
+use std::rc::Rc;
 
 /// See the module.
 pub(crate) trait Ready {
@@ -26,6 +28,9 @@ pub(crate) trait Ready {
 
     /// Operations done, ever.
     fn position(&self) -> u64;
+
+    /// Whose it is.
+    fn local(&self) -> &Rc<Local>;
 
     /// Where this end's thread sleeps in this end's buffer; `None` if its context is closed.
     fn bed(&self) -> Option<Bed<'_>>;

@@ -4,11 +4,31 @@
 //! A [`Select`] has nothing of its ends but weak references, so that they stay free to be used and dropped. It sleeps in the
 //! beds of their contexts, one for each buffer, with that bed's name on every end's bell: one sleep, however many there are
 //! (see `wait`).
+//!
+//! # Many ends
+//! Up to [`FEW`] ends are all looked at, each time, and bear the name while the thread sleeps. Of more, each is either a *candidate* or
+//! *armed*. An armed end bears the name, was seen not to be ready after the barrier, and is not looked at until somebody says that
+//! it may be: whoever rings, by a hint that the context passes on to the end; whoever of this thread writes another name on the
+//! bell or takes it off (`recv`, another `Select`, a future), or leaves the channel. The end passes it on to each `Select` that
+//! counts on being told ([`Waits`](crate::wait::Waits)), which has a candidate again. Candidates that were looked at in vain are
+//! armed before a sleep, and when they are more than few. So an end is armed once for each time that it was rung, and
+//! whatever happens to one costs nothing for the others.
+//!
+//! An armed end that has lost its name with nobody to say so (a ringer was killed before the hint) is found once a tick, when all ends are
+//! looked at: for that, and whether their peers live.
+//!
+//! Armed ends that send are woken for the first free slot: what the peer would put off is found by looking at them, now and then.
 
 use crate::endpoint::{Consumer, Producer, Role};
+use crate::layout::Owner;
+use crate::local::Local;
 use crate::ready::Ready;
-use crate::wait::{self, Wait, WaitStrategy};
+use crate::sys::crash::point;
+use crate::sys::task;
+use crate::wait::{self, Inbox, Wait, WaitStrategy};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::{Bound, ControlFlow};
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
@@ -56,7 +76,8 @@ pub trait Selectable: sealed::Sealed {
 /// attaches). Ends take turns, so that one that is always ready starves no other.
 ///
 /// A `Select` does not borrow its ends: build it once and keep it beside them. One that is dropped is no longer waited for. All are
-/// of one thread. There may be any number of them: a sleep is one system call for all, with some nanoseconds for each.
+/// of one thread. There may be any number of them: a sleep is one system call for all, and of many, only those are looked at whose
+/// other ends did something.
 ///
 /// ```
 /// # let name = format!("doc-select-{}", std::process::id());
@@ -102,16 +123,26 @@ pub trait Selectable: sealed::Sealed {
 /// # Ok::<(), ipc_buffer::Error>(())
 /// ```
 pub struct Select {
-    /// By number, ascending.
-    ends: Vec<(usize, Weak<dyn Ready>)>,
+    /// To be looked at, by number. Dropped ends may be among them.
+    candidates: BTreeMap<usize, Weak<dyn Ready>>,
+    /// Not to be looked at until the inbox says so.
+    armed: BTreeMap<usize, Weak<dyn Ready>>,
+    inbox: Rc<Inbox>,
+    /// The contexts of all ends, and maybe of others that were removed.
+    locals: Vec<Rc<Local>>,
+    /// Candidates that bear the name since then, which their peers may not see before a nap is over.
+    unsure: Option<(Instant, Vec<usize>)>,
     /// The number of the next end.
     next: usize,
     /// The end that was ready last; the one behind it is asked first.
     last: usize,
     strategy: WaitStrategy,
-    /// When it last looked whether the peers live: whoever is busy with one of them hears of the others too.
-    looked: Instant,
+    /// By the coarse clock: when it last looked whether the peers live; whoever is busy with one of them hears of the others too.
+    looked: Duration,
 }
+
+/// So many ends are sooner looked at than told of: a look takes a few nanoseconds, and a ring some 100 to 300 of both sides'.
+const FEW: usize = 64;
 
 impl fmt::Debug for Select {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -121,7 +152,17 @@ impl fmt::Debug for Select {
 
 impl Default for Select {
     fn default() -> Self {
-        Self { ends: Vec::new(), next: 0, last: usize::MAX, strategy: WaitStrategy::default(), looked: Instant::now() }
+        Self {
+            candidates: BTreeMap::new(),
+            armed: BTreeMap::new(),
+            inbox: Rc::default(),
+            locals: Vec::new(),
+            unsure: None,
+            next: 0,
+            last: usize::MAX,
+            strategy: WaitStrategy::default(),
+            looked: task::coarse_clock(),
+        }
     }
 }
 
@@ -192,7 +233,12 @@ impl Select {
     fn add(&mut self, end: Rc<dyn Ready>) -> usize {
         let number = self.next;
         self.next += 1;
-        self.ends.push((number, Rc::downgrade(&end)));
+        if !self.locals.iter().any(|local| Rc::ptr_eq(local, end.local())) {
+            self.locals.retain(|local| local.check().is_ok());
+            self.locals.push(Rc::clone(end.local()));
+        }
+        end.waits().watch(&self.inbox, number);
+        self.candidates.insert(number, Rc::downgrade(&end));
         number
     }
 
@@ -213,9 +259,8 @@ impl Select {
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
     pub fn remove(&mut self, number: usize) -> bool {
-        self.forget_dropped();
-        let at = self.ends.binary_search_by_key(&number, |(number, _)| *number);
-        at.map(|at| self.ends.remove(at)).is_ok()
+        let end = self.candidates.remove(&number).or_else(|| self.armed.remove(&number));
+        end.and_then(|end| end.upgrade()).map(|end| self.let_go(number, &end)).is_some()
     }
 
     /// Ends that are waited for.
@@ -232,7 +277,7 @@ impl Select {
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
     pub fn len(&self) -> usize {
-        self.ends.iter().filter(|(_, end)| end.strong_count() > 0).count()
+        self.candidates.values().chain(self.armed.values()).filter(|end| end.strong_count() > 0).count()
     }
 
     /// Whether there is nothing to wait for.
@@ -259,17 +304,19 @@ impl Select {
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
     pub fn try_ready(&mut self) -> Option<usize> {
-        if self.looked.elapsed() >= wait::tick() {
-            wait::look_around(&self.live(), wait::tick());
-            self.looked = Instant::now();
+        if wait::is_due(self.looked) {
+            self.looked = task::coarse_clock();
+            self.look_around();
         }
-        // The turn passes from the end that was ready last to the next one.
-        let turn = self.ends.partition_point(|(number, _)| *number <= self.last);
-        let (before, after) = self.ends.split_at(turn);
-        let is_ready = |end: &Weak<dyn Ready>| end.upgrade().is_some_and(|end| end.is_ready());
-        let found = after.iter().chain(before).find(|(_, end)| is_ready(end)).map(|(number, _)| *number);
-        self.last = found.unwrap_or(self.last);
-        found
+        if !self.armed.is_empty() {
+            self.locals.iter().for_each(|local| local.take_hints());
+            for number in self.inbox.borrow_mut().drain(..) {
+                if let Some(end) = self.armed.remove(&number) {
+                    self.candidates.insert(number, end);
+                }
+            }
+        }
+        self.find()
     }
 
     /// Waits for an end that is ready, and says its number. `None` if there is nothing to wait for any more.
@@ -340,23 +387,156 @@ impl Select {
         if let Some(number) = self.try_ready() {
             return Some(number);
         }
-        self.forget_dropped();
+        // Those dropped are told of, or candidates, and have been taken out by now.
+        if self.candidates.len() + self.armed.len() > FEW {
+            return self.wait_for_many(deadline);
+        }
+        self.candidates.append(&mut self.armed);
         let ends = self.live();
         if ends.is_empty() {
             return None;
         }
-        let strategy = self.strategy;
-        // Many ends are a long look by themselves: so many fewer of them.
-        let pace = u32::try_from(ends.len()).unwrap_or(u32::MAX).min(64);
-        let wait = Wait { strategy, deadline, pace };
+        let wait = self.how(deadline, ends.len());
         wait::until(wait, &ends, || ends.iter().any(|end| end.has_work()), || self.try_ready())
     }
 
-    fn forget_dropped(&mut self) {
-        self.ends.retain(|(_, end)| end.strong_count() > 0);
+    /// As [`wait`](Self::wait), with names that stay.
+    fn wait_for_many(&mut self, deadline: Option<Instant>) -> Option<usize> {
+        let (locals, ends) = (self.locals.clone(), self.live());
+        let wait = self.how(deadline, ends.len());
+        let glance = || locals.iter().any(|local| local.has_hints()) || ends.iter().any(|end| end.has_work());
+        if let ControlFlow::Break(result) = wait::look_on(wait, glance, || self.try_ready()) {
+            return result;
+        }
+        drop(ends);
+        loop {
+            let words: Vec<_> = locals.iter().filter_map(|local| local.bed()).map(wait::Bed::read).collect();
+            let found = self.try_ready().or_else(|| self.arm_all());
+            point!("sleep: armed");
+            let left = wait.left();
+            // Without an open context there is nothing to wait for.
+            if found.is_some() || left.is_zero() || words.is_empty() {
+                return found;
+            }
+            wait::sleep_on(&words, left.min(wait::longest_sleep(self.candidates.is_empty())));
+            point!("sleep: woken");
+        }
     }
 
+    fn how(&self, deadline: Option<Instant>, ends: usize) -> Wait {
+        // Many ends are a long look by themselves: so many fewer of them.
+        let pace = u32::try_from(ends).unwrap_or(u32::MAX).clamp(1, 64);
+        Wait { strategy: self.strategy, deadline, pace }
+    }
+
+    /// The candidate that is ready, the next behind the last that was. Takes out those dropped; arms those looked at in vain, if they are more
+    /// than few.
+    fn find(&mut self) -> Option<usize> {
+        let many = self.candidates.len() > FEW;
+        let (mut found, mut in_vain, mut dropped) = (None, Vec::new(), Vec::new());
+        let after = self.candidates.range((Bound::Excluded(self.last), Bound::Unbounded));
+        for (number, end) in after.chain(self.candidates.range(..=self.last)) {
+            match end.upgrade() {
+                None => dropped.push(*number),
+                Some(end) if end.is_ready() => {
+                    found = Some(*number);
+                    break;
+                }
+                Some(end) if many => in_vain.push((*number, end)),
+                Some(_) => {}
+            }
+        }
+        dropped.iter().for_each(|number| _ = self.candidates.remove(number));
+        let is_napping = self.unsure.as_ref().is_some_and(|(since, _)| since.elapsed() < wait::nap());
+        if in_vain.len() > FEW && !is_napping {
+            let then = self.arm(in_vain);
+            found = found.or(then);
+        }
+        self.last = found.unwrap_or(self.last);
+        found
+    }
+
+    /// Arms every candidate that is not ready; says which one is, if any.
+    fn arm_all(&mut self) -> Option<usize> {
+        let ends = self.candidates.iter().filter_map(|(number, end)| Some((*number, end.upgrade()?))).collect();
+        let found = self.arm(ends);
+        self.last = found.unwrap_or(self.last);
+        found
+    }
+
+    /// Arms these candidates, but for those that are ready after that, and says which one is, if any. Others stay candidates whose peers
+    /// may not know it yet.
+    fn arm(&mut self, ends: Vec<(usize, Rc<dyn Ready>)>) -> Option<usize> {
+        if let Some((_, named)) = self.unsure.take_if(|(since, _)| since.elapsed() >= wait::nap()) {
+            let named = named.iter().filter_map(|number| self.candidates.get(number)?.upgrade());
+            named.for_each(|end| end.waits().have_napped());
+        }
+        let (numbers, ends): (Vec<usize>, Vec<Rc<dyn Ready>>) = ends.into_iter().unzip();
+        wait::arm(&ends);
+        let (mut found, mut unsure) = (None, Vec::new());
+        for (number, end) in numbers.into_iter().zip(ends) {
+            if end.is_ready() {
+                found = found.or(Some(number));
+            } else if !end.waits().is_known() {
+                unsure.push(number);
+            } else if let Some(weak) = self.candidates.remove(&number) {
+                end.waits().count_on(&self.inbox, number);
+                self.armed.insert(number, weak);
+            }
+        }
+        if !unsure.is_empty() && self.unsure.is_none() {
+            self.unsure = Some((Instant::now(), unsure));
+        }
+        found
+    }
+
+    /// Looks whether the peers live: each live process once. Lends a hand with reaping the others, once in each buffer: however many have
+    /// died, all who wait for them are to hear of it soon. And whether armed ends are what they seem.
+    fn look_around(&mut self) {
+        let mut alive: BTreeSet<(*const Local, Owner)> = BTreeSet::new();
+        let mut bereaved: BTreeMap<*const Local, Rc<dyn Ready>> = BTreeMap::new();
+        for end in self.live().into_iter().chain(self.armed.values().filter_map(Weak::upgrade)) {
+            // Each buffer has names of its own for processes, as this thread has a context of its own in each.
+            let local = Rc::as_ptr(end.local());
+            let Some(peer) = end.peer() else { continue };
+            if alive.contains(&(local, peer)) {
+                continue;
+            }
+            if end.check_peer() {
+                alive.insert((local, peer));
+            } else {
+                bereaved.entry(local).or_insert(end);
+            }
+        }
+        bereaved.values().for_each(|end| end.lend_a_hand());
+        for end in self.armed.values().filter_map(Weak::upgrade) {
+            let bears_name = end.bed().is_some_and(|bed| bed.is_on(end.bell()));
+            if !bears_name || end.is_ready() {
+                end.waits().disarm();
+            }
+        }
+    }
+
+    /// The candidates that are not dropped.
     fn live(&self) -> Vec<Rc<dyn Ready>> {
-        self.ends.iter().filter_map(|(_, end)| end.upgrade()).collect()
+        self.candidates.values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Leaves an end as it would be without this.
+    fn let_go(&self, number: usize, end: &Rc<dyn Ready>) {
+        end.waits().unwatch(&self.inbox, number);
+        if end.bed().is_some_and(|bed| bed.is_on(end.bell())) {
+            wait::clear(end.bell(), end.waits());
+        }
+    }
+}
+
+impl Drop for Select {
+    fn drop(&mut self) {
+        for (number, end) in self.candidates.iter().chain(&self.armed) {
+            if let Some(end) = end.upgrade() {
+                self.let_go(*number, &end);
+            }
+        }
     }
 }

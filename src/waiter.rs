@@ -6,8 +6,10 @@
 //! into channels, and to reap: that is for the thread of an end, when its future is polled.
 //!
 //! A future that has to wait *parks*: it writes the bed's name on its bell, leaves its waker here, and looks once more. Who rings
-//! takes the name off again (`wait::wake`). So those to be woken are those whose bells say something else, whatever their
-//! channels carry.
+//! takes the name off again and says which end it was (`wait::wake`). So those to be woken are those who are named by a hint and whose
+//! bells say something else, whatever their channels carry. The thread looks at these, at those who are due, kept in the order of
+//! time, and once per tick at all: for dead peers, and for what a ringer that was killed has left out. To park, or to be woken, costs
+//! the same however many others wait.
 //!
 //! Where the kernel can't watch the beds of several buffers at once (see `sys::futex::wait_any`), what comes in others than the
 //! first is noticed within a [`nap`](wait::nap).
@@ -16,10 +18,11 @@
 //! Everything here is under one lock. No waker is cloned, woken or dropped under it: that runs others' code (see `wakers`).
 //!
 //! # Orderings
-//! `SYNC(rung)`: who rings takes the name off the bell, then changes the bed's word (Release). The waiter reads the word
-//! (Acquire), then looks at the bells, then sleeps on the word it read: it sees the bell without the name, or does not sleep. A
-//! bell that was rung before it was listed here is nobody's to see but the future's: it looks at the bell after it has parked (the
-//! lock gives it what the waiter has seen), and if the name is gone, writes it again.
+//! `SYNC(rung)`: who rings takes the name off the bell, leaves the hint, then changes the bed's word (Release). The waiter reads the
+//! word (Acquire), then takes the hints and looks at their bells, then sleeps on the word it read: it sees the bell without the
+//! name, or does not sleep. A bell that was rung before it was listed here is nobody's to see but the future's: its hint is passed
+//! over, so it looks at the bell after it has parked (the lock gives it what the waiter has seen), and if the name is gone,
+//! writes it again.
 //!
 //! # After fork
 //! The child has neither the thread nor what was parked. It begins anew.
@@ -35,17 +38,17 @@ use crate::attachment::Attachment;
 use crate::directory::{self, Side};
 use crate::layout::Owner;
 use crate::participant;
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::AtomicU32;
 use crate::sys::fork::PerProcess;
 use crate::sys::task;
-use crate::wait::{self, Bed, tick};
+use crate::wait::{self, Bed, EndKey, tick};
 use crate::wakers;
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ptr::NonNull;
 use std::task::Waker;
 use std::time::Instant;
-use std::{mem, ptr, thread};
+use std::{mem, thread};
 
 static WAITER: PerProcess<Waiter> = PerProcess::new();
 
@@ -70,8 +73,10 @@ struct State {
 struct Place {
     attachment: NonNull<Attachment>,
     bed: Bed<'static>,
-    /// By address of their bells.
-    parked: BTreeMap<usize, Parked>,
+    /// By what hints call their ends.
+    parked: BTreeMap<EndKey, Parked>,
+    /// Who is to be woken at a time, the soonest first: [`Parked::due`] of each that has one.
+    dues: BTreeSet<(Instant, EndKey)>,
     /// Whether any came since the waiter last looked around.
     is_used: bool,
 }
@@ -82,6 +87,7 @@ unsafe impl Send for Place {}
 /// An end that a future waits for.
 #[derive(Clone, Copy)]
 pub(crate) struct Watched {
+    pub(crate) key: EndKey,
     pub(crate) bell: &'static AtomicU32,
     /// Its directory entry.
     pub(crate) channel: u32,
@@ -109,11 +115,7 @@ pub(crate) struct News {
     pub(crate) was_due: bool,
 }
 
-fn key(bell: &AtomicU32) -> usize {
-    ptr::from_ref(bell).addr()
-}
-
-/// Has `waker` woken, instead of what was parked with this bell before, when the bell no longer says `bed`, or at `due`. Gives back who
+/// Has `waker` woken, instead of what was parked for this end before, when its bell no longer says `bed`, or at `due`. Gives back who
 /// was parked before; or `waker`, if there is no thread to be had.
 pub(crate) fn park(
     attachment: &Attachment,
@@ -133,20 +135,13 @@ pub(crate) fn park(
     let known = state.places.iter().position(|place| place.bed == bed);
     let at = known.unwrap_or_else(|| {
         let attachment = NonNull::from(attachment);
-        state.places.push(Place { attachment, bed, parked: BTreeMap::new(), is_used: false });
+        let (parked, dues) = (BTreeMap::new(), BTreeSet::new());
+        state.places.push(Place { attachment, bed, parked, dues, is_used: false });
         state.places.len() - 1
     });
     let place = &mut state.places[at];
     place.is_used = true;
-    let parked = place.parked.entry(key(watched.bell)).or_insert(Parked {
-        watched,
-        waker: None,
-        due: None,
-        news: News::default(),
-    });
-    let before = parked.waker.replace(waker);
-    let news = mem::take(&mut parked.news);
-    parked.due = due.or(parked.due);
+    let (news, before) = place.park(watched, waker, due);
     if state.asleep.as_ref().is_some_and(|(beds, _)| !beds.contains(&bed)) {
         state.disturb();
     }
@@ -154,19 +149,21 @@ pub(crate) fn park(
     Ok((news, before))
 }
 
-/// Has what is parked with this bell woken at `due`, and not when it was due before.
-pub(crate) fn set_due(bell: &'static AtomicU32, due: Option<Instant>) {
+/// Has what is parked for the end `key` woken at `due`, and not when it was due before.
+pub(crate) fn set_due(bed: Bed<'static>, key: EndKey, due: Option<Instant>) {
     let mut state = WAITER.get().state.lock();
-    if let Some(parked) = state.places.iter_mut().find_map(|place| place.parked.get_mut(&key(bell))) {
-        parked.due = due;
+    if let Some(place) = state.place(bed) {
+        place.set_due(key, due);
         state.mind(due);
     }
 }
 
-/// Takes out what is parked with this bell; gives its waker back if it was not woken.
-pub(crate) fn unpark(bell: &'static AtomicU32) -> Option<Waker> {
+/// Takes out what is parked for the end `key`; gives its waker back if it was not woken.
+pub(crate) fn unpark(bed: Bed<'static>, key: EndKey) -> Option<Waker> {
     let mut state = WAITER.get().state.lock();
-    state.places.iter_mut().find_map(|place| place.parked.remove(&key(bell)))?.waker
+    let place = state.place(bed)?;
+    place.set_due(key, None);
+    place.parked.remove(&key)?.waker
 }
 
 /// Forgets a buffer that this process leaves. Its ends are detached.
@@ -190,6 +187,11 @@ pub(crate) fn leave() {
 }
 
 impl State {
+    /// The buffer that this bed is in.
+    fn place(&mut self, bed: Bed<'static>) -> Option<&mut Place> {
+        self.places.iter_mut().find(|place| place.bed == bed)
+    }
+
     /// Lets the thread sleep no longer than until `due`.
     fn mind(&self, due: Option<Instant>) {
         let overslept = self.asleep.as_ref().zip(due).is_some_and(|((_, until), due)| *until > due);
@@ -201,7 +203,7 @@ impl State {
     /// Gets the sleeping thread up.
     fn disturb(&self) {
         if let Some(bed) = self.asleep.as_ref().and_then(|(beds, _)| beds.first()) {
-            wait::announce(bed.word());
+            bed.ring();
         }
     }
 }
@@ -224,8 +226,7 @@ impl Waiter {
                 state.places.iter_mut().for_each(|place| place.look_around(&mut woken));
             }
             // SYNC(rung)
-            let read = |word: &'static AtomicU32| (word, word.load(Ordering::Acquire));
-            let words: Vec<_> = state.places.iter().map(|place| read(place.bed.word())).collect();
+            let words: Vec<_> = state.places.iter().map(|place| place.bed.read()).collect();
             let mut until = look_around;
             for place in &mut state.places {
                 until = place.look(now, &mut woken).map_or(until, |due| due.min(until));
@@ -248,42 +249,218 @@ impl Place {
         mem::take(&mut self.is_used) || !self.parked.is_empty()
     }
 
-    /// Adds to `woken` who was rung, and who is due; says when the next one is.
-    fn look(&mut self, now: Instant, woken: &mut Vec<Waker>) -> Option<Instant> {
-        let mut next = None;
-        for parked in self.parked.values_mut().filter(|parked| parked.waker.is_some()) {
-            let is_due = parked.due.is_some_and(|due| due <= now);
-            if is_due || !self.bed.is_on(parked.watched.bell) {
-                parked.news.was_due = is_due;
-                parked.due = None;
-                woken.extend(parked.waker.take());
-            } else if let Some(due) = parked.due {
-                next = Some(next.unwrap_or(due).min(due));
-            }
+    /// Has `waker` woken, at `due` or when it was due before; says what the future does not know, and whose place it takes.
+    fn park(&mut self, watched: Watched, waker: Waker, due: Option<Instant>) -> (News, Option<Waker>) {
+        let new = Parked { watched, waker: None, due: None, news: News::default() };
+        let parked = self.parked.entry(watched.key).or_insert(new);
+        let before = parked.waker.replace(waker);
+        let news = mem::take(&mut parked.news);
+        if due.is_some() {
+            self.set_due(watched.key, due);
         }
-        next
+        (news, before)
     }
 
-    /// Adds to `woken` whose peer is dead.
+    /// Has what is parked for `key` woken at `due`, and not when it was due before.
+    fn set_due(&mut self, key: EndKey, due: Option<Instant>) {
+        let Some(parked) = self.parked.get_mut(&key) else { return };
+        if let Some(before) = mem::replace(&mut parked.due, due) {
+            self.dues.remove(&(before, key));
+        }
+        self.dues.extend(due.map(|due| (due, key)));
+    }
+
+    /// Takes out the waker of `key`, who is no longer due.
+    fn take_waker(&mut self, key: EndKey) -> Option<Waker> {
+        self.set_due(key, None);
+        self.parked.get_mut(&key)?.waker.take()
+    }
+
+    /// Adds to `woken` who was rung, and who is due; says when the next one is.
+    fn look(&mut self, now: Instant, woken: &mut Vec<Waker>) -> Option<Instant> {
+        let mut rung = Vec::new();
+        if self.bed.take_hints(|key| rung.push(key)) {
+            self.look_at_bells(woken);
+        }
+        for key in rung {
+            // A hint may be older than the name.
+            if self.parked.get(&key).is_some_and(|parked| !self.bed.is_on(parked.watched.bell)) {
+                woken.extend(self.take_waker(key));
+            }
+        }
+        while let Some(&(due, key)) = self.dues.first() {
+            if due > now {
+                return Some(due);
+            }
+            let waker = self.take_waker(key);
+            if let Some(parked) = self.parked.get_mut(&key) {
+                parked.news.was_due |= waker.is_some();
+            }
+            woken.extend(waker);
+        }
+        None
+    }
+
+    /// Adds to `woken` all who were rung.
+    fn look_at_bells(&mut self, woken: &mut Vec<Waker>) {
+        let bed = self.bed;
+        let rung = |(key, parked): (&EndKey, &Parked)| (!bed.is_on(parked.watched.bell)).then_some(*key);
+        let rung: Vec<EndKey> = self.parked.iter().filter_map(rung).collect();
+        woken.extend(rung.into_iter().filter_map(|key| self.take_waker(key)));
+    }
+
+    /// Adds to `woken` whose peer is dead, and who was rung by one who died of it.
     fn look_around(&mut self, woken: &mut Vec<Waker>) {
+        self.look_at_bells(woken);
         // SAFETY: invariant 1.
         let attachment = unsafe { self.attachment.as_ref() };
-        let mut seen: Vec<(Owner, bool)> = Vec::new();
-        let mut somebody_reaps = false;
-        for parked in self.parked.values_mut() {
-            let entry = attachment.arena().directory_entry(parked.watched.channel);
-            let Some(peer) = entry.and_then(|entry| directory::holder(entry, parked.watched.peer)) else { continue };
-            let known = seen.iter().find(|(who, _)| *who == peer).map(|(_, is_alive)| *is_alive);
-            let is_alive = known.unwrap_or_else(|| {
-                let is_alive = participant::is_alive(attachment.segment(), attachment.me(), peer);
-                seen.push((peer, is_alive));
-                is_alive
-            });
-            if !is_alive {
+        let mut seen: BTreeMap<Owner, bool> = BTreeMap::new();
+        self.bereave(woken, |watched| {
+            let entry = attachment.arena().directory_entry(watched.channel);
+            let Some(peer) = entry.and_then(|entry| directory::holder(entry, watched.peer)) else { return false };
+            let is_alive = || participant::is_alive(attachment.segment(), attachment.me(), peer);
+            !*seen.entry(peer).or_insert_with(is_alive)
+        });
+    }
+
+    /// Adds to `woken` whose peer is dead, again at each look as long as it has not been reaped: who was to reap may have stopped half-way.
+    fn bereave(&mut self, woken: &mut Vec<Waker>, mut is_dead: impl FnMut(&Watched) -> bool) {
+        let bereaved: Vec<EndKey> =
+            self.parked.iter().filter(|(_, parked)| is_dead(&parked.watched)).map(|(key, _)| *key).collect();
+        for (i, key) in bereaved.into_iter().enumerate() {
+            woken.extend(self.take_waker(key));
+            if let Some(parked) = self.parked.get_mut(&key) {
                 parked.news.peer_died = true;
-                parked.news.is_asked_to_reap |= !mem::replace(&mut somebody_reaps, true);
-                woken.extend(parked.waker.take());
+                parked.news.is_asked_to_reap |= i == 0;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wait::tests::{LOOKS, bed, bell, ring};
+    use std::sync::Arc;
+    use std::task::Wake;
+    use std::time::Duration;
+
+    struct Nobody;
+    impl Wake for Nobody {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    /// So many parked futures.
+    fn place(count: u32) -> Place {
+        let bed = bed(4);
+        let parked = (0..count).map(|channel| {
+            let key = EndKey::new(channel, false);
+            let watched = Watched { key, bell: bell(bed, true), channel, peer: Side::Producer };
+            let waker = Some(Waker::from(Arc::new(Nobody)));
+            (key, Parked { watched, waker, due: None, news: News::default() })
+        });
+        let (parked, dues) = (parked.collect(), BTreeSet::new());
+        Place { attachment: NonNull::dangling(), bed, parked, dues, is_used: true }
+    }
+
+    /// How many are woken by a look, and how many bells that looks at.
+    fn look(place: &mut Place, now: Instant) -> (usize, usize) {
+        let mut woken = Vec::new();
+        LOOKS.set(0);
+        place.look(now, &mut woken);
+        (woken.len(), LOOKS.get())
+    }
+
+    #[test]
+    fn who_is_not_concerned_is_not_looked_at() {
+        let now = Instant::now();
+        for count in [10, 10_000] {
+            let mut place = place(count);
+            assert_eq!(look(&mut place, now), (0, 0));
+            let key = EndKey::new(5, false);
+            ring(place.bed, place.parked[&key].watched.bell, key);
+            assert_eq!(look(&mut place, now), (1, 1), "of {count}");
+            assert_eq!(look(&mut place, now), (0, 0));
+            // Of somebody else, and of one that bears the name again.
+            let other = place.parked[&EndKey::new(6, false)].watched.bell;
+            ring(place.bed, bell(place.bed, true), EndKey::new(count, true));
+            ring(place.bed, bell(place.bed, true), EndKey::new(6, false));
+            assert_eq!(look(&mut place, now), (0, 1));
+            // One whose hint was lost is found by a look at all.
+            ring(place.bed, other, EndKey::new(7, true));
+            assert_eq!(look(&mut place, now), (0, 0));
+            let mut woken = Vec::new();
+            place.look_at_bells(&mut woken);
+            assert_eq!(woken.len(), 1);
+        }
+    }
+
+    #[test]
+    fn more_rings_than_hints() {
+        let mut place = place(100);
+        let rung: Vec<EndKey> = place.parked.keys().copied().step_by(3).collect();
+        for key in &rung {
+            ring(place.bed, place.parked[key].watched.bell, *key);
+        }
+        assert_eq!(look(&mut place, Instant::now()).0, rung.len());
+        assert!(place.parked.iter().all(|(key, parked)| parked.waker.is_none() == rung.contains(key)));
+    }
+
+    #[test]
+    fn who_is_due_is_woken_in_time() {
+        let now = Instant::now();
+        let at = |ms| now + Duration::from_millis(ms);
+        let mut place = place(1000);
+        for (channel, ms) in [(1, 30), (2, 10), (3, 20), (4, 20)] {
+            place.set_due(EndKey::new(channel, false), Some(at(ms)));
+        }
+        // Put off, and not at all any more.
+        place.set_due(EndKey::new(2, false), Some(at(40)));
+        place.set_due(EndKey::new(4, false), None);
+        let mut woken = Vec::new();
+        assert_eq!(place.look(now, &mut woken), Some(at(20)));
+        assert_eq!(place.look(at(20), &mut woken), Some(at(30)));
+        assert_eq!((woken.len(), place.parked[&EndKey::new(3, false)].news.was_due), (1, true));
+        // Rung before it is due: then it is not due any more.
+        let key = EndKey::new(1, false);
+        ring(place.bed, place.parked[&key].watched.bell, key);
+        assert_eq!(place.look(at(25), &mut woken), Some(at(40)));
+        assert_eq!((woken.len(), place.parked[&key].news.was_due), (2, false));
+        assert_eq!(place.look(at(50), &mut woken), None);
+        assert_eq!((woken.len(), place.dues.len()), (3, 0));
+        assert!(place.parked.values().all(|parked| parked.due.is_none()));
+    }
+
+    #[test]
+    fn polled_again_it_is_due_all_the_same() {
+        let (now, mut place) = (Instant::now(), place(3));
+        let at = |ms| now + Duration::from_millis(ms);
+        let watched = place.parked[&EndKey::new(1, false)].watched;
+        let waker = || Waker::from(Arc::new(Nobody));
+        let mut woken = Vec::new();
+        place.park(watched, waker(), Some(at(10)));
+        let (_, before) = place.park(watched, waker(), None);
+        assert!(before.is_some());
+        assert_eq!(place.look(now, &mut woken), Some(at(10)));
+        assert_eq!(place.look(at(10), &mut woken), None);
+        assert_eq!(woken.len(), 1);
+        let (news, before) = place.park(watched, waker(), None);
+        assert!(news.was_due && before.is_none());
+        assert_eq!(place.look(at(1000), &mut woken), None);
+    }
+
+    #[test]
+    fn one_of_the_bereaved_reaps_and_all_are_told_until_it_is_done() {
+        let mut place = place(10);
+        for round in 0..3 {
+            let mut woken = Vec::new();
+            place.bereave(&mut woken, |watched| watched.channel >= 4);
+            assert_eq!(woken.len(), 6);
+            let all: Vec<Watched> = place.parked.values().map(|parked| parked.watched).collect();
+            let news: Vec<News> =
+                all.iter().map(|watched| place.park(*watched, Waker::from(Arc::new(Nobody)), None).0).collect();
+            assert_eq!(news.iter().filter(|news| news.peer_died).count(), 6, "in round {round}");
+            assert_eq!(news.iter().filter(|news| news.is_asked_to_reap).count(), 1, "in round {round}");
         }
     }
 }

@@ -40,6 +40,8 @@ const CAPACITY: u64 = 2 << 20;
 const ASKED: u64 = 20;
 /// A persistent channel whose producer is killed inside a batch.
 const TORN: i64 = 11;
+/// The same, of records.
+const TORN_RECORDS: i64 = 13;
 /// A value that has a row of its own.
 type Row = [u64; 7];
 
@@ -379,6 +381,47 @@ const ACTS: &[(&str, Act)] = &[
         tx.send([0; 7]).unwrap();
         forget((tx, v));
     }),
+    ("follow a torn batch of records", |v, arm| {
+        // Of five records, three slots behind the first are stamped when their producer is killed.
+        let name = v.buffer.name().to_owned();
+        let torn = in_child(20, || {
+            let buffer = open(&name);
+            let ctx = buffer.context().unwrap();
+            let mut tx = ctx.producer_with::<u64>(TORN_RECORDS, &slots(8).persistent(true)).unwrap();
+            let batch: Vec<_> = (100..105).map(|i| ctx.record(i).unwrap()).collect();
+            ipc_buffer::crash_points::arm("send batch: slot", 3);
+            tx.send_batch(batch).unwrap();
+            0
+        });
+        assert_eq!(torn, KILLED);
+        while v.buffer.reap().unwrap().processes > 0 {}
+        arm();
+        let mut tx = v.ctx.producer::<u64>(TORN_RECORDS).unwrap();
+        tx.send(v.ctx.record(0).unwrap()).unwrap();
+        forget((tx, v));
+    }),
+    ("wake one who waits for many", |v, arm| {
+        let name = v.buffer.clone();
+        let sleeper = std::thread::spawn(move || {
+            let ctx = name.context().unwrap();
+            let mut rxs: Vec<_> = (100..180).map(|id| ctx.consumer_with::<u64>(id, &slots(4)).unwrap()).collect();
+            let mut select = Select::new();
+            rxs.iter().for_each(|rx| _ = select.recv(rx));
+            while let Some(number) = select.ready() {
+                if rxs[number].try_recv().is_err() {
+                    select.remove(number);
+                }
+            }
+        });
+        let mut tx = v.ctx.producer_with::<u64>(150, &slots(4)).unwrap();
+        assert!(tx.wait_for_consumer(Duration::from_secs(10)));
+        arm();
+        for i in 0..100 {
+            std::thread::sleep(Duration::from_millis(2));
+            tx.send(v.ctx.record(i).unwrap()).unwrap();
+        }
+        forget((sleeper, v, tx));
+    }),
     ("wake a consumer", |v, arm| {
         let mut tx = v.ctx.producer::<u64>(10).unwrap();
         let buffer = v.buffer.clone();
@@ -426,6 +469,20 @@ const ACTS: &[(&str, Act)] = &[
         arm();
         (0..3).for_each(|_| assert_eq!(select.ready_timeout(Duration::from_millis(5)), None));
         forget((v, other));
+    }),
+    ("wait for many", |v, arm| {
+        let ends: Vec<_> = (100..180).map(|id| v.ctx.consumer_with::<u64>(id, &slots(2)).unwrap()).collect();
+        let mut select = Select::new();
+        ends.iter().for_each(|end| _ = select.recv(end));
+        arm();
+        (0..3).for_each(|_| assert_eq!(select.ready_timeout(Duration::from_millis(5)), None));
+        forget((select, ends, v));
+    }),
+    ("poll", |mut v, arm| {
+        (0..ASKED - 5).for_each(|_| v.receive());
+        arm();
+        (0..3).for_each(|_| assert_eq!(v.rx.try_recv_batch(3).unwrap_err(), TryRecvError::Empty));
+        forget(v);
     }),
     ("create", |v, arm| {
         arm();
@@ -703,12 +760,14 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("send", "send: slot", &[1, 3]),
     ("receive", "recv: owned", &[1, 3]),
     ("receive", "recv: head", &[1, 3]),
+    ("send batches", "send batch: begun", &[1, 3]),
     ("send batches", "send batch: before a slot", &[1, 2, 4]),
     ("send batches", "send batch: slot", &[1, 2, 4, 8, 10]),
     ("receive batches", "recv batch: owned", &[1, 3, 6]),
     ("receive batches", "recv: head", &[2, 3]),
     ("send values", "send: before the slot", &[1, 3]),
     ("send values", "send: slot", &[1, 3]),
+    ("send values", "send batch: begun", &[1]),
     ("send values", "send batch: before a slot", &[1, 3, 9]),
     ("send values", "send batch: slot", &[1, 2]),
     ("receive values", "recv: owned", &[1, 3]),
@@ -716,9 +775,17 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("receive values", "recv batch: owned", &[1, 5]),
     ("follow a torn batch", "attach: cleared", &[1, 2]),
     ("follow a torn batch", "attach: role", &[1]),
+    ("follow a torn batch of records", "attach: cleared", &[1, 2]),
+    ("wake one who waits for many", "wake: cleared", &[1, 5]),
+    ("wake one who waits for many", "wake: hinted", &[1, 5]),
+    ("wake one who waits for many", "wake: changed", &[1, 5]),
+    ("wait for many", "sleep: armed", &[1]),
+    ("wait for many", "sleep: woken", &[1]),
+    ("poll", "poll: nothing there", &[1, 3]),
+    ("poll", "poll: looked", &[1]),
     ("wake a consumer", "send: before the wake", &[1]),
     ("wake a consumer", "wake: cleared", &[1]),
-    ("wake a consumer", "announce: changed", &[1]),
+    ("wake a consumer", "wake: changed", &[1]),
     ("wake a producer", "recv: before the wake", &[1]),
     ("wake a producer", "wake: cleared", &[1]),
     ("sleep", "sleep: named", &[1, 2]),
@@ -1063,6 +1130,18 @@ impl Survivor {
 impl Survivor {
     /// Nothing of a torn batch comes behind what the next producer sends.
     fn follow_torn_batches(&self) {
+        if self.buffer.has_channel(TORN_RECORDS).unwrap() {
+            let mut rx = self.ctx.consumer::<u64>(TORN_RECORDS).unwrap();
+            let sent: Vec<u64> = rx.try_iter().map(|record| *record).collect();
+            assert!(sent.is_empty() || sent == [0], "{sent:?}");
+            let mut tx = self.ctx.producer::<u64>(TORN_RECORDS).unwrap();
+            for i in 1..9 {
+                tx.send(self.ctx.record(i).unwrap()).unwrap();
+                let batch: Vec<u64> = rx.try_recv_batch(9).unwrap().iter().map(|record| **record).collect();
+                assert_eq!(batch, [i]);
+            }
+            assert!(self.buffer.remove_channel(TORN_RECORDS).unwrap());
+        }
         if !self.buffer.has_channel(TORN).unwrap() {
             return;
         }
@@ -1897,6 +1976,50 @@ const SCENES: &[(&str, Scene)] = &[
     ("scene: killed trimming, punched", |name| promises_no_memory(name, "trim: punched")),
 ];
 
+/// A poll that receives a number.
+type Poll = fn(&mut Ends) -> Result<u64, TryRecvError>;
+type Ends = (Channel<u64, Consumer>, ValueChannel<u64, Consumer>);
+
+const POLLS: &[(&str, Poll)] = &[
+    ("try_recv", |ends| ends.0.try_recv().map(|record| *record)),
+    ("try_recv_batch", |ends| ends.0.try_recv_batch(9).map(|batch| *batch[0])),
+    ("try_recv of values", |ends| ends.1.try_recv()),
+    ("try_recv_batch of values", |ends| ends.1.try_recv_batch(9).map(|batch| batch[0])),
+];
+
+/// A poll that found nothing is stopped at `point`; meanwhile the producers send something, or not, and leave. It must hear of both, in
+/// this order and soon: it looks neither at the clock nor at leases here.
+fn hears_all_before_the_end(name: &str, poll: Poll, point: &str, sends: bool) -> i32 {
+    let buffer = open(name);
+    let ctx = buffer.context().unwrap();
+    let mut txs = (ctx.producer::<u64>(1).unwrap(), ctx.value_producer::<u64>(2).unwrap());
+    let poller = child(30, || {
+        let ctx = open(name).context().unwrap();
+        let mut ends = (ctx.consumer::<u64>(1).unwrap(), ctx.value_consumer::<u64>(2).unwrap());
+        arm_stop(point, 1);
+        let mut polls = (0..3).map(|_| poll(&mut ends));
+        if sends {
+            let number = polls.find(|result| *result != Err(TryRecvError::Empty));
+            assert_eq!(number, Some(Ok(5)));
+        }
+        let then = polls.find(|result| *result != Err(TryRecvError::Empty));
+        assert_eq!(then, Some(Err(TryRecvError::Recv(RecvError::Disconnected))));
+        0
+    });
+    assert_eq!(ended(poller), Ended::Stopped);
+    if sends {
+        txs.0.send(ctx.record(5).unwrap()).unwrap();
+        txs.1.send(5).unwrap();
+    }
+    drop(txs);
+    // SAFETY: a child of this process, which is waited for only after this.
+    assert_eq!(unsafe { libc::kill(poller, libc::SIGCONT) }, 0);
+    assert_eq!(ended(poller), Ended::Exit(0));
+    drop(ctx);
+    end(&buffer);
+    0
+}
+
 fn cases(full: bool) -> Vec<Case> {
     let company = KILLS.iter().flat_map(|(act, point, counts)| counts.iter().map(|count| (*act, *point, *count)));
     let visits = VISIT.iter().map(|point| ("visit", *point, 1));
@@ -1969,6 +2092,20 @@ fn main() {
             let ended = in_child(60, || test(&name));
             if ended != Ended::Exit(0) {
                 println!("FAILED ({ended:?}): {what}");
+                failed += 1;
+            }
+        }
+    }
+    for (what, poll) in POLLS {
+        for (point, sends) in [("poll: nothing there", true), ("poll: looked", true), ("poll: looked", false)] {
+            let name = Name::new("points-poll");
+            let heard = in_child(60, || {
+                // SAFETY: one thread.
+                unsafe { std::env::set_var("IPC_BUFFER_TICK_MS", "3600000") };
+                hears_all_before_the_end(&name, *poll, point, sends)
+            });
+            if heard != Ended::Exit(0) {
+                println!("FAILED ({heard:?}): {what}, stopped at {point:?}, while something was sent: {sends}");
                 failed += 1;
             }
         }

@@ -726,3 +726,174 @@ fn polling_and_short_waits_see_the_killed() {
     drop((rx, tx, ctx));
     work::end(buffer, &name);
 }
+
+/// A Select that knows which channel has which number.
+struct Numbered {
+    select: Select,
+    ids: std::collections::BTreeMap<usize, usize>,
+}
+
+impl Numbered {
+    fn over(rxs: &[Channel<u64, Consumer>], ids: impl Iterator<Item = usize>, strategy: WaitStrategy) -> Self {
+        let mut this = Self { select: Select::new().wait_strategy(strategy), ids: Default::default() };
+        ids.for_each(|id| this.add(id, &rxs[id]));
+        this
+    }
+
+    fn add(&mut self, id: usize, rx: &Channel<u64, Consumer>) {
+        self.ids.insert(self.select.recv(rx), id);
+    }
+}
+
+/// More ends than a Select looks at each time are used in every other way between its waits: waited for alone, by a second Select, by one
+/// of few ends, by a short-lived one, by a future, dropped and attached again. Each takes the Select's name off some bells, or finds
+/// hints that are the Select's. Nobody looks around here, so what is not told is never seen.
+fn many_used_in_every_way(test: &str, fenced: bool) {
+    const ENDS: usize = 150;
+    const DONE: u64 = u64::MAX;
+    let _dog = common::watchdog();
+    let slow = if cfg!(debug_assertions) { 1 } else { 3 };
+    if let Some((role, name)) = common::role() {
+        let ctx = Buffer::open(&name).unwrap().context().unwrap();
+        let mut acks = ctx.producer::<u64>(1000).unwrap();
+        let mut rxs: Vec<_> = (0..ENDS as i64).map(|id| ctx.consumer_with::<u64>(id, &slots(2)).unwrap()).collect();
+        let mut rng = work::Rng::new(role.len() as u64);
+        let mut all = Numbered::over(&rxs, 0..ENDS, WaitStrategy::Adaptive);
+        let mut odd = Numbered::over(&rxs, (0..ENDS).filter(|id| id % 2 == 1), WaitStrategy::Block);
+        let mut few = Numbered::over(&rxs, 0..20, WaitStrategy::Block);
+        let short = |rng: &mut work::Rng| Duration::from_micros(rng.below(300));
+        loop {
+            let end = rng.below(ENDS as u64) as usize;
+            let mut pass_on = |record: ipc_buffer::Record<u64>| {
+                let number = if *record == DONE { DONE - 1 } else { *record };
+                acks.send(ctx.record(number).unwrap()).unwrap();
+            };
+            let found = match rng.below(14) {
+                0..5 => all.select.ready().map(|number| all.ids[&number]),
+                5 => all.select.ready_timeout(short(&mut rng)).map(|number| all.ids[&number]),
+                6 => odd.select.ready_timeout(short(&mut rng)).map(|number| odd.ids[&number]),
+                7 => few.select.ready_timeout(short(&mut rng)).map(|number| few.ids[&number]),
+                8 => {
+                    let mut passing = Numbered::over(&rxs, 0..ENDS, WaitStrategy::Block);
+                    passing.select.ready_timeout(short(&mut rng)).map(|number| passing.ids[&number])
+                }
+                9 => match rxs[end].recv_timeout(short(&mut rng)) {
+                    Ok(record) => {
+                        pass_on(record);
+                        None
+                    }
+                    Err(_) => None,
+                },
+                10 => all.select.try_ready().map(|number| all.ids[&number]),
+                11 => {
+                    // Its number is the next one's, which is at once the same end.
+                    let options = slots(2);
+                    let id = end as i64;
+                    drop(std::mem::replace(&mut rxs[end], ctx.consumer_with::<u64>(2000, &options).unwrap()));
+                    rxs[end] = ctx.consumer_with::<u64>(id, &options).unwrap();
+                    all.add(end, &rxs[end]);
+                    if end % 2 == 1 {
+                        odd.add(end, &rxs[end]);
+                    }
+                    if end < 20 {
+                        few.add(end, &rxs[end]);
+                    }
+                    None
+                }
+                #[cfg(feature = "async")]
+                12 => {
+                    let mut future = rxs[end].recv_async();
+                    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+                    let mut polled = None;
+                    for _ in 0..rng.below(4) {
+                        match std::future::Future::poll(std::pin::Pin::new(&mut future), &mut cx) {
+                            std::task::Poll::Ready(record) => polled = Some(record.unwrap()),
+                            std::task::Poll::Pending => std::thread::sleep(short(&mut rng)),
+                        }
+                        if polled.is_some() {
+                            break;
+                        }
+                    }
+                    drop(future);
+                    if let Some(record) = polled {
+                        pass_on(record);
+                    }
+                    None
+                }
+                _ => {
+                    let number = all.ids.iter().find(|(_, id)| **id == end).map(|(number, _)| *number).unwrap();
+                    if rng.below(2) == 0 {
+                        all.select.remove(number);
+                        all.ids.remove(&number);
+                        all.add(end, &rxs[end]);
+                    }
+                    None
+                }
+            };
+            let Some(record) = found.and_then(|id| rxs[id].try_recv().ok()) else { continue };
+            if *record == DONE {
+                return acks.send(record).unwrap();
+            }
+            acks.send(record).unwrap();
+        }
+    }
+    let name = Name::new("every-way");
+    let buffer = Buffer::open(&name).unwrap();
+    let ctx = buffer.context().unwrap();
+    let fenced = fenced.then_some(("IPC_BUFFER_NO_MEMBARRIER", "1"));
+    let environment: Vec<_> = [Some(("IPC_BUFFER_TICK_MS", "3600000")), fenced].into_iter().flatten().collect();
+    let child = common::start_with(test, "one", &name, &environment);
+    let mut txs: Vec<_> = (0..ENDS as i64).map(|id| ctx.producer_with::<u64>(id, &slots(2)).unwrap()).collect();
+    let mut acks = ctx.consumer::<u64>(1000).unwrap();
+    assert!(txs.iter().all(|tx| tx.wait_for_consumer(LONG)));
+    let mut rng = work::Rng::new(7);
+    let mut send = |end: usize, number: u64| {
+        let mut record = ctx.record(number).unwrap();
+        // Whose consumer is just away.
+        while let Err(error) = txs[end].send(record) {
+            record = match error {
+                ipc_buffer::SendError::Disconnected(back) => back,
+                other => panic!("{other}"),
+            };
+        }
+    };
+    for round in 0..700 * slow {
+        // More than there is room for hints, now and then.
+        let burst = if round % 50 == 0 { 40 } else { 1 + rng.below(3) };
+        let mut sent = std::collections::BTreeSet::new();
+        for number in 0..burst {
+            send(rng.below(ENDS as u64) as usize, round * 100 + number);
+            sent.insert(round * 100 + number);
+            while let Ok(record) = acks.try_recv() {
+                assert!(sent.remove(&*record));
+            }
+        }
+        while !sent.is_empty() {
+            let ack = acks.recv_timeout(Duration::from_secs(20)).expect("a lost wake-up");
+            assert!(sent.remove(&*ack));
+        }
+        if rng.below(8) == 0 {
+            std::thread::sleep(Duration::from_micros(rng.below(400)));
+        }
+    }
+    // Taken by a Select, or the other side says so.
+    loop {
+        send(0, DONE);
+        if *acks.recv_timeout(Duration::from_secs(20)).expect("a lost wake-up") == DONE {
+            break;
+        }
+    }
+    child.success();
+    drop((txs, acks, ctx));
+    work::end(buffer, &name);
+}
+
+#[test]
+fn many_used_in_every_way_with_heavy_barriers() {
+    many_used_in_every_way("many_used_in_every_way_with_heavy_barriers", false);
+}
+
+#[test]
+fn many_used_in_every_way_with_fences() {
+    many_used_in_every_way("many_used_in_every_way_with_fences", true);
+}

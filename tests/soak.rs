@@ -54,7 +54,7 @@ fn random_kills_break_no_promise() {
 #[test]
 fn no_wake_up_is_lost() {
     let _watchdog = Watchdog::new(Duration::from_secs(170));
-    let cases = if cfg!(feature = "async") { 56 } else { 48 };
+    let cases = if cfg!(feature = "async") { 72 } else { 56 };
     let total = 5000 * cases;
     let stdout = run("wake_soak", &["--count", &total.to_string()], |id| format!("wake_soak-{id}-{}", cases - 1));
     assert!(stdout.trim_end().ends_with(" 0 lost wake-ups"), "{stdout}");

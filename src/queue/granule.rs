@@ -95,6 +95,7 @@ impl End {
         let count = self.room(count)?;
         let ring = self.ring.get();
         let start = self.position.get();
+        self.begin_batch();
         let store = |i: usize| {
             let position = start.wrapping_add(i as u64);
             let Some(slot) = ring.slot(position) else { return };

@@ -17,15 +17,20 @@
 //! header and then moving the head.
 //!
 //! # Batches
-//! One store publishes, or receives, any number. A producer fills and stamps what lies behind its position first, and stamps its
-//! position last: the consumer looks in order, so until then it sees nothing. A consumer takes what it wants of the
-//! window and then moves the head once.
+//! One store publishes, or receives, any number. A producer notes in the header where the batch begins, fills and stamps what lies
+//! behind its position, and stamps its position last: the consumer looks in order, so until then it sees nothing. A consumer
+//! takes what it wants of the window and then moves the head once.
+//!
+//! The note is for those who count: the stamps of a batch that is not published, behind a gap of one, would mislead a search.
+//! It is believed in a count only.
 //!
 //! # Orderings
 //! - `SYNC(publish)`: stamp store Release, stamp load Acquire: the payload and the header's meta word, or the values; and all
 //!   of a batch by its first.
 //! - `SYNC(take)`: state store, or value loads, then head store Release; the producer's head load Acquire: it may reuse the slot,
 //!   and whoever sees the head beyond a record sees the record's new owner.
+//! - `SYNC(batch)`: a batch's beginning store, then its stamps Release; whoever sees one of these (Acquire) and then loads the
+//!   beginning knows that a batch began, and where.
 //! - `SYNC(wake)`: publish (or take), then load the bell; the other side writes its name there, then looks at the stamp (or
 //!   head). The only store-load pair: only a compiler fence here, on the fast path; see `wait`.
 //!
@@ -99,13 +104,50 @@ impl Ring {
         }
     }
 
-    /// How many are queued: exact for either end, an estimate for all others.
+    /// How many are queued: exact for the consumer, an estimate for observers.
     pub(crate) fn len(&self) -> usize {
-        let queued = self.end_of_window().saturating_sub(self.head()).min(self.capacity);
-        usize::try_from(queued).unwrap_or(0)
+        let head = self.head();
+        self.count_between(head, self.find_end(head))
     }
 
-    /// Behind the last that is queued; exact if no producer goes on meanwhile.
+    /// How many lie between two positions, as far as a ring can say.
+    fn count_between(&self, head: u64, end: u64) -> usize {
+        usize::try_from(end.saturating_sub(head).min(self.capacity)).unwrap_or(0)
+    }
+
+    /// Where the window ended at some moment of this call, if it begins at `head` all the while. Few looks, however many are queued:
+    /// all positions of the window are stamped, and none behind it but those of a batch that is not published. So without such
+    /// a batch the end is found by halving; with one, it is where the batch begins.
+    fn find_end(&self, head: u64) -> u64 {
+        self.find_end_from(head, self.batch_begun())
+    }
+
+    /// Where the last batch begins that a producer has begun.
+    pub(super) fn batch_begun(&self) -> u64 {
+        // SYNC(batch)
+        self.header.batch.load(Ordering::Acquire)
+    }
+
+    /// As [`find_end`](Self::find_end), for one who has read before where the last batch begins.
+    pub(super) fn find_end_from(&self, head: u64, begun: u64) -> u64 {
+        if begun.checked_sub(head).is_some_and(|count| count < self.capacity) && self.stamped(begun) == 0 {
+            return begun;
+        }
+        let (mut low, mut high) = (head, head.saturating_add(self.capacity));
+        while low < high {
+            let middle = low.midpoint(high);
+            if self.stamped(middle) > 0 {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        // If the stamps were those of a batch that began meanwhile, all before it was queued when it began.
+        let begun_now = self.batch_begun();
+        if begun_now == begun { low } else { begun_now }
+    }
+
+    /// Behind the last that is queued, believing nothing but the stamps; exact if no producer goes on meanwhile.
     fn end_of_window(&self) -> u64 {
         let last = window_from(*self, 0, |position| Some((self.stamped(position), ()))).last();
         last.map_or_else(|| self.head(), |(position, count, ())| position + count)
@@ -330,6 +372,19 @@ impl End {
     /// Messages pushed or taken, counted from the channel's first.
     pub(crate) fn position(&self) -> u64 {
         self.position.get()
+    }
+
+    /// For a producer: how many it has pushed that are not taken.
+    pub(crate) fn not_taken(&self) -> usize {
+        let ring = self.ring.get();
+        ring.count_between(ring.head(), self.position.get())
+    }
+
+    /// Before the first slot of a batch is filled: says where it begins.
+    pub(super) fn begin_batch(&self) {
+        // SYNC(batch)
+        self.ring.get().header.batch.store(self.position.get(), Ordering::Relaxed);
+        point!("send batch: begun");
     }
 
     /// Whether anything is queued for this consumer.

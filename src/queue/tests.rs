@@ -490,3 +490,79 @@ fn a_stamp_beyond_its_row_does_not_make_a_consumer_deaf() {
         assert_eq!(taken, 40, "{len} bytes");
     }
 }
+
+/// What a consumer counts while the producer goes on was queued at some moment of the count.
+#[test]
+fn counted_while_it_grows() {
+    let capacity = 1 << 12;
+    for (kind, most, head) in [(None, 5, 3), (Some(8), 1, 0), (Some(8), 16, 3), (Some(56), 3, 1), (None, 1, 0)] {
+        let ring = ring(capacity, kind, head);
+        let (tx, begun, done) = (producer(ring, kind), AtomicU64::new(0), AtomicU64::new(0));
+        let mut counts = 0;
+        std::thread::scope(|scope| {
+            let (begun, done) = (&begun, &done);
+            scope.spawn(move || {
+                let mut next = 0;
+                while next < capacity as u64 {
+                    let count = (1 + next % most).min(capacity as u64 - next);
+                    begun.store(next + count, Ordering::SeqCst);
+                    // Now and then within a batch, so that counts fall into it.
+                    let slowly = |_| std::thread::yield_now();
+                    if count == 1 {
+                        tx.push(next).unwrap();
+                    } else {
+                        assert_eq!(
+                            tx.push_batch(next, usize::try_from(count).unwrap(), slowly),
+                            Ok(usize::try_from(count).unwrap())
+                        );
+                    }
+                    next += count;
+                    done.store(next, Ordering::SeqCst);
+                }
+            });
+            let mut last = 0;
+            while last < capacity as u64 {
+                let before = done.load(Ordering::SeqCst);
+                last = ring.len() as u64;
+                let after = begun.load(Ordering::SeqCst);
+                // All of a batch, or nothing of it.
+                assert!((before..=after).contains(&last), "{before} <= {last} <= {after}");
+                assert!(last == before || last == after || done.load(Ordering::SeqCst) > before, "{last} of a batch");
+                counts += 1;
+            }
+        });
+        assert!(counts > 0);
+    }
+}
+
+/// Whatever stands where the last batch begins: a count, and no more than fits.
+#[test]
+fn counted_with_any_beginning() {
+    for kind in KINDS {
+        let ring = ring(8, kind, 5);
+        let tx = producer(ring, kind);
+        (0..3).for_each(|i| _ = tx.push(i).unwrap());
+        for begun in [0, 4, 5, 6, 7, 8, 9, 12, 13, 14, 1 << 40, u64::MAX] {
+            ring.header.batch.store(begun, Ordering::Relaxed);
+            assert!(ring.len() <= 8);
+            assert_eq!(tx.end.not_taken(), 3, "the producer knows");
+        }
+    }
+}
+
+/// A batch that begins, or is published, after a count has begun: what is queued at some moment of the count.
+#[test]
+fn a_batch_that_begins_during_a_count() {
+    for kind in KINDS {
+        for queued in 0..6 {
+            let ring = ring(32, kind, 3);
+            let tx = producer(ring, kind);
+            (0..queued).for_each(|i| _ = tx.push(i).unwrap());
+            let begun = ring.batch_begun();
+            let killed = catch_unwind(AssertUnwindSafe(|| tx.push_batch(1 << 30, 20, |i| assert!(i != 15, "killed"))));
+            assert!(killed.is_err());
+            assert_eq!(ring.find_end_from(3, begun), 3 + queued, "{kind:?}");
+            assert_eq!(ring.find_end_from(3, ring.batch_begun()), 3 + queued, "{kind:?}");
+        }
+    }
+}

@@ -232,6 +232,7 @@ impl End {
         let count = self.room(count)?;
         let ring = self.ring.get();
         let start = self.position.get();
+        self.begin_batch();
         // Fills the row at hand with values from the `i`th on, and says up to which.
         let fill = |i: usize| {
             let mut filled = i;
