@@ -17,6 +17,7 @@ use crate::ready::Ready;
 use crate::recovery::{self, Effort};
 use crate::segment::PATIENCE;
 use crate::sync::{AtomicU32, Ordering};
+use crate::sys::crash::point;
 use crate::wait::{self, Bed, Wait, WaitStrategy, Waits};
 use std::cell::Cell;
 use std::rc::{Rc, Weak};
@@ -353,11 +354,17 @@ impl Endpoint {
 
     /// Why nothing is queued. If there is no reason, the producer has left, having sent all it will.
     pub(crate) fn nothing_queued(&self) -> Result<(), TryRecvError> {
+        point!("look: nothing queued");
         self.check().map_err(|inert| match inert {
             Inert::Forked => RecvError::Forked,
             Inert::Closed => RecvError::ContextClosed,
         })?;
-        if self.is_lost_to_polls() { Ok(()) } else { Err(TryRecvError::Empty) }
+        if self.is_lost_to_polls() {
+            point!("look: left for good");
+            Ok(())
+        } else {
+            Err(TryRecvError::Empty)
+        }
     }
 
     /// Tries to send what was refused again and again, until `deadline`.

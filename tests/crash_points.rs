@@ -322,6 +322,14 @@ const ACTS: &[(&str, Act)] = &[
         (0..3).for_each(|_| assert!(v.rx.recv_timeout(Duration::from_millis(5)).is_err()));
         forget(v);
     }),
+    ("hear the last", |v, arm| {
+        let (mut tx, mut rx) = v.own_channel(10);
+        tx.send(v.ctx.record(5).unwrap()).unwrap();
+        drop(tx);
+        arm();
+        assert_eq!(rx.iter().count(), 6);
+        forget((rx, v));
+    }),
     ("select", |mut v, arm| {
         (0..ASKED - 5).for_each(|_| v.receive());
         let other = v.ctx.consumer::<u64>(10).unwrap();
@@ -626,6 +634,8 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("wake a consumer", "announce: changed", &[1]),
     ("wake a producer", "recv: before the wake", &[1]),
     ("wake a producer", "wake: cleared", &[1]),
+    ("sleep", "look: nothing queued", &[1]),
+    ("hear the last", "look: left for good", &[1]),
     ("sleep", "sleep: named", &[1, 2]),
     ("sleep", "sleep: woken", &[1, 2]),
     ("select", "sleep: named", &[1]),

@@ -176,7 +176,7 @@ const STOPPED: i32 = 1;
 fn run(case: Case, name: &str, board: &Board) -> i32 {
     let _ = streams::counts(0);
     let (to_victim, to_x, done) = (Baton::new(), Baton::new(), Baton::new());
-    let limit_s = 30;
+    let limit_s = 25;
     let victim = child(limit_s, || play_victim(case, name, &to_victim, &done));
     let x = child(limit_s, || play_x(case, name, &to_x, &done, board));
     set_part(&format!("{case} | reaper"));
@@ -210,7 +210,9 @@ fn run(case: Case, name: &str, board: &Board) -> i32 {
     }
     let hit = match (was, case.stop) {
         (Ended::Stopped, Some(stop)) => {
-            reaper.goes_on(stop.program);
+            let revokes = &board.passed[case.act];
+            let marked = ALL.iter().position(|point| *point == "revoke: marked").expect("a point");
+            reaper.goes_on(stop.program, revokes.iter().any(|times| times[marked].load(SeqCst) > 0));
             if !is_locked(name) {
                 assert_eq!(in_child(20, || (passer(name), 0).1), Ended::Exit(0), "who comes by");
             }
@@ -234,7 +236,7 @@ fn run_all(cases: &[Case], board: &'static Board) -> Vec<Ended> {
             let number = board.next.fetch_add(1, SeqCst);
             let Some(case) = cases.get(number) else { return 0 };
             let name = Name::new("explorer");
-            let ended = in_child(60, || {
+            let ended = in_child(30, || {
                 let hit = run(*case, &name, board);
                 assert!(!name.exists(), "the segment is left behind");
                 hit

@@ -136,6 +136,8 @@ mod armed {
         "recv: head",
         "recv: before the wake",
         "recv batch: owned",
+        "look: nothing queued",
+        "look: left for good",
         "sleep: named",
         "sleep: woken",
         "wake: cleared",

@@ -113,6 +113,7 @@ impl Reaper {
         };
         this.hoard.make_many(&this.ctx, 5, 20);
         this.hoard.churn(&this.ctx, 5, 300);
+        this.traffic.0.send(&this.ctx, 5);
         this.sends();
         Some(this)
     }
@@ -124,9 +125,15 @@ impl Reaper {
         self.values_to_x.send_batch(&self.ctx, 4);
     }
 
-    /// X is stopped somewhere, the victim may be dead: nothing waits for either.
-    pub fn goes_on(&mut self, program: &str) {
-        self.needs_no_lock();
+    /// X is stopped somewhere, the victim may be dead: nothing waits for either. Only whose cache X is taking back is kept out of it
+    /// until X goes on (see docs::guarantees), which may be this one if X `may_revoke`.
+    pub fn goes_on(&mut self, program: &str, may_revoke: bool) {
+        if !(may_revoke && is_locked(&self.name)) {
+            let count = self.hoard.len() - 10;
+            self.hoard.shrink(count);
+            self.hoard.make_many(&self.ctx, 5, 10);
+        }
+        self.needs_no_cache();
         // Whatever needs a lock that X is stopped with waits for it, for seconds.
         if !is_locked(&self.name) {
             if !is_reaped(&self.name) {
@@ -143,12 +150,9 @@ impl Reaper {
         self.hoard.look();
     }
 
-    /// Nothing is allocated that was not freed just now: memory may be short.
-    fn needs_no_lock(&mut self) {
+    /// The same records go round and round.
+    fn needs_no_cache(&mut self) {
         let (tx, rx) = &mut self.traffic;
-        let count = self.hoard.len() - 10;
-        self.hoard.shrink(count);
-        tx.send_batch(&self.ctx, 5);
         for _ in 0..40 {
             let (got, sent) = (counts(rx.id).received.load(SeqCst), counts(tx.id).sent.load(SeqCst));
             counts(tx.id).try_send(sent - got, |numbers| {
@@ -164,7 +168,6 @@ impl Reaper {
                 sent - got
             });
         }
-        rx.receive(&mut self.hoard, 5);
         self.from_x.receive(&mut self.hoard, 7);
         self.from_x.receive_batch(&mut self.hoard, 64);
         self.values_from_x.receive(&mut self.hoard, 7);
