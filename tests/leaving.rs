@@ -115,11 +115,14 @@ fn last_values(name: &Name) {
     );
 }
 
+/// What a producer that has attached does when it is told to.
+type Sends = Box<dyn FnOnce(&ThreadContext)>;
+
 fn hears_the_last<T: ?Sized + Payload, M: Message>(
     name: &str,
     consumer: fn(&ThreadContext) -> Channel<T, Consumer, M>,
     number: fn(M) -> u64,
-    producer: fn(&ThreadContext) -> Box<dyn FnOnce(&ThreadContext)>,
+    producer: fn(&ThreadContext) -> Sends,
 ) {
     for (way, receive) in ways::<T, M>() {
         for is_killed in [false, true] {
