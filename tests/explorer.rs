@@ -176,7 +176,8 @@ const STOPPED: i32 = 1;
 fn run(case: Case, name: &str, board: &Board) -> i32 {
     let _ = streams::counts(0);
     let (to_victim, to_x, done) = (Baton::new(), Baton::new(), Baton::new());
-    let limit_s = 25;
+    // More than any one takes, also where several suites share two cores.
+    let limit_s = 100;
     let victim = child(limit_s, || play_victim(case, name, &to_victim, &done));
     let x = child(limit_s, || play_x(case, name, &to_x, &done, board));
     set_part(&format!("{case} | reaper"));
@@ -236,7 +237,7 @@ fn run_all(cases: &[Case], board: &'static Board) -> Vec<Ended> {
             let number = board.next.fetch_add(1, SeqCst);
             let Some(case) = cases.get(number) else { return 0 };
             let name = Name::new("explorer");
-            let ended = in_child(30, || {
+            let ended = in_child(120, || {
                 let hit = run(*case, &name, board);
                 assert!(!name.exists(), "the segment is left behind");
                 hit

@@ -155,7 +155,7 @@ pub const ACTS: &[(&str, Deed)] = &[
         "runs out of memory",
         Stays(|x| {
             let before = x.hoard.len();
-            for len in [5, 30, 400, 20_000] {
+            for len in [20_000, 400, 30, 5] {
                 while x.hoard.make(&x.ctx, len) {}
             }
             x.hoard.look();
@@ -166,7 +166,9 @@ pub const ACTS: &[(&str, Deed)] = &[
         "asks for another class",
         Stays(|x| {
             let before = x.hoard.len();
-            while x.hoard.make(&x.ctx, 60) {}
+            for len in [20_000, 400, 60] {
+                while x.hoard.make(&x.ctx, len) {}
+            }
             x.hoard.make_many(&x.ctx, 11, 20);
             x.hoard.thin();
             x.hoard.shrink(before.min(x.hoard.len()));

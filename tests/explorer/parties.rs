@@ -185,7 +185,7 @@ impl Reaper {
 
     /// Also what others cache, X's included; then lets half of it go.
     fn takes_all(&mut self) {
-        for len in [5, 11, 60, 400, 20_000] {
+        for len in [20_000, 400, 60, 11, 5] {
             while self.hoard.make(&self.ctx, len) {}
         }
         self.hoard.look();
