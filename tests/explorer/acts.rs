@@ -555,7 +555,7 @@ pub const ACTS: &[(&str, Deed)] = &[
             hoard.shrink(0);
         }),
     ),
-    ("comes by", Comes(passer)),
+    ("comes by", Comes(|name| passer(name, id::NEW))),
     (
         "comes for what is stored",
         Comes(|name| {

@@ -237,12 +237,12 @@ impl Reaper {
     }
 }
 
-/// Opens, works, and goes.
-pub fn passer(name: &str) {
+/// Opens, works, and goes. Once for each `id`: what it leaves in the channel is freed with it, and counted as sent.
+pub fn passer(name: &str, id: u8) {
     let buffer = open(name);
     let ctx = buffer.context().unwrap();
     let mut hoard = Hoard::new(Of::Passer);
-    if let (Some(mut tx), Some(mut rx)) = (records_out(&ctx, id::PASSERS), records_in(&ctx, id::PASSERS)) {
+    if let (Some(mut tx), Some(mut rx)) = (records_out(&ctx, id), records_in(&ctx, id)) {
         tx.send_batch(&ctx, 9);
         rx.receive(&mut hoard, 3);
     }
