@@ -36,6 +36,7 @@ use ipc_buffer::{
 use ledger::Counts;
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::forget;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
