@@ -37,8 +37,7 @@ struct Puppet {
 fn puppet() {
     let Some((role, name)) = common::role() else { return };
     // A watchdog that sleeps through.
-    // SAFETY: sets a timer of this process.
-    unsafe { libc::alarm(150) };
+    common::limits::alarm(150);
     if role.contains("forbidden") {
         sandbox::forbid(libc::SYS_membarrier);
     }

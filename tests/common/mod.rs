@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
 pub mod forked;
+pub mod limits;
 
 use ipc_buffer::{Audit, Buffer};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -54,6 +55,7 @@ pub struct Watchdog(Arc<AtomicBool>);
 
 impl Watchdog {
     pub fn new(limit: Duration) -> Self {
+        let limit = limits::scaled(limit);
         let done = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&done);
         std::thread::spawn(move || {
