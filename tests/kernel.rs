@@ -219,7 +219,9 @@ fn exec_ends_a_participant(name: &Name) {
     observer.sees_it_alive();
     let mut go_on = go_on;
     tell(&mut go_on);
-    wait_until(|| fs::read_to_string(format!("/proc/{}/comm", child.0)).is_ok_and(|comm| comm == "cat\n"));
+    let comm = || fs::read_to_string(format!("/proc/{}/comm", child.0)).unwrap_or_default();
+    // Asleep over its input, that is: it has its new name before the descriptors that exec closes are let go.
+    wait_until(|| comm() == "cat\n" && state(child.0) == 'S');
     // The process is there, with its id and its parent; what participated is not.
     observer.sees_it_dead();
     assert!(matches!(state(child.0), 'S' | 'R'));
