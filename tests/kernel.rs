@@ -122,6 +122,11 @@ fn state(pid: i32) -> char {
     stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('X')
 }
 
+/// Whether the program is there, asleep over its input: a process has its new name before the descriptors that exec closes are let go.
+fn is_a_cat(pid: i32) -> bool {
+    state(pid) == 'S' && fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "cat\n")
+}
+
 /// Looks again until it is so; the alarm ends it if it never is.
 fn wait_until(mut is_so: impl FnMut() -> bool) {
     while !is_so() {
@@ -219,9 +224,7 @@ fn exec_ends_a_participant(name: &Name) {
     observer.sees_it_alive();
     let mut go_on = go_on;
     tell(&mut go_on);
-    let comm = || fs::read_to_string(format!("/proc/{}/comm", child.0)).unwrap_or_default();
-    // Asleep over its input, that is: it has its new name before the descriptors that exec closes are let go.
-    wait_until(|| comm() == "cat\n" && state(child.0) == 'S');
+    wait_until(|| is_a_cat(child.0));
     // The process is there, with its id and its parent; what participated is not.
     observer.sees_it_dead();
     assert!(matches!(state(child.0), 'S' | 'R'));
@@ -292,7 +295,7 @@ fn a_child_that_nobody_saw_and_that_execs_does_not(name: &Name) {
         unsafe { libc::close(writes) };
         become_a_cat(heard.as_raw_fd())
     });
-    wait_until(|| fs::read_to_string(format!("/proc/{unseen}/comm")).is_ok_and(|comm| comm == "cat\n"));
+    wait_until(|| is_a_cat(unseen));
     child.kill();
     observer.sees_it_dead();
     assert!(matches!(state(unseen), 'S' | 'R'), "and the child lives");
@@ -689,17 +692,6 @@ fn a_pid_that_is_used_again(name: &Name) {
 
 // ------------------------------------------------------------------------------------------------------------ creation
 
-/// Opens, with as many times the library's five seconds for the control lock as this machine is slow.
-fn open_patiently(name: &Name) -> Buffer {
-    let end = Instant::now() + common::limits::scaled(Duration::from_secs(5));
-    loop {
-        match Buffer::options().capacity(4 << 20).open(name) {
-            Err(ipc_buffer::OpenError::Busy { .. }) if Instant::now() < end => {}
-            opened => return opened.unwrap(),
-        }
-    }
-}
-
 /// Rounds of many who open a buffer that is not there, all at once, some of whom are killed while they do.
 fn many_open_at_once_and_some_are_killed(name: &Name) {
     const OPENERS: u64 = 64;
@@ -718,7 +710,7 @@ fn many_open_at_once_and_some_are_killed(name: &Name) {
                 let (mut ready, mut done) = (ready, done);
                 tell(&mut ready);
                 assert!(!hear(&mut go));
-                let buffer = open_patiently(name);
+                let buffer = common::open_patiently(&Buffer::options().capacity(4 << 20), name);
                 let ctx = buffer.context().unwrap();
                 let id = number.cast_signed();
                 let mut tx = ctx.producer_with::<u64>(id, &ChannelOptions::new().capacity(4)).unwrap();

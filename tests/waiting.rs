@@ -41,7 +41,7 @@ fn puppet() {
     if role.contains("forbidden") {
         sandbox::forbid(libc::SYS_membarrier);
     }
-    let buffer = Buffer::open(&name).unwrap();
+    let buffer = common::open_patiently(&Buffer::options(), &name);
     let ctx = buffer.context().unwrap();
     if role.contains("late") {
         sandbox::forbid(libc::SYS_membarrier);
