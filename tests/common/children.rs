@@ -31,11 +31,9 @@ pub fn child(limit_s: u32, work: impl FnOnce() -> i32) -> libc::pid_t {
     // SAFETY: the parent has one thread.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        // SAFETY: a timer of this process, and the parent's death.
-        unsafe {
-            libc::alarm(limit_s);
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-        }
+        crate::common::limits::alarm(limit_s);
+        // SAFETY: an attribute of this process.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
         std::panic::set_hook(Box::new(|info| {
             let at = info.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
             eprintln!("{}process {}: {at}: {}", part(), std::process::id(), info.payload_as_str().unwrap_or_default());
