@@ -146,7 +146,7 @@ impl Endpoint {
         if !self.parked.replace(false) {
             return None;
         }
-        let hold = self.local.hold()?;
+        let hold = self.local.hold_to_the_end()?;
         let bed = Bed::of_process(hold.arena(), hold.me().index())?;
         let waker = waiter::unpark(bed, self.key());
         wait::clear(self.own_bell(), &self.waits);
