@@ -209,7 +209,7 @@ pub(crate) fn audit(attachment: &Attachment) -> Result<Audit, BufferError> {
     while let Some(from) = next.take() {
         // Under the lock: nobody takes a channel apart meanwhile.
         let control = turns.turn()?;
-        for facts in directory::list(control).filter(|facts| facts.index >= from) {
+        for facts in directory::list_from(control, from) {
             let number = audit.queued.len();
             audit.queued.push(Queued { channel: facts.id, records: 0, bytes: 0 });
             places.insert(facts.storage, Place::Storage);

@@ -377,8 +377,13 @@ fn remove_from_index(arena: &Arena, id: i64, index: u32) {
 }
 
 /// Every entry in use.
-pub(crate) fn entries(arena: &Arena) -> impl Iterator<Item = (u32, &DirectoryEntry)> {
-    (0..arena.directory_top())
+fn entries(arena: &Arena) -> impl Iterator<Item = (u32, &DirectoryEntry)> {
+    entries_from(arena, 0)
+}
+
+/// As [`entries`], from the entry `from` on.
+fn entries_from(arena: &Arena, from: u32) -> impl Iterator<Item = (u32, &DirectoryEntry)> {
+    (from..arena.directory_top())
         .filter_map(|index| Some((index, arena.directory_entry(index)?)))
         .filter(|(_, entry)| state_of(entry) != Word::ZERO)
 }
@@ -981,19 +986,23 @@ pub(crate) struct Facts {
 
 /// Every channel that is live, or removed and not taken out yet.
 pub(crate) fn list<'a>(control: &'a Control<'_>) -> impl Iterator<Item = Facts> + 'a {
+    list_from(control, 0)
+}
+
+/// As [`list`], from the entry `from` on.
+pub(crate) fn list_from<'a>(control: &'a Control<'_>, from: u32) -> impl Iterator<Item = Facts> + 'a {
     let arena = control.arena();
-    entries(arena).filter(|(_, e)| matches!(state_of(e).kind(), entry::LIVE | entry::REMOVED)).map(|(index, entry)| {
-        Facts {
-            index,
-            id: entry.id.load(Ordering::Relaxed).cast_signed(),
-            live: state_of(entry).kind() == entry::LIVE && !is_deserted(entry),
-            kind: kind(entry),
-            persistent: is_persistent(entry),
-            producer: holder(entry, Side::Producer),
-            consumer: holder(entry, Side::Consumer),
-            ring: ring(arena, entry),
-            storage: entry.storage.load(Ordering::Relaxed),
-        }
+    let is_channel = |entry: &DirectoryEntry| matches!(state_of(entry).kind(), entry::LIVE | entry::REMOVED);
+    entries_from(arena, from).filter(move |(_, entry)| is_channel(entry)).map(|(index, entry)| Facts {
+        index,
+        id: entry.id.load(Ordering::Relaxed).cast_signed(),
+        live: state_of(entry).kind() == entry::LIVE && !is_deserted(entry),
+        kind: kind(entry),
+        persistent: is_persistent(entry),
+        producer: holder(entry, Side::Producer),
+        consumer: holder(entry, Side::Consumer),
+        ring: ring(arena, entry),
+        storage: entry.storage.load(Ordering::Relaxed),
     })
 }
 

@@ -348,10 +348,11 @@ fn two_that_leave_at_once_leave_nothing() {
         let ctx = Buffer::open(&meeting).unwrap().context().unwrap();
         let names = format!("{} {}", &*name, &*meeting);
         let start = |role| {
-            let process = common::start("two_that_leave_at_once_leave_nothing", role, &names);
             let id = i64::from(role == "producer");
+            // First: what is sent to nobody goes with its sender.
             let mut ready = ctx.value_consumer::<u64>(id).unwrap();
             let go = ctx.value_producer::<u64>(id + 2).unwrap();
+            let process = common::start("two_that_leave_at_once_leave_nothing", role, &names);
             assert_eq!(ready.recv().unwrap(), 1);
             (process, go)
         };
