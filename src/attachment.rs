@@ -29,11 +29,12 @@ use crate::layout::{CONTEXTS, Owner, UNIT, Word, flag};
 use crate::local;
 use crate::participant;
 use crate::recovery::{self, At, Effort};
-use crate::segment::{self, COURTESY, PATIENCE, Segment, Wish};
+use crate::segment::{self, COURTESY, PATIENCE, Segment, Unlocked, Wish};
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::sys::barrier;
 use crate::sys::crash::point;
 use crate::sys::fork::{self, PerProcess};
+use crate::sys::shm;
 #[cfg(feature = "async")]
 use crate::waiter;
 use parking_lot::{Mutex, MutexGuard};
@@ -172,6 +173,9 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
             if wish.persist {
                 attachment.segment.arena().header().flags.fetch_or(flag::PERSIST, Ordering::AcqRel);
             }
+            if wish.dumped {
+                attachment.segment.set_dumped();
+            }
             attachment.homeless.store(UNCOUNTED, Ordering::Relaxed);
             attachment.holds.fetch_add(1, Ordering::Relaxed);
             return Ok(Hold(entry.0));
@@ -181,10 +185,7 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
     let fenced = !barrier::register();
     let mut segment = segment::enter(name, wish)?;
     point!("open: entered");
-    let joined = participant::join(&segment);
-    let adopted = joined.is_none();
-    let Some(me) = joined.or_else(|| participant::adopt(&segment)) else {
-        segment.unlock();
+    let Some((me, adopted)) = take_slot(&segment) else {
         segment.close();
         return Err(OpenError::TooManyProcesses { name: name.into(), limit: crate::layout::PROCESSES });
     };
@@ -217,6 +218,28 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
     let hold = Hold(pointer);
     recovery::reap(&hold, Effort::ALL);
     Ok(hold)
+}
+
+/// A process slot, and whether it is a dead one's with all that it had. A table that is full of the dead is worth a wait for whoever
+/// reaps them. The caller holds the control lock, and does so if there is one.
+fn take_slot(segment: &Segment) -> Option<(Owner, bool)> {
+    let give_up = Instant::now() + PATIENCE;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        let joined = participant::join(segment).map(|me| (me, false));
+        let slot = joined.or_else(|| Some((participant::adopt(segment)?, true)));
+        if slot.is_some() {
+            return slot;
+        }
+        let left = give_up.saturating_duration_since(Instant::now());
+        if left.is_zero() || !participant::has_dead(segment) {
+            return None;
+        }
+        segment.unlock();
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+        segment.lock(left).ok()?;
+    }
 }
 
 /// Removes the name of a segment.
@@ -314,7 +337,10 @@ impl Attachment {
         let header = self.arena().header();
         let busy = || BufferError::Busy { pid: u32::try_from(header.control_pid.load(Ordering::Relaxed)).unwrap_or(0) };
         let threads = self.control.try_lock_for(patience).ok_or_else(busy)?;
-        self.segment.lock(patience).map_err(|_| busy())?;
+        self.segment.lock(patience).map_err(|why| match why {
+            Unlocked::Busy => busy(),
+            Unlocked::Lost | Unlocked::Refused(_) => BufferError::NoDescriptor,
+        })?;
         point!("control: locked");
         let dirty = header.control_owner.swap(Word::of(1, self.me).0, Ordering::AcqRel) != 0;
         header.control_pid.store(std::process::id().into(), Ordering::Relaxed);
@@ -512,9 +538,12 @@ fn install_hooks() -> bool {
 extern "C" fn before_fork() {
     let held = ACROSS_FORK.take();
     ACROSS_FORK.set(held.or_else(|| Some(ManuallyDrop::new(REGISTRY.get().attachments.lock()))));
+    // Whoever has the registry may open and close, not the other way round.
+    shm::before_fork();
 }
 
 extern "C" fn after_fork_in_parent() {
+    shm::after_fork_in_parent();
     drop(ACROSS_FORK.take().map(ManuallyDrop::into_inner));
 }
 
@@ -523,7 +552,8 @@ extern "C" fn after_fork_in_child() {
     local::abandon_all();
     // The old registry stays locked for ever (unlocking could want to wake threads that are not here), and nobody looks at it
     // again.
-    let Some(attachments) = ACROSS_FORK.take() else { return };
+    let inherited = shm::inherited();
+    let Some(attachments) = ACROSS_FORK.take() else { return inherited.close() };
     REGISTRY.leave();
     #[cfg(feature = "async")]
     waiter::leave();
@@ -533,4 +563,6 @@ extern "C" fn after_fork_in_child() {
         attachment.forked.store(true, Ordering::Relaxed);
         attachment.segment.abandon();
     }
+    // The views are mapped.
+    inherited.close();
 }

@@ -66,7 +66,9 @@ pub struct BufferOptions {
 
 impl Default for BufferOptions {
     fn default() -> Self {
-        Self { wish: Wish { capacity: None, create_new: false, must_exist: false, persist: false, mode: 0o600 } }
+        let wish =
+            Wish { capacity: None, create_new: false, must_exist: false, persist: false, mode: 0o600, dumped: false };
+        Self { wish }
     }
 }
 
@@ -117,6 +119,25 @@ impl BufferOptions {
     #[must_use]
     pub fn create_new(mut self, yes: bool) -> Self {
         self.wish.create_new = yes;
+        self
+    }
+
+    /// Whether a core dump of this process contains the buffer. By default it does not: where the buffer's name is unlinked, the kernel
+    /// would read every hole of it, and so fill `/dev/shm` with all of the capacity. Counts for the whole process, from when it is first
+    /// asked for.
+    ///
+    /// ```
+    /// # let name = format!("doc-options-dump-{}", std::process::id());
+    /// use ipc_buffer::Buffer;
+    /// let buffer = Buffer::options().core_dumps(true).open(&name)?;
+    /// # let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    /// # let ours = smaps.split(&name).nth(1).unwrap();
+    /// # assert!(!ours.lines().find(|line| line.starts_with("VmFlags")).unwrap().contains(" dd"));
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    #[must_use]
+    pub fn core_dumps(mut self, yes: bool) -> Self {
+        self.wish.dumped = yes;
         self
     }
 

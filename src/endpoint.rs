@@ -454,6 +454,7 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
         let control = match hold.control() {
             Ok(control) => control,
             Err(BufferError::Busy { pid }) => break Err(AttachError::Busy { pid }),
+            Err(BufferError::NoDescriptor) => break Err(AttachError::NoDescriptor),
             Err(_) => break Err(AttachError::Forked),
         };
         match directory::attach(&control, hold.me(), id, side, spec, &mut storage) {

@@ -38,9 +38,9 @@ pub enum OpenError {
         /// Most bytes.
         max: u64,
     },
-    /// The buffer exists with another capacity.
+    /// The buffer exists with another capacity, and somebody uses it, or it is to stay.
     #[error(
-        "buffer {name:?} has {actual} bytes, not the {asked} asked for; leave the capacity out to take it as it is"
+        "buffer {name:?} has {actual} bytes, not the {asked} asked for; leave the capacity out to take it as it is, or Buffer::unlink it"
     )]
     CapacityMismatch {
         /// The buffer.
@@ -70,8 +70,10 @@ pub enum OpenError {
         /// What was seen.
         why: &'static str,
     },
-    /// The buffer was made by a release with another segment format.
-    #[error("buffer {name:?} has segment format {found}, this library has {ours}; use one release on both sides")]
+    /// The buffer was made by a release with another segment format, and somebody uses it, or it is to stay.
+    #[error(
+        "buffer {name:?} has segment format {found}, this library has {ours}; use one release on both sides, or Buffer::unlink it"
+    )]
     VersionMismatch {
         /// The buffer.
         name: String,
@@ -91,10 +93,15 @@ pub enum OpenError {
         expected: u64,
     },
     /// The system denies access.
-    #[error("no permission for buffer {name:?}: only its owner can remove it, or share it with BufferOptions::mode")]
+    #[error("no permission for buffer {name:?}: {call}: {source}; {}", remedy(call, source))]
     PermissionDenied {
         /// The buffer.
         name: String,
+        /// The call that was refused.
+        call: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
     },
     /// The buffer belongs to another user, and its mode shares it with nobody.
     #[error(
@@ -126,7 +133,30 @@ pub enum OpenError {
         /// The process, in its own pid namespace; 0 if unknown.
         pid: u32,
     },
-    /// Every process slot is taken.
+    /// The file may not become as long as the buffer's capacity and its tables: `ulimit -f`.
+    #[error(
+        "buffer {name:?} needs a file of {needed} bytes, and this process may make none of more than {limit} (ulimit -f); raise the limit, or choose a smaller capacity"
+    )]
+    FileSizeLimit {
+        /// The buffer.
+        name: String,
+        /// Bytes of its file.
+        needed: u64,
+        /// Bytes that the process's limit allows.
+        limit: u64,
+    },
+    /// The system has no locks that tell who is alive.
+    #[error(
+        "buffer {name:?} can't be locked: fcntl(F_OFD_SETLK): {source}; a sandbox (proot, gVisor, a seccomp filter) or a kernel without open-file-description locks can't run it"
+    )]
+    NoLocks {
+        /// The buffer.
+        name: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Every process slot is taken, by processes that live.
     #[error("buffer {name:?} has {limit} processes attached, the most it can have")]
     TooManyProcesses {
         /// The buffer.
@@ -135,16 +165,41 @@ pub enum OpenError {
         limit: u32,
     },
     /// A system call failed in a way that has no variant of its own.
-    #[error("can't {what} buffer {name:?}")]
+    #[error("buffer {name:?}: {call}: {source}; {}", remedy(call, source))]
     Os {
         /// The buffer.
         name: String,
-        /// What was tried.
-        what: &'static str,
+        /// The call that failed.
+        call: &'static str,
         /// What the system said.
         #[source]
         source: io::Error,
     },
+}
+
+/// What helps against a system call's failure.
+fn remedy(call: &str, error: &io::Error) -> &'static str {
+    match (call, error.raw_os_error()) {
+        (_, Some(libc::EPERM)) => "a security policy forbids it here (a seccomp filter, a security module, another's file)",
+        ("shm_open", Some(libc::EACCES)) => "let this user write in /dev/shm (mode 1777)",
+        ("open", Some(libc::EACCES)) => "its owner can share it with BufferOptions::mode, or Buffer::unlink it",
+        (_, Some(libc::EACCES)) => "only its owner can do that",
+        (_, Some(libc::ENOENT)) => "mount a tmpfs at /dev/shm",
+        (_, Some(libc::EROFS)) => "mount /dev/shm writable",
+        ("shm_open", Some(libc::ENOSPC)) => "/dev/shm has no inode or no page left: remove files there, or mount it with more",
+        (_, Some(libc::EMFILE)) => "raise this process's limit of open files (ulimit -n)",
+        (_, Some(libc::ENFILE)) => "raise the system's limit of open files (fs.file-max)",
+        ("mmap", Some(libc::ENOMEM)) => {
+            "raise this process's limit of address space (ulimit -v) or of mappings (vm.max_map_count), or choose a smaller capacity"
+        }
+        ("mmap", Some(libc::EAGAIN)) => {
+            "mlockall counts the whole capacity as locked: raise ulimit -l, open the buffer first, or choose a smaller capacity"
+        }
+        ("mmap", Some(libc::ENODEV)) | (_, Some(libc::EOPNOTSUPP)) => "mount a tmpfs at /dev/shm",
+        ("ftruncate", Some(libc::EFBIG | libc::EINVAL)) => "choose a smaller capacity",
+        (_, Some(libc::ENOMEM)) => "the kernel has no memory for it",
+        _ => "nothing is known that helps",
+    }
 }
 
 /// Why a question to a [`Buffer`](crate::Buffer) has no answer.
@@ -180,6 +235,12 @@ pub enum BufferError {
         /// The limit.
         limit: u32,
     },
+    /// Something in this process has closed the buffer's descriptors (closefrom(3), a daemoniser), and its name leads to it no more, so
+    /// nothing can be locked. What needs no lock goes on: records, and the channels there are.
+    #[error(
+        "this process has closed the buffer's descriptors, and the buffer has no name to open it by again; open buffers after all others are closed"
+    )]
+    NoDescriptor,
 }
 
 /// Why a record could not be allocated.
@@ -303,6 +364,11 @@ pub enum AttachError {
         /// The process, in its own pid namespace; 0 if unknown.
         pid: u32,
     },
+    /// Something in this process has closed the buffer's descriptors; see [`BufferError::NoDescriptor`].
+    #[error(
+        "this process has closed the buffer's descriptors, and the buffer has no name to open it by again; open buffers after all others are closed"
+    )]
+    NoDescriptor,
     /// The channel's entry contradicts itself: a foreign hand wrote into the segment.
     #[error("the entry of channel {id} is corrupted")]
     Corrupted {

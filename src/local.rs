@@ -24,6 +24,7 @@ use crate::heap::{self, depot, reclaim, want};
 use crate::layout::{BLOCK_HEADER, CONTEXTS, Owner, UNIT};
 use crate::participant;
 use crate::recovery::{self, Effort, End, OTHERS};
+use crate::segment::PATIENCE;
 use crate::sys::crash::point;
 use crate::wait::{self, Bed};
 use std::cell::{Cell, RefCell};
@@ -89,13 +90,22 @@ pub(crate) fn enter(hold: &Hold) -> Result<Rc<Local>, BufferError> {
         Some(local) => local,
         None => {
             let open = || participant::open_context(hold.arena(), hold.me());
-            // A full table may be full of the dead.
-            let context = open()
-                .or_else(|| {
+            // A full table may be full of the dead, whom another may be at.
+            let give_up = Instant::now() + PATIENCE;
+            let context = loop {
+                let has_dead = || !participant::dead(hold.segment(), hold.me()).is_empty();
+                let context = open().or_else(|| {
                     recovery::reap(hold, Effort::PATIENT);
                     open()
-                })
-                .ok_or(BufferError::TooManyContexts { limit: CONTEXTS })?;
+                });
+                if let Some(context) = context {
+                    break context;
+                }
+                if Instant::now() >= give_up || !has_dead() {
+                    return Err(BufferError::TooManyContexts { limit: CONTEXTS });
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            };
             depot::provide(hold.arena(), depot::PER_CONTEXT);
             // SAFETY: `close` makes the cache forget the segment before the hold below goes.
             let cache = unsafe { hold.new_cache(context) };

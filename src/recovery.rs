@@ -39,10 +39,9 @@ use crate::heap::cache::{self, Cache};
 use crate::heap::{self, block, class, depot, reclaim, unit};
 use crate::layout::{BlockHeader, CHANNELS, CONTEXTS, Magazine, Owner, Word};
 use crate::participant;
-use crate::segment::{PATIENCE, REAP_BYTE};
+use crate::segment::PATIENCE;
 use crate::sync::Ordering;
 use crate::sys::crash::point;
-use crate::sys::lease;
 use std::time::{Duration, Instant};
 
 /// What reaping gave back.
@@ -173,7 +172,7 @@ struct Lock<'a>(&'a Attachment);
 impl<'a> Lock<'a> {
     fn take(attachment: &'a Attachment, patience: Duration) -> Option<Self> {
         let give_up = Instant::now() + patience;
-        while !lease::try_take(attachment.segment().file(), REAP_BYTE).unwrap_or(false) {
+        while !attachment.segment().try_lock_reaping() {
             if Instant::now() >= give_up {
                 return None;
             }
@@ -186,7 +185,7 @@ impl<'a> Lock<'a> {
 
 impl Drop for Lock<'_> {
     fn drop(&mut self) {
-        lease::release(self.0.segment().file(), REAP_BYTE);
+        self.0.segment().unlock_reaping();
     }
 }
 

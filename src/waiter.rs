@@ -124,7 +124,9 @@ pub(crate) fn park(
     let waiter = WAITER.get();
     let mut state = waiter.state.lock();
     if !state.runs {
-        thread::Builder::new().name("ipc-buffer-waiter".into()).spawn(move || waiter.run())?;
+        // Signals are for the application's threads.
+        let spawn = || thread::Builder::new().name("ipc-buffer-waiter".into()).spawn(move || waiter.run());
+        task::without_signals(spawn)?;
         state.runs = true;
     }
     let known = state.places.iter().position(|place| place.bed == bed);

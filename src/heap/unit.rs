@@ -284,8 +284,43 @@ pub(crate) fn recount(arena: &Arena) {
     arena.header().units_in_use.store(u32::try_from(in_use).unwrap_or(0), Ordering::Relaxed);
 }
 
-/// Returns the memory of free units to the system; says how many units that were.
+/// Returns the memory of free units to the system, and of those that nobody has asked any for; says how many units that were.
 pub(crate) fn trim(arena: &Arena, me: Owner) -> u64 {
+    trim_backed(arena, me) + trim_strays(arena, me)
+}
+
+/// Returns the memory that units have got behind our backs: mlockall(2) or a core dump has read their holes, or somebody was killed
+/// between asking for it and saying so.
+fn trim_strays(arena: &Arena, me: Owner) -> u64 {
+    let (mut at, mut returned) = (0, 0);
+    while at < arena.geometry().units {
+        // No question to the system about what our own words say is there.
+        if arena.unit(at).is_some_and(|u| u.load(Ordering::Relaxed) != FREE) {
+            at += 1;
+            continue;
+        }
+        let Some(found) = arena.next_unit_in_memory(at) else { break };
+        if found > at {
+            at = found;
+            continue;
+        }
+        // Beyond the frontier, a unit can't be claimed, and so not be looked after.
+        while arena.unit(at).is_none() {
+            if !matches!(arena.grow_units(), Ok(Some(_))) {
+                return returned;
+            }
+        }
+        if claim_at(arena, me, at, 1, 0) == 1 {
+            let is_stray = arena.unit(at).is_some_and(|u| backed(u.load(Ordering::Relaxed)) == 0);
+            returned += u64::from(is_stray && arena.punch_units(at, 1));
+            give_back(arena, at);
+        }
+        at += 1;
+    }
+    returned
+}
+
+fn trim_backed(arena: &Arena, me: Owner) -> u64 {
     let top = arena.header().unit_top.load(Ordering::Acquire).min(arena.geometry().units);
     let mut returned = 0;
     let is_idle = |u: &AtomicU64| u.load(Ordering::Relaxed) == BACKED;

@@ -24,6 +24,27 @@ pub(crate) fn thread_id() -> u32 {
     rustix::thread::gettid().as_raw_pid().unsigned_abs()
 }
 
+/// Runs `start`, which starts a thread, with all signals blocked, which that thread inherits.
+#[cfg(feature = "async")]
+pub(crate) fn without_signals<R>(start: impl FnOnce() -> R) -> R {
+    /// Puts the mask back, also if `start` panics.
+    struct Before(libc::sigset_t);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            // SAFETY: a mask that this thread has had before.
+            unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut()) };
+        }
+    }
+    // SAFETY: a set of signals is plain integers; all zeroes is a valid value.
+    let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };
+    // SAFETY: the set is valid, and written.
+    unsafe { libc::sigfillset(&raw mut all) };
+    // SAFETY: both sets are valid; the second is written.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) };
+    let _before = Before(before);
+    start()
+}
+
 /// Cores that are online, whether this thread may run on them or not: the other side may.
 pub(crate) fn cores() -> u32 {
     // SAFETY: sysconf reads a number.
