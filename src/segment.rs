@@ -13,9 +13,13 @@
 //! # If a process dies
 //! | creator dies | what is left | the next opener |
 //! |---|---|---|
-//! | after `shm_open` | a file of a page, maybe with a mode that keeps everybody out | makes it its owner's, and completes it |
-//! | before the magic | zeroes of a proper size, lock free | completes it, in the size it wants |
+//! | after `shm_open`, before the crate's `ftruncate` | an empty file, maybe with a mode that keeps everybody out | removes it under its lock, starts again |
+//! | after that | a file of a page | completes it, in the size it wants |
+//! | before the magic | zeroes of a proper size, lock free | completes it, likewise |
 //! | after the magic | a complete segment | uses it |
+//!
+//! A slow creator whose empty file was removed under it finds, with the lock in hand, that the name leads elsewhere, and
+//! starts again too. An empty file is not completed: its creator may be about to give it the size of a page.
 //!
 //! A complete one that nobody uses, and that is not to stay, but has another capacity or format than is wanted: the next opener
 //! removes its name, and starts again.
@@ -71,8 +75,8 @@ const PAUSE_NEXT: Duration = Duration::from_micros(250);
 const FIRST_PAUSE: Duration = Duration::from_micros(20);
 /// Enough for the one who is next to look, and to find the lock free.
 pub(crate) const COURTESY: Duration = Duration::from_micros(400);
-/// How long a file that its owner can't open may be about to get its mode.
-const MODE_GRACE: Duration = Duration::from_millis(20);
+/// How long a file may be empty, or not to be opened by its owner, because another one is about to give it its size and mode.
+const GRACE: Duration = Duration::from_millis(20);
 
 const NOT_A_FILE: &str = "it is not a regular file";
 
@@ -470,7 +474,7 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Option
                 }
             }
         }
-        Err(e) => match open_up(name, e, start.elapsed() > MODE_GRACE) {
+        Err(e) => match open_up(name, e, start.elapsed() > GRACE) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             Err(e) => return Err(os_error(name, "open", e)),
@@ -479,7 +483,8 @@ fn attempt(name: &str, wish: &Wish, units: u32, start: Instant) -> Result<Option
     point!("enter: opened");
     let identity = file.identity();
     let mut unfinished = created;
-    let result = take_up(name, wish, units, file, created, &mut unfinished);
+    let is_overdue = start.elapsed() > GRACE;
+    let result = take_up(name, wish, units, file, created, is_overdue, &mut unfinished);
     if result.is_err() && unfinished {
         discard(name, Some(identity));
     }
@@ -537,6 +542,7 @@ fn take_up(
     units: u32,
     file: File,
     created: bool,
+    is_overdue: bool,
     unfinished: &mut bool,
 ) -> Result<Option<Segment>, OpenError> {
     let fd = file.fd().map_err(|e| os_error(name, "fstat", e))?;
@@ -550,6 +556,9 @@ fn take_up(
     }
     let words = || shm::read_words::<32>(fd).map_err(|e| os_error(name, "read", e));
     let taken = || OpenError::AlreadyExists { name: name.into() };
+    if before.size == 0 && !is_overdue {
+        return Ok(None);
+    }
     if wish.create_new && !created && words()?[0] != 0 {
         return Err(taken());
     }
@@ -566,13 +575,21 @@ fn take_up(
     if !still_named() {
         return Ok(None);
     }
+    let size = stat()?.size;
+    if size == 0 {
+        // Left by a creator that died at once, or one that is slow: it will notice (see the module).
+        shm::unlink(name).map_err(|e| os_error(name, "unlink", e))?;
+        point!("enter: empty file removed");
+        return Ok(None);
+    }
     let words = words()?;
     // Left by the dead, and not to stay.
     let is_obsolete = || {
         let persists = words[offset_of!(Header, flags) / 8] & flag::PERSIST != 0;
-        !wish.must_exist && !wish.create_new && !persists && !locks.is_attended()
+        let has_header = size >= size_of::<Header>() as u64;
+        has_header && !wish.must_exist && !wish.create_new && !persists && !locks.is_attended()
     };
-    let found = check_header(name, &words, stat()?.size).and_then(|found| match found {
+    let found = check_header(name, &words, size).and_then(|found| match found {
         Found::Complete(_) if wish.create_new => Err(taken()),
         Found::Complete(geometry) if wish.capacity.is_some() && geometry.units != units => {
             let (asked, actual) = (u64::from(units) * UNIT, u64::from(geometry.units) * UNIT);
@@ -655,7 +672,7 @@ fn check_header(name: &str, words: &[u64; 32], size: u64) -> Result<Found, OpenE
     if magic == 0 {
         // Zeroes in a size that only we give a file: a segment nobody has completed.
         return match Geometry::for_total(size) {
-            None if size > NEW_SIZE => Err(not("it is all zeroes, in a size that no buffer has")),
+            None if size != NEW_SIZE => Err(not("it is all zeroes, in a size that no buffer has")),
             sized => Ok(Found::Unfinished(sized)),
         };
     }
@@ -737,7 +754,7 @@ pub(crate) fn remove(name: &str) -> Result<(), OpenError> {
         return Err(OpenError::NotASegment { name: name.into(), why: NOT_A_FILE });
     }
     let [magic, ..] = shm::read_words::<1>(fd).map_err(|e| os_error(name, "read", e))?;
-    let is_unfinished = facts.size <= NEW_SIZE || Geometry::for_total(facts.size).is_some();
+    let is_unfinished = matches!(facts.size, 0 | NEW_SIZE) || Geometry::for_total(facts.size).is_some();
     if magic != MAGIC && !(magic == 0 && is_unfinished) {
         return Err(OpenError::NotASegment { name: name.into(), why: "it does not start with the magic number" });
     }

@@ -32,6 +32,7 @@ mod armed {
         "enter: created",
         "enter: opened",
         "enter: locked",
+        "enter: empty file removed",
         "enter: sized",
         "enter: obsolete removed",
         "enter: mapped",
