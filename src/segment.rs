@@ -201,7 +201,7 @@ impl Segment {
     }
 
     /// In a forked child, which has the descriptors still: puts a copy-on-write view in place of the shared pages, so that nothing the
-    /// child does through old handles reaches the segment. The parent's lease hangs on a page that the child does not have.
+    /// child does through old handles reaches the segment.
     pub(crate) fn abandon(&self) {
         let named = || shm::open(&self.name).ok().filter(|file| file.identity() == self.identity);
         let view = self.open.view.get();
@@ -314,7 +314,7 @@ impl Locks {
         let Some(bearer) = &mut state.bearer else { return };
         bearer.used &= !bit(byte);
         // Held by another description, it is another one that the number leads to by now, of the same file.
-        match bearer.file.as_ref().and_then(File::get).filter(|fd| !lease::held_elsewhere(*fd, byte)) {
+        match bearer.file.as_ref().and_then(File::get).filter(|fd| !lease::known_elsewhere(*fd, byte)) {
             Some(fd) => {
                 lease::release(fd, byte);
                 bearer.held &= !bit(byte);

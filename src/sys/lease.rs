@@ -54,18 +54,21 @@ pub(crate) fn release(fd: BorrowedFd<'_>, byte: u64) {
 
 /// Whether another description holds `byte`. An error reads as "held": who cannot be judged is alive.
 pub(crate) fn held_elsewhere(fd: BorrowedFd<'_>, byte: u64) -> bool {
-    is_held(fd, request(libc::F_WRLCK, byte))
+    is_held(fd, request(libc::F_WRLCK, byte)).unwrap_or(true)
+}
+
+/// Whether another description is known to hold `byte`.
+pub(crate) fn known_elsewhere(fd: BorrowedFd<'_>, byte: u64) -> bool {
+    is_held(fd, request(libc::F_WRLCK, byte)).unwrap_or(false)
 }
 
 /// As [`held_elsewhere`], of any byte from `byte` on.
 pub(crate) fn any_held_elsewhere(fd: BorrowedFd<'_>, byte: u64) -> bool {
     // A length of 0 means to the end.
-    is_held(fd, libc::flock64 { l_len: 0, ..request(libc::F_WRLCK, byte) })
+    is_held(fd, libc::flock64 { l_len: 0, ..request(libc::F_WRLCK, byte) }).unwrap_or(true)
 }
 
-fn is_held(fd: BorrowedFd<'_>, mut lock: libc::flock64) -> bool {
-    match fcntl(fd, libc::F_OFD_GETLK, &mut lock) {
-        Ok(()) => libc::c_int::from(lock.l_type) != libc::F_UNLCK,
-        Err(_) => true,
-    }
+fn is_held(fd: BorrowedFd<'_>, mut lock: libc::flock64) -> io::Result<bool> {
+    fcntl(fd, libc::F_OFD_GETLK, &mut lock)?;
+    Ok(libc::c_int::from(lock.l_type) != libc::F_UNLCK)
 }

@@ -196,7 +196,7 @@ pub(crate) unsafe fn make_private(base: NonNull<u8>, len: usize, file: Option<Bo
 }
 
 /// Keeps an open file description, and with it the locks that it bears, until it is dropped, or the process ends, whoever closes the
-/// descriptors: by a page mapped through it, inaccessible, that a forked child does not have.
+/// descriptors: by a page mapped through it, which nobody can access, and which a forked child takes away.
 #[derive(Debug)]
 pub(crate) struct Pin(NonNull<c_void>);
 
@@ -207,22 +207,27 @@ unsafe impl Sync for Pin {}
 
 impl Pin {
     pub(crate) fn new(file: BorrowedFd<'_>) -> io::Result<Self> {
-        // Nobody forks in between.
-        let _numbers = shm::numbers();
+        let mut kept = shm::kept();
         // SAFETY: at an address that the system chooses.
         let page = unsafe { mmap(ptr::null_mut(), PAGE, ProtFlags::empty(), MapFlags::SHARED, file, 0) }?;
-        let pin = NonNull::new(page).map(Self).ok_or(Errno::NOMEM)?;
         // SAFETY: mapped just now; without contents.
-        unsafe { madvise(page, PAGE, Advice::LinuxDontFork) }?;
-        // SAFETY: as above.
         let _ = unsafe { madvise(page, PAGE, Advice::LinuxDontDump) };
-        Ok(pin)
+        kept.pins.push(page.addr());
+        NonNull::new(page).map(Self).ok_or_else(|| Errno::NOMEM.into())
     }
 }
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new`, and referred to by nobody.
-        let _ = unsafe { munmap(self.0.as_ptr(), PAGE) };
+        let mut kept = shm::kept();
+        let address = self.0.addr().get();
+        kept.pins.retain(|pin| *pin != address);
+        unpin(address);
     }
+}
+
+/// Takes away a pin that is listed, and is used by nobody.
+pub(crate) fn unpin(address: usize) {
+    // SAFETY: mapped by `Pin::new`, and referred to by nobody.
+    let _ = unsafe { munmap(ptr::without_provenance_mut(address), PAGE) };
 }

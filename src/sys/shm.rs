@@ -9,11 +9,13 @@
 //! still close it and open something else; that takes two calls of its within a fraction of a microsecond.
 //!
 //! # After fork
-//! All numbers are listed, under a lock that a fork waits for; the child closes them.
+//! All numbers are listed, and the pages that keep locks (see `memory::Pin`), under a lock that a fork waits for; the child closes
+//! and unmaps them. One that is made by a bare `clone` keeps them, and with them its parent's lease: it may act for its parent.
 
 #![allow(unsafe_code)]
 
 use crate::sys::fork::PerProcess;
+use crate::sys::memory;
 use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::{self, AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -86,10 +88,10 @@ pub(crate) struct File(Number);
 
 impl File {
     /// The lock of the list is held since before `fd` was opened.
-    fn new(fd: OwnedFd, numbers: &mut Vec<Number>) -> io::Result<Self> {
+    fn new(fd: OwnedFd, kept: &mut Kept) -> io::Result<Self> {
         let fd = if fd.as_raw_fd() > 2 { fd } else { rustix::io::fcntl_dupfd_cloexec(&fd, 3)? };
         let number = Number { identity: stat(&fd)?.identity, fd: fd.into_raw_fd() };
-        numbers.push(number);
+        kept.numbers.push(number);
         Ok(Self(number))
     }
 
@@ -114,43 +116,49 @@ impl File {
     /// Leaves the number to whoever has it now.
     pub(crate) fn forget(self) {
         let this = ManuallyDrop::new(self);
-        numbers().retain(|number| *number != this.0);
+        kept().numbers.retain(|number| *number != this.0);
     }
 }
 
 impl Drop for File {
     fn drop(&mut self) {
-        let mut numbers = numbers();
+        let numbers = &mut kept().numbers;
         if let Some(fd) = self.get() {
             // SAFETY: it is this file's, and this was its owner.
             unsafe { rustix::io::close(fd.as_raw_fd()) };
         }
-        if let Some(at) = numbers.iter().position(|number| *number == self.0) {
-            numbers.swap_remove(at);
-        }
+        numbers.retain(|number| *number != self.0);
     }
 }
 
+/// What a forked child must not keep.
 #[derive(Default)]
-struct Ours(Mutex<Vec<Number>>);
+pub(crate) struct Kept {
+    numbers: Vec<Number>,
+    /// Addresses of pages that keep locks.
+    pub(crate) pins: Vec<usize>,
+}
+
+#[derive(Default)]
+struct Ours(Mutex<Kept>);
 
 static OURS: PerProcess<Ours> = PerProcess::new();
 
-/// The list of all numbers, locked: nothing is opened, closed, or pinned down (see `memory::Pin`) without it, and nobody forks
-/// meanwhile. Never held across a wait.
-pub(crate) fn numbers() -> MutexGuard<'static, Vec<Number>> {
+/// The list of all that is kept, locked: nothing is opened, closed, or pinned down without it, and nobody forks meanwhile. Never held
+/// across a wait.
+pub(crate) fn kept() -> MutexGuard<'static, Kept> {
     OURS.get().0.lock()
 }
 
 thread_local! {
     /// As in `attachment`: held across a fork.
-    static ACROSS_FORK: Cell<Option<ManuallyDrop<MutexGuard<'static, Vec<Number>>>>> = const { Cell::new(None) };
+    static ACROSS_FORK: Cell<Option<ManuallyDrop<MutexGuard<'static, Kept>>>> = const { Cell::new(None) };
 }
 
 /// Nobody is about to open or close anything when this returns. May be called twice, like the two below.
 pub(crate) fn before_fork() {
     let held = ACROSS_FORK.take();
-    ACROSS_FORK.set(held.or_else(|| Some(ManuallyDrop::new(numbers()))));
+    ACROSS_FORK.set(held.or_else(|| Some(ManuallyDrop::new(kept()))));
 }
 
 pub(crate) fn after_fork_in_parent() {
@@ -159,23 +167,25 @@ pub(crate) fn after_fork_in_parent() {
 
 /// In a forked child: what it has inherited. From here on, files may be opened again.
 pub(crate) fn inherited() -> Inherited {
-    let numbers = ACROSS_FORK.take();
-    if numbers.is_some() {
+    let kept = ACROSS_FORK.take();
+    if kept.is_some() {
         // The old list stays locked; nobody looks at it again.
         OURS.leave();
     }
-    Inherited(numbers)
+    Inherited(kept)
 }
 
-/// The numbers that a forked child has inherited.
-pub(crate) struct Inherited(Option<ManuallyDrop<MutexGuard<'static, Vec<Number>>>>);
+/// What a forked child has inherited.
+pub(crate) struct Inherited(Option<ManuallyDrop<MutexGuard<'static, Kept>>>);
 
 impl Inherited {
     pub(crate) fn close(self) {
-        for fd in self.0.iter().flat_map(|numbers| numbers.iter()).filter_map(|number| number.get()) {
+        let Some(kept) = self.0 else { return };
+        for fd in kept.numbers.iter().filter_map(|number| number.get()) {
             // SAFETY: it is one of ours; what is left of the parent's `File`s is never dropped here.
             unsafe { rustix::io::close(fd.as_raw_fd()) };
         }
+        kept.pins.iter().for_each(|pin| memory::unpin(*pin));
     }
 }
 
@@ -215,10 +225,10 @@ pub(crate) fn open_again(number: Number) -> io::Result<File> {
 }
 
 fn open_path(path: &str, more: OFlags) -> io::Result<File> {
-    let mut numbers = numbers();
+    let mut kept = kept();
     let _stdio = Stdio::occupy()?;
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY | more;
-    File::new(fs::open(path, flags, Mode::empty())?, &mut numbers)
+    File::new(fs::open(path, flags, Mode::empty())?, &mut kept)
 }
 
 /// Makes a new object of [`NEW_SIZE`] bytes.
@@ -228,7 +238,7 @@ fn open_path(path: &str, more: OFlags) -> io::Result<File> {
 /// it the number, and the unlink-on-drop, which goes by name and could hit another's object.
 pub(crate) fn create(name: &str) -> io::Result<()> {
     // Nobody forks while the crate has its number.
-    let _numbers = numbers();
+    let _kept = kept();
     let _stdio = Stdio::occupy()?;
     match ShmemConf::new().os_id(format!("/{name}")).size(NEW_SIZE as usize).create() {
         Ok(mut mapping) => {
