@@ -13,6 +13,13 @@
 //! ([`Segment::abandon`]): drops do nothing, writes reach nobody, reads see what the parent's pages hold until they are written
 //! here. The parent notices nothing.
 //!
+//! # If the lease is lost
+//! A process that others have reaped though it lives (a checkpoint was restored, say) owns nothing here any more. Every slow path
+//! looks whether its process slot still is what this process took, and answers `Evicted` if not; as after a fork, drops do
+//! nothing. The mapping stays, since nobody knows how many records still lead there; who opens the buffer anew gets a new attachment.
+//! The fast paths don't look. So until the first slow path, at most what the caches and rings at hand have room for is written
+//! where it is another's.
+//!
 //! # Invariants
 //! 1. An attachment is freed only under the registry's lock, when `holds` is 0 and no record of this process is left.
 //! 2. In a forked child no inherited attachment is ever freed.
@@ -55,6 +62,7 @@ const UNCOUNTED: u64 = u64::MAX;
 pub(crate) struct Attachment {
     segment: Segment,
     me: Owner,
+    pid: u32,
     /// Excludes this process's threads from each other on the control plane; the byte lock excludes processes.
     control: Mutex<()>,
     /// A cache that belongs to no thread: for reaping, and for records dropped where no context is.
@@ -117,7 +125,7 @@ impl Clone for Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if self.forked.load(Ordering::Relaxed) {
+        if self.check().is_err() {
             return;
         }
         // SYNC(hold): Release of this holder's accesses, Acquire of everyone's by the one who detaches.
@@ -155,6 +163,8 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
     segment::check_name(name)?;
     assert!(install_hooks(), "pthread_atfork has no memory");
     let mut attachments = REGISTRY.get().attachments.lock();
+    // SAFETY: listed, and the lock is held (invariant 1). Those that go are never freed.
+    attachments.retain(|entry| unsafe { entry.0.as_ref() }.check().is_ok());
     for entry in attachments.iter() {
         // SAFETY: listed, and the lock is held (invariant 1).
         let attachment = unsafe { entry.0.as_ref() };
@@ -192,6 +202,7 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
     let mut attachment = Box::new(Attachment {
         segment,
         me,
+        pid: std::process::id(),
         control: Mutex::new(()),
         service: Mutex::new(None),
         reaping: Mutex::new(()),
@@ -320,8 +331,15 @@ impl Attachment {
         self.me
     }
 
-    pub(crate) fn is_forked(&self) -> bool {
-        self.forked.load(Ordering::Relaxed)
+    /// Whether this process may act here.
+    pub(crate) fn check(&self) -> Result<(), BufferError> {
+        if self.forked.load(Ordering::Relaxed) {
+            Err(BufferError::Forked)
+        } else if participant::is_registered(self.arena(), self.me, self.pid) {
+            Ok(())
+        } else {
+            Err(BufferError::Evicted)
+        }
     }
 
     /// Takes the control lock; repairs the directory if its last holder died inside.
@@ -331,9 +349,7 @@ impl Attachment {
 
     /// As [`control`](Self::control), waiting up to `patience` for threads, and for processes.
     pub(crate) fn control_within(&self, patience: Duration) -> Result<Control<'_>, BufferError> {
-        if self.is_forked() {
-            return Err(BufferError::Forked);
-        }
+        self.check()?;
         let header = self.arena().header();
         let busy = || BufferError::Busy { pid: u32::try_from(header.control_pid.load(Ordering::Relaxed)).unwrap_or(0) };
         let threads = self.control.try_lock_for(patience).ok_or_else(busy)?;
@@ -342,6 +358,11 @@ impl Attachment {
             Unlocked::Lost | Unlocked::Refused(_) => BufferError::NoDescriptor,
         })?;
         point!("control: locked");
+        // While it waited, it may have been reaped.
+        if let Err(why) = self.check() {
+            self.segment.unlock();
+            return Err(why);
+        }
         let dirty = header.control_owner.swap(Word::of(1, self.me).0, Ordering::AcqRel) != 0;
         header.control_pid.store(std::process::id().into(), Ordering::Relaxed);
         let control = Control { attachment: self, threads: Some(threads), since: Instant::now() };
@@ -389,9 +410,7 @@ impl Attachment {
 
     /// Runs `work` with the cache that belongs to no thread.
     pub(crate) fn with_service<R>(&self, work: impl FnOnce(&Cache) -> R) -> Result<R, BufferError> {
-        if self.is_forked() {
-            return Err(BufferError::Forked);
-        }
+        self.check()?;
         let mut service = self.service.lock();
         if service.is_none() {
             let context = participant::open_context(self.arena(), self.me)
@@ -489,6 +508,9 @@ pub(crate) unsafe fn free_homeless(address: usize, known: Known) {
     let Some((attachment, granule)) = mapped_at(&attachments, address) else { return };
     // SAFETY: as above.
     let this = unsafe { attachment.as_ref() };
+    if this.check().is_err() {
+        return;
+    }
     let Some(handle) = known.find(this.arena(), granule) else { return };
     if handle.is_run() {
         heap::free_run(this.arena(), this.me, handle.granule());

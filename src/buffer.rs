@@ -312,7 +312,7 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `TooManyContexts`, `Forked`.
+    /// `TooManyContexts`, `Forked`, `Evicted`.
     pub fn context(&self) -> Result<ThreadContext, BufferError> {
         ThreadContext::new(&self.hold)
     }
@@ -372,7 +372,7 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Busy`, `Forked`.
+    /// `Busy`, `Forked`, `Evicted`, `NoDescriptor`.
     pub fn has_channel(&self, id: i64) -> Result<bool, BufferError> {
         let control = self.hold.control()?;
         Ok(directory::find(&control, id).is_some())
@@ -392,7 +392,7 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Busy`, `Forked`.
+    /// `Busy`, `Forked`, `Evicted`, `NoDescriptor`.
     pub fn wait_for_channel(&self, id: i64, timeout: Duration) -> Result<bool, BufferError> {
         let deadline = Instant::now().checked_add(timeout);
         let look = || match self.has_channel(id) {
@@ -417,7 +417,7 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Busy`, `Forked`.
+    /// `Busy`, `Forked`, `Evicted`, `NoDescriptor`.
     pub fn has_active_channels(&self) -> Result<bool, BufferError> {
         let control = self.hold.control()?;
         let active = directory::list(&control).any(|facts| facts.producer.is_some() || facts.consumer.is_some());
@@ -439,7 +439,7 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Busy`, `Forked`.
+    /// `Busy`, `Forked`, `Evicted`, `NoDescriptor`.
     pub fn channels(&self) -> Result<Vec<ChannelInfo>, BufferError> {
         let control = self.hold.control()?;
         let pid = |who| participant::pid(self.hold.arena(), who);
@@ -476,7 +476,7 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Busy`, `Forked`, `TooManyContexts`.
+    /// `Busy`, `Forked`, `Evicted`, `NoDescriptor`, `TooManyContexts`.
     pub fn remove_channel(&self, id: i64) -> Result<bool, BufferError> {
         self.hold.with_service(|cache| Ok(directory::remove(self.hold.control()?, cache, id)))?
     }
@@ -494,12 +494,10 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Forked`; `Busy` if another process reaps, or has the control lock, and is not done with it in 5 seconds;
+    /// `Forked`, `Evicted`; `Busy` if another process reaps, or has the control lock, and is not done with it in 5 seconds;
     /// `TooManyContexts`.
     pub fn reap(&self) -> Result<Reaped, BufferError> {
-        if self.hold.is_forked() {
-            return Err(BufferError::Forked);
-        }
+        self.hold.check()?;
         match recovery::reap(&self.hold, Effort::THOROUGH) {
             (_, End::Stuck(error)) => Err(error),
             (reaped, _) => Ok(reaped),
@@ -519,7 +517,7 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Busy`, `Forked`, `TooManyContexts`.
+    /// `Busy`, `Forked`, `Evicted`, `NoDescriptor`, `TooManyContexts`.
     pub fn trim(&self) -> Result<u64, BufferError> {
         self.hold.with_service(|cache| {
             let _control = recovery::collect_loose(self.hold.control()?, cache)?;
@@ -543,11 +541,9 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Forked`.
+    /// `Forked`, `Evicted`.
     pub fn stats(&self) -> Result<Stats, BufferError> {
-        if self.hold.is_forked() {
-            return Err(BufferError::Forked);
-        }
+        self.hold.check()?;
         Ok(stats::stats(self.hold.arena()))
     }
 
@@ -562,7 +558,7 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Busy`, `Forked`.
+    /// `Busy`, `Forked`, `Evicted`, `NoDescriptor`.
     pub fn audit(&self) -> Result<Audit, BufferError> {
         audit::audit(&self.hold)
     }

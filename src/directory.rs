@@ -52,14 +52,16 @@ pub(crate) enum Side {
     Consumer,
 }
 
-impl Side {
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Producer => "producer",
-            Self::Consumer => "consumer",
+impl From<Side> for crate::error::Side {
+    fn from(side: Side) -> Self {
+        match side {
+            Side::Producer => Self::Producer,
+            Side::Consumer => Self::Consumer,
         }
     }
+}
 
+impl Side {
     /// The bit of `DirectoryEntry::seen`.
     pub(crate) const fn seen(self) -> u32 {
         match self {

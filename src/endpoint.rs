@@ -18,6 +18,7 @@ use crate::sync::{AtomicU32, Ordering};
 use crate::wait::{self, Bed, Wait, WaitStrategy, Waits};
 use std::cell::Cell;
 use std::rc::{Rc, Weak};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 /// The sending end of a [`Channel`](crate::Channel).
@@ -126,6 +127,16 @@ impl Attached for Endpoint {
         self.end.abandon();
     }
 
+    fn evict(&self) -> Option<Waker> {
+        // Not with its bell, which is others' by now.
+        #[cfg(feature = "async")]
+        let waker = self.parked.replace(false).then(|| crate::waiter::unpark(self.own_bell())).flatten();
+        #[cfg(not(feature = "async"))]
+        let waker = None;
+        self.abandon();
+        waker
+    }
+
     fn detach(&self) {
         if !self.attached.replace(false) {
             return;
@@ -155,6 +166,7 @@ impl Endpoint {
     ) -> Result<Rc<Self>, AttachError> {
         local.check().map_err(|inert| match inert {
             Inert::Forked => AttachError::Forked,
+            Inert::Evicted => AttachError::Evicted,
             Inert::Closed => AttachError::ContextClosed,
         })?;
         let hold = local.hold().ok_or(AttachError::ContextClosed)?;
@@ -308,6 +320,7 @@ impl Endpoint {
     pub(crate) fn not_pushed<I>(&self, unsent: I, why: NotPushed) -> TrySendError<I> {
         match (self.check(), why) {
             (Err(Inert::Forked), _) => TrySendError::Forked(unsent),
+            (Err(Inert::Evicted), _) => TrySendError::Evicted(unsent),
             (Err(Inert::Closed), _) => TrySendError::ContextClosed(unsent),
             (Ok(()), NotPushed::Gone) => TrySendError::Disconnected(unsent),
             (Ok(()), NotPushed::Full) if self.polled_in_vain() => TrySendError::Disconnected(unsent),
@@ -319,6 +332,7 @@ impl Endpoint {
     pub(crate) fn nothing_queued(&self) -> Result<(), TryRecvError> {
         self.check().map_err(|inert| match inert {
             Inert::Forked => RecvError::Forked,
+            Inert::Evicted => RecvError::Evicted,
             Inert::Closed => RecvError::ContextClosed,
         })?;
         if self.is_lost_to_polls() { Ok(()) } else { Err(TryRecvError::Empty) }
@@ -455,6 +469,7 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
             Ok(control) => control,
             Err(BufferError::Busy { pid }) => break Err(AttachError::Busy { pid }),
             Err(BufferError::NoDescriptor) => break Err(AttachError::NoDescriptor),
+            Err(BufferError::Evicted) => break Err(AttachError::Evicted),
             Err(_) => break Err(AttachError::Forked),
         };
         match directory::attach(&control, hold.me(), id, side, spec, &mut storage) {
@@ -471,6 +486,7 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
                     Err(AllocError::OutOfMemory { asked, free }) => {
                         break Err(AttachError::OutOfMemory { asked, free });
                     }
+                    Err(AllocError::Evicted) => break Err(AttachError::Evicted),
                     Err(AllocError::ContextClosed) => break Err(AttachError::ContextClosed),
                     Err(_) => break Err(AttachError::Forked),
                 }
@@ -481,7 +497,7 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
             }
             Err(Refused::Taken { holder, thread, .. }) => {
                 let pid = participant::pid(hold.arena(), holder);
-                break Err(AttachError::RoleTaken { id, role: side.name(), pid, thread });
+                break Err(AttachError::RoleTaken { id, role: side.into(), pid, thread });
             }
             Err(Refused::Kind(theirs)) => {
                 let (ours, theirs) = (spec.kind.to_string(), theirs.to_string());

@@ -223,6 +223,9 @@ pub enum BufferError {
     /// The buffer was opened before this process was forked off.
     #[error("the buffer was opened before fork; open it anew in the child")]
     Forked,
+    /// This process was taken for dead, and what it had is others' by now: its lease was lost, as when a checkpoint is restored.
+    #[error("this process was taken for dead, and what it had in the buffer is gone; open the buffer anew")]
+    Evicted,
     /// Another process keeps the buffer's control lock, or reaps and does not come to an end.
     #[error("the buffer is being changed by process {pid}, which did not finish in time; is it stopped?")]
     Busy {
@@ -284,6 +287,9 @@ pub enum AllocError {
     /// The context was made before this process was forked off.
     #[error("the context was made before fork; open the buffer anew in the child")]
     Forked,
+    /// This process was taken for dead, and what it had is others' by now: its lease was lost, as when a checkpoint is restored.
+    #[error("this process was taken for dead, and what it had in the buffer is gone; open the buffer anew")]
+    Evicted,
     /// The context's last `ThreadContext` was dropped.
     #[error("the context is closed; keep its ThreadContext alive")]
     ContextClosed,
@@ -295,12 +301,12 @@ pub enum AllocError {
 /// # let name = format!("doc-attach-error-{}", std::process::id());
 /// # let buffer = ipc_buffer::Buffer::open(&name)?;
 /// # let ctx = buffer.context()?;
-/// use ipc_buffer::AttachError;
+/// use ipc_buffer::{AttachError, Side};
 /// let _tx = ctx.producer::<u64>(1)?;
 /// let mismatch = ctx.consumer::<f32>(1).unwrap_err().to_string();
 /// assert!(mismatch.starts_with("channel 1 carries u64 (8 bytes, align 8), not f32 (4 bytes, align 4)"));
 /// let taken = ctx.producer::<u64>(1).unwrap_err();
-/// assert!(matches!(taken, AttachError::RoleTaken { role: "producer", pid, .. } if pid == std::process::id()));
+/// assert!(matches!(taken, AttachError::RoleTaken { role: Side::Producer, pid, .. } if pid == std::process::id()));
 /// # Ok::<(), ipc_buffer::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -323,8 +329,8 @@ pub enum AttachError {
     RoleTaken {
         /// The channel.
         id: i64,
-        /// "producer" or "consumer".
-        role: &'static str,
+        /// Which.
+        role: Side,
         /// The process that has it, in its own pid namespace.
         pid: u32,
         /// The thread that attached.
@@ -378,6 +384,9 @@ pub enum AttachError {
     /// The context was made before this process was forked off.
     #[error("the context was made before fork; open the buffer anew in the child")]
     Forked,
+    /// This process was taken for dead, and what it had is others' by now: its lease was lost, as when a checkpoint is restored.
+    #[error("this process was taken for dead, and what it had in the buffer is gone; open the buffer anew")]
+    Evicted,
     /// The context's last `ThreadContext` was dropped.
     #[error("the context is closed; keep its ThreadContext alive")]
     ContextClosed,
@@ -396,6 +405,8 @@ macro_rules! send_error {
             ForeignRecord(T),
             /// The endpoint was made before this process was forked off.
             Forked(T),
+            /// This process was taken for dead, and what it had is others' by now; see [`BufferError::Evicted`].
+            Evicted(T),
             /// The endpoint's context was dropped.
             ContextClosed(T),
         }
@@ -408,6 +419,7 @@ macro_rules! send_error {
                     Self::Disconnected(unsent)
                     | Self::ForeignRecord(unsent)
                     | Self::Forked(unsent)
+                    | Self::Evicted(unsent)
                     | Self::ContextClosed(unsent) => unsent,
                 }
             }
@@ -419,7 +431,17 @@ macro_rules! send_error {
                     Self::Disconnected(unsent) => $name::Disconnected(change(unsent)),
                     Self::ForeignRecord(unsent) => $name::ForeignRecord(change(unsent)),
                     Self::Forked(unsent) => $name::Forked(change(unsent)),
+                    Self::Evicted(unsent) => $name::Evicted(change(unsent)),
                     Self::ContextClosed(unsent) => $name::ContextClosed(change(unsent)),
+                }
+            }
+
+            /// For those that [`Error`] has no variant of its own for.
+            fn why(&self) -> Unsent {
+                match self {
+                    $(Self::$extra(_) => Unsent::$extra,)?
+                    Self::ForeignRecord(_) => Unsent::ForeignRecord,
+                    _ => Unsent::ContextClosed,
                 }
             }
 
@@ -429,6 +451,7 @@ macro_rules! send_error {
                     Self::Disconnected(_) => ("Disconnected", DISCONNECTED),
                     Self::ForeignRecord(_) => ("ForeignRecord", FOREIGN),
                     Self::Forked(_) => ("Forked", FORKED),
+                    Self::Evicted(_) => ("Evicted", EVICTED),
                     Self::ContextClosed(_) => ("ContextClosed", CLOSED),
                 }
             }
@@ -453,6 +476,7 @@ macro_rules! send_error {
 const DISCONNECTED: &str = "the channel's consumer has left; what was not sent is handed back";
 const FOREIGN: &str = "the record belongs to another buffer; copy its contents into one of this buffer";
 const FORKED: &str = "the endpoint was made before fork; open the buffer anew in the child";
+const EVICTED: &str = "this process was taken for dead, and what it had in the buffer is gone; open the buffer anew";
 const CLOSED: &str = "the endpoint's context is closed; keep its ThreadContext alive";
 
 send_error! {
@@ -564,6 +588,7 @@ impl<T> TrySendError<T> {
             Self::Disconnected(unsent) => Ok(SendTimeoutError::Disconnected(unsent)),
             Self::ForeignRecord(unsent) => Ok(SendTimeoutError::ForeignRecord(unsent)),
             Self::Forked(unsent) => Ok(SendTimeoutError::Forked(unsent)),
+            Self::Evicted(unsent) => Ok(SendTimeoutError::Evicted(unsent)),
             Self::ContextClosed(unsent) => Ok(SendTimeoutError::ContextClosed(unsent)),
         }
     }
@@ -576,6 +601,7 @@ impl<T> SendTimeoutError<T> {
             Self::Timeout(unsent) | Self::Disconnected(unsent) => SendError::Disconnected(unsent),
             Self::ForeignRecord(unsent) => SendError::ForeignRecord(unsent),
             Self::Forked(unsent) => SendError::Forked(unsent),
+            Self::Evicted(unsent) => SendError::Evicted(unsent),
             Self::ContextClosed(unsent) => SendError::ContextClosed(unsent),
         }
     }
@@ -607,6 +633,9 @@ pub enum RecvError {
     /// The endpoint was made before this process was forked off.
     #[error("the endpoint was made before fork; open the buffer anew in the child")]
     Forked,
+    /// This process was taken for dead, and what it had is others' by now: its lease was lost, as when a checkpoint is restored.
+    #[error("this process was taken for dead, and what it had in the buffer is gone; open the buffer anew")]
+    Evicted,
     /// The endpoint's context was dropped.
     #[error("the endpoint's context is closed; keep its ThreadContext alive")]
     ContextClosed,
@@ -663,6 +692,66 @@ pub enum RecvTimeoutError {
     Recv(#[from] RecvError),
 }
 
+/// An end of a channel.
+///
+/// ```
+/// # let name = format!("doc-side-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// use ipc_buffer::{AttachError, Side};
+/// let _tx = ctx.producer::<u64>(1)?;
+/// let taken = ctx.producer::<u64>(1).unwrap_err();
+/// assert!(matches!(taken, AttachError::RoleTaken { role: Side::Producer, .. }));
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Side {
+    /// It sends.
+    Producer,
+    /// It receives.
+    Consumer,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Producer => "producer",
+            Self::Consumer => "consumer",
+        })
+    }
+}
+
+/// Why something was not sent, in [`Error::Send`], where what it was is given up.
+///
+/// ```
+/// # let name = format!("doc-unsent-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// use ipc_buffer::{ChannelOptions, Error, Unsent};
+/// let mut tx = ctx.value_producer_with::<u8>(1, &ChannelOptions::new().capacity(2))?;
+/// let mut send = || Ok::<(), Error>(tx.try_send(0)?);
+/// assert!(send().is_ok() && send().is_ok());
+/// assert!(matches!(send(), Err(Error::Send(Unsent::Full))));
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unsent {
+    /// Every slot is taken.
+    #[error("the channel is full")]
+    Full,
+    /// Every slot was taken until the time was up.
+    #[error("the channel stayed full until the time was up")]
+    Timeout,
+    /// The record belongs to another buffer.
+    #[error("the record belongs to another buffer; copy its contents into one of this buffer")]
+    ForeignRecord,
+    /// The endpoint's context was dropped.
+    #[error("the endpoint's context is closed; keep its ThreadContext alive")]
+    ContextClosed,
+}
+
 /// Any error of this crate, for `?`. What a failed send gave back is dropped, which frees it.
 ///
 /// ```
@@ -679,12 +768,15 @@ pub enum RecvTimeoutError {
 /// assert!(matches!(next(&ctx), Err(Error::Attach(_))));
 /// # Ok::<(), ipc_buffer::Error>(())
 /// ```
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A handle made before this process was forked off.
     #[error("the handle was made before fork; open the buffer anew in the child")]
     Forked,
+    /// This process was taken for dead, and what it had is others' by now: its lease was lost, as when a checkpoint is restored.
+    #[error("this process was taken for dead, and what it had in the buffer is gone; open the buffer anew")]
+    Evicted,
     /// No memory for a record or a channel.
     #[error("out of memory: asked for {asked} bytes in one piece, {free} are free in all")]
     OutOfMemory {
@@ -708,15 +800,22 @@ pub enum Error {
     /// See [`AttachError`].
     #[error(transparent)]
     Attach(AttachError),
-    /// See [`SendError`], [`TrySendError`] and [`SendTimeoutError`].
-    #[error("{0}")]
-    Send(&'static str),
+    /// See [`Unsent`].
+    #[error(transparent)]
+    Send(Unsent),
     /// See [`RecvTimeoutError`].
     #[error(transparent)]
     Recv(RecvTimeoutError),
     /// Nothing is queued.
     #[error("the channel is empty")]
     Empty,
+}
+
+/// As [`Display`](fmt::Display): it is what `main` shows if it returns one.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl From<OpenError> for Error {
@@ -729,6 +828,7 @@ impl From<BufferError> for Error {
     fn from(error: BufferError) -> Self {
         match error {
             BufferError::Forked => Self::Forked,
+            BufferError::Evicted => Self::Evicted,
             other => Self::Buffer(other),
         }
     }
@@ -738,6 +838,7 @@ impl From<AllocError> for Error {
     fn from(error: AllocError) -> Self {
         match error {
             AllocError::Forked => Self::Forked,
+            AllocError::Evicted => Self::Evicted,
             AllocError::OutOfMemory { asked, free } => Self::OutOfMemory { asked, free },
             other => Self::Alloc(other),
         }
@@ -748,6 +849,7 @@ impl From<AttachError> for Error {
     fn from(error: AttachError) -> Self {
         match error {
             AttachError::Forked => Self::Forked,
+            AttachError::Evicted => Self::Evicted,
             AttachError::OutOfMemory { asked, free } => Self::OutOfMemory { asked, free },
             other => Self::Attach(other),
         }
@@ -761,7 +863,8 @@ macro_rules! from_send {
                 match error {
                     $name::Disconnected(_) => Self::Disconnected,
                     $name::Forked(_) => Self::Forked,
-                    other => Self::Send(other.text().1),
+                    $name::Evicted(_) => Self::Evicted,
+                    other => Self::Send(other.why()),
                 }
             }
         }
@@ -774,6 +877,7 @@ impl From<RecvError> for Error {
         match error {
             RecvError::Disconnected => Self::Disconnected,
             RecvError::Forked => Self::Forked,
+            RecvError::Evicted => Self::Evicted,
             other => Self::Recv(RecvTimeoutError::Recv(other)),
         }
     }

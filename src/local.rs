@@ -30,6 +30,7 @@ use crate::wait::{self, Bed};
 use std::cell::{Cell, RefCell};
 use std::ptr;
 use std::rc::{Rc, Weak};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 thread_local! {
@@ -46,6 +47,8 @@ thread_local! {
 pub(crate) enum Inert {
     Closed,
     Forked,
+    /// The process was taken for dead, and reaped: see `attachment`.
+    Evicted,
 }
 
 /// An endpoint, as its context sees it.
@@ -54,12 +57,15 @@ pub(crate) trait Attached {
     fn detach(&self);
     /// Forgets the channel without touching it.
     fn abandon(&self);
+    /// As [`abandon`](Self::abandon), where the process has not changed: gives the waker of the future that waits for it.
+    fn evict(&self) -> Option<Waker>;
 }
 
 /// See the module.
 pub(crate) struct Local {
     cache: Cache,
     context: Owner,
+    pid: u32,
     status: Cell<Result<(), Inert>>,
     /// `ThreadContext` handles.
     handles: Cell<usize>,
@@ -77,15 +83,13 @@ impl std::fmt::Debug for Local {
 fn find(address: usize) -> Option<Rc<Local>> {
     // What is mapped there now may be another buffer than that of a closed context.
     let is_there =
-        |local: &Rc<Local>| local.status.get().is_ok() && local.cache.arena().extent().granule(address).is_some();
+        |local: &Rc<Local>| local.check().is_ok() && local.cache.arena().extent().granule(address).is_some();
     CONTEXTS_HERE.try_with(|here| here.borrow().iter().filter_map(Weak::upgrade).find(is_there)).ok().flatten()
 }
 
 /// This thread's context of the buffer, made if need be, with one more handle.
 pub(crate) fn enter(hold: &Hold) -> Result<Rc<Local>, BufferError> {
-    if hold.is_forked() {
-        return Err(BufferError::Forked);
-    }
+    hold.check()?;
     let local = match find(hold.arena().extent().start()) {
         Some(local) => local,
         None => {
@@ -112,6 +116,7 @@ pub(crate) fn enter(hold: &Hold) -> Result<Rc<Local>, BufferError> {
             let local = Rc::new(Local {
                 cache: cache.ok_or(BufferError::TooManyContexts { limit: CONTEXTS })?,
                 context,
+                pid: std::process::id(),
                 status: Cell::new(Ok(())),
                 handles: Cell::new(0),
                 endpoints: RefCell::default(),
@@ -195,7 +200,27 @@ pub(crate) fn abandon_all() {
 impl Local {
     /// Whether the context works.
     pub(crate) fn check(&self) -> Result<(), Inert> {
+        self.status.get()?;
+        // Invariant 2: the segment is mapped.
+        if !participant::is_registered(self.cache.arena(), self.cache.me(), self.pid) {
+            self.evict();
+        }
         self.status.get()
+    }
+
+    /// Ends the context without touching what is others' by now. It keeps its hold, whose drop does nothing.
+    #[cold]
+    fn evict(&self) {
+        self.status.set(Err(Inert::Evicted));
+        self.cache.forget();
+        if ptr::eq(CURRENT.get(), self.cache.front()) {
+            let_go_of_current();
+        }
+        let endpoints: Vec<_> = self.endpoints.take().into_iter().filter_map(|endpoint| endpoint.upgrade()).collect();
+        // Others' code last.
+        let wakers: Vec<_> = endpoints.iter().filter_map(|endpoint| endpoint.evict()).collect();
+        drop(endpoints);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     pub(crate) fn cache(&self) -> &Cache {
@@ -212,6 +237,9 @@ impl Local {
     fn free(&self, address: usize, known: Known) -> bool {
         let arena = self.cache.arena();
         let Some(granule) = arena.extent().granule(address) else { return false };
+        if self.check().is_err() {
+            return true;
+        }
         // If nobody can say what block it is, a foreign hand has written where that stands: it stays this process's.
         if let Some(handle) = known.find(arena, granule) {
             heap::free(&self.cache, handle);
@@ -221,13 +249,13 @@ impl Local {
 
     /// The attachment, held; `None` once the context is closed.
     pub(crate) fn hold(&self) -> Option<Hold> {
-        self.status.get().ok()?;
+        self.check().ok()?;
         self.hold.borrow().clone()
     }
 
     /// Where this thread sleeps; `None` once the context is closed.
     pub(crate) fn bed(&self) -> Option<Bed<'_>> {
-        self.status.get().ok()?;
+        self.check().ok()?;
         // Invariant 2: the segment is mapped.
         Bed::of(self.cache.arena(), self.context.index())
     }
@@ -249,7 +277,7 @@ impl Local {
     /// One `ThreadContext` less; the last one closes the context.
     pub(crate) fn drop_handle(&self) {
         self.handles.set(self.handles.get() - 1);
-        if self.handles.get() == 0 && self.status.get().is_ok() {
+        if self.handles.get() == 0 && self.check().is_ok() {
             self.close();
         }
     }
@@ -278,7 +306,9 @@ impl Local {
 
     /// Gives every cached block back.
     pub(crate) fn flush(&self) {
-        self.cache.flush();
+        if self.check().is_ok() {
+            self.cache.flush();
+        }
     }
 
     /// A block with `bytes` behind its header, if one is free in a slab, and its class.
@@ -310,6 +340,7 @@ impl Local {
     pub(crate) fn alloc_slow(&self, bytes: u64) -> Result<Block, AllocError> {
         self.check().map_err(|inert| match inert {
             Inert::Forked => AllocError::Forked,
+            Inert::Evicted => AllocError::Evicted,
             Inert::Closed => AllocError::ContextClosed,
         })?;
         if let Ok(block) = heap::alloc(&self.cache, bytes) {

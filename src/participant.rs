@@ -11,7 +11,7 @@
 
 use crate::arena::Arena;
 use crate::heap::cache::Gate;
-use crate::layout::{CONTEXTS, HELD_BY, Owner, PROCESSES, Word, process};
+use crate::layout::{CONTEXTS, HELD_BY, Owner, PROCESSES, ProcessSlot, Word, process};
 use crate::segment::{LEASE_BYTES, Segment};
 use crate::sync::Ordering;
 use crate::sys::crash::point;
@@ -89,6 +89,15 @@ pub(crate) fn bury(arena: &Arena, dead: Owner) {
         let word = Word::of(process::ALIVE, dead).0;
         let _ = slot.word.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Relaxed);
     }
+}
+
+/// Whether the slot that `me` took, as the process `pid`, still is its. If not, it was given back, or taken over, as a dead one's, with all
+/// that it had: the lease was lost.
+pub(crate) fn is_registered(arena: &Arena, me: Owner, pid: u32) -> bool {
+    let is_own = |slot: &ProcessSlot| {
+        slot.word.load(Ordering::Acquire) == Word::of(process::ALIVE, me).0 && slot.pid.load(Ordering::Relaxed) == pid
+    };
+    arena.process(me.index()).is_some_and(is_own)
 }
 
 /// Everyone whose slot says `ALIVE`.

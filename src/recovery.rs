@@ -124,7 +124,7 @@ pub(crate) enum End {
 pub(crate) fn reap(attachment: &Attachment, effort: Effort) -> (Reaped, End) {
     let segment = attachment.segment();
     let mut reaped = Reaped::default();
-    if attachment.is_forked() || participant::dead(segment, attachment.me()).is_empty() {
+    if attachment.check().is_err() || participant::dead(segment, attachment.me()).is_empty() {
         return (reaped, End::Done);
     }
     let until = effort.work.map(|work| Instant::now() + work);

@@ -32,6 +32,9 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("descriptors_do_not_outlive_exec", descriptors_do_not_outlive_exec),
     ("sleepers_are_the_parents", sleepers_are_the_parents),
     ("grandchildren", grandchildren),
+    ("more_than_the_machine_has", more_than_the_machine_has),
+    ("where_private_memory_is_refused", where_private_memory_is_refused),
+    ("generations_keep_no_descriptors", generations_keep_no_descriptors),
     ("fork_under_load", fork_under_load),
     ("many_threads_fork", many_threads_fork),
     ("fork_while_opening_and_closing", fork_while_opening_and_closing),
@@ -686,6 +689,85 @@ fn fork_while_reaping(name: &Name) {
     }
     stop.store(true, Ordering::Relaxed);
     reapers.into_iter().for_each(|thread| thread.join().unwrap());
+    buffer.reap().unwrap();
+    all_free(&buffer);
+}
+
+fn more_than_the_machine_has(name: &Name) {
+    let buffer = Buffer::options().capacity(200 << 30).open(name).unwrap();
+    let ctx = buffer.context().unwrap();
+    let mut record = ctx.record(1_u64).unwrap();
+    let Some(child) = fork() else {
+        assert_eq!(*record, 1);
+        *record = 2;
+        assert_eq!(*record, 2);
+        end()
+    };
+    child.succeeds();
+    assert_eq!(*record, 1);
+}
+
+/// As strict overcommit does, the limit of private memory refuses the view: what can't be private can be seen, and is not written to.
+fn where_private_memory_is_refused(name: &Name) {
+    let buffer = Buffer::options().capacity(256 << 20).open(name).unwrap();
+    let ctx = buffer.context().unwrap();
+    let mut record = ctx.record(1_u64).unwrap();
+    let (mut up, mut ready) = pipe().unwrap();
+    let limit = |bytes| {
+        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_DATA, &raw const limit) }, 0);
+    };
+    limit(64 << 20);
+    let child = fork();
+    limit(libc::RLIM_INFINITY);
+    let Some(child) = child else {
+        assert_eq!(*record, 1);
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let view = maps.lines().find(|line| line.contains(&name.path())).expect("its addresses stay taken");
+        if !view.contains(" r--p ") {
+            eprintln!("skipped: nothing was refused: {view}");
+            end()
+        }
+        // What is opened anew lies elsewhere, so that old handles can't mean it.
+        let old = std::ptr::from_ref(&*record).addr();
+        let anew = Buffer::open(name).unwrap();
+        let own = anew.context().unwrap().record(5_u64).unwrap();
+        assert!(std::ptr::from_ref(&*own).addr().abs_diff(old) >= 64 << 20);
+        std::mem::forget((own, anew));
+        tell(&mut ready);
+        *record = 2;
+        end()
+    };
+    drop(ready);
+    if hear(&mut up) {
+        assert_eq!(child.wait(), scenarios::Ended::Signal(libc::SIGSEGV));
+    } else {
+        child.succeeds();
+    }
+    assert_eq!(*record, 1);
+    drop((record, ctx));
+    buffer.reap().unwrap();
+    all_free(&buffer);
+}
+
+/// A child's child's child, each of which opens the buffer anew, has no more descriptors than the first.
+fn generations_keep_no_descriptors(name: &Name) {
+    fn next(name: &Name, left: u32, descriptors: usize) {
+        let buffer = Buffer::options().capacity(1 << 20).open(name).unwrap();
+        let now = std::fs::read_dir("/proc/self/fd").unwrap().count();
+        assert!(descriptors == 0 || now == descriptors, "{now} instead of {descriptors}");
+        if left > 0 {
+            let Some(child) = fork() else {
+                end_after(|| {
+                    next(name, left - 1, now);
+                    std::mem::forget(buffer);
+                });
+            };
+            child.succeeds();
+        }
+    }
+    next(name, 4, 0);
+    let buffer = Buffer::open(name).unwrap();
     buffer.reap().unwrap();
     all_free(&buffer);
 }
