@@ -23,6 +23,9 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("an_odd_umask", an_odd_umask),
     ("all_memory_locked", all_memory_locked),
     ("memory_that_nobody_asked_for", memory_that_nobody_asked_for),
+    ("mounts_of_all_kinds", mounts_of_all_kinds),
+    ("a_control_group_is_read", a_control_group_is_read),
+    ("main_shows_what_helps", main_shows_what_helps),
 ];
 
 fn main() {
@@ -232,4 +235,93 @@ fn memory_that_nobody_asked_for(name: &Name) {
     // What is used next is empty, as ever.
     let zeroes = buffer.context().unwrap().slice_zeroed::<u8>(40 << 20).unwrap();
     assert!(zeroes.iter().all(|byte| *byte == 0));
+}
+
+/// Mounts `kind` there, for this process alone; false if it may not.
+fn mount(kind: &std::ffi::CStr, there: &std::ffi::CStr, flags: libc::c_ulong, options: &std::ffi::CStr) -> bool {
+    let none = std::ptr::null();
+    let private = unsafe {
+        libc::unshare(libc::CLONE_NEWNS) == 0
+            && libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_PRIVATE, none.cast()) == 0
+    };
+    let options = options.as_ptr().cast();
+    let mounted = private && unsafe { libc::mount(kind.as_ptr(), there.as_ptr(), kind.as_ptr(), flags, options) } == 0;
+    if !mounted {
+        eprintln!("skipped: {}", std::io::Error::last_os_error());
+    }
+    mounted
+}
+
+fn mounts_of_all_kinds(name: &Name) {
+    let fails = |words: &[&str]| {
+        let text = Buffer::open(name).unwrap_err().to_string();
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
+        assert!(!name.exists());
+    };
+    apart(|| {
+        if mount(c"tmpfs", c"/dev/shm", libc::MS_RDONLY, c"") {
+            fails(&["shm_open", "Read-only file system", "mount /dev/shm writable"]);
+        }
+    });
+    apart(|| {
+        if mount(c"tmpfs", c"/dev", 0, c"") {
+            fails(&["shm_open", "No such file or directory", "mount a tmpfs at /dev/shm"]);
+        }
+    });
+    apart(|| {
+        if mount(c"tmpfs", c"/dev/shm", 0, c"nr_inodes=1") {
+            fails(&["shm_open", "No space left on device", "inode"]);
+        }
+    });
+    apart(|| {
+        if mount(c"tmpfs", c"/dev/shm", 0, c"size=128k") {
+            fails(&["no space left in /dev/shm", "mount it larger"]);
+        }
+    });
+    apart(|| {
+        // A file system that knows no fallocate and has no limit: memory is asked for by address.
+        if mount(c"ramfs", c"/dev/shm", 0, c"") {
+            match Buffer::options().capacity(8 << 20).open(name) {
+                Ok(buffer) => assert!(buffer.context().unwrap().slice_zeroed::<u8>(1 << 20).is_ok()),
+                Err(error) => assert!(error.to_string().contains("mount"), "{error}"),
+            }
+            assert!(!name.exists());
+        }
+    });
+    // A record that does not fit leaves no memory behind.
+    apart(|| {
+        if mount(c"tmpfs", c"/dev/shm", 0, c"size=16m") {
+            let buffer = Buffer::options().capacity(64 << 20).open(name).unwrap();
+            let memory = || fs::metadata(name.path()).unwrap().blocks() * 512;
+            let before = memory();
+            let ctx = buffer.context().unwrap();
+            assert!(ctx.slice_zeroed::<u8>(40 << 20).is_err());
+            assert!(memory() < before + (1 << 20), "{before}, {}", memory());
+            assert!(ctx.slice_zeroed::<u8>(8 << 20).is_ok());
+        }
+    });
+}
+
+fn a_control_group_is_read(name: &Name) {
+    let group = format!("/sys/fs/cgroup/{}", name.0);
+    if fs::create_dir(&group).is_err() || fs::write(format!("{group}/memory.max"), "268435456").is_err() {
+        let _ = fs::remove_dir(&group);
+        eprintln!("skipped: no control group can be made here");
+        return;
+    }
+    apart(|| {
+        if fs::write(format!("{group}/cgroup.procs"), std::process::id().to_string()).is_err() {
+            eprintln!("skipped: no control group can be entered here");
+            return;
+        }
+        let buffer = Buffer::options().capacity(8 << 20).open(name).unwrap();
+        assert_eq!(buffer.stats().unwrap().memory_limit_bytes, Some(256 << 20));
+    });
+    fs::remove_dir(&group).unwrap();
+}
+
+fn main_shows_what_helps(name: &Name) {
+    let error = Buffer::options().must_exist(true).open(name).unwrap_err();
+    let text = error.to_string();
+    assert_eq!(format!("{:?}", ipc_buffer::Error::from(error)), text);
 }

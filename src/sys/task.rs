@@ -45,6 +45,31 @@ pub(crate) fn without_signals<R>(start: impl FnOnce() -> R) -> R {
     start()
 }
 
+/// The least memory that a control group of this process may have, if any is limited and this can be read.
+pub(crate) fn memory_limit() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let limits = groups.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, group) = (fields.next()?, fields.next()?);
+        // Version 2 has one hierarchy, version 1 one for each controller.
+        let (root, file) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            _ if controllers.split(',').any(|name| name == "memory") => {
+                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+            }
+            _ => return None,
+        };
+        let read = |group: &std::path::Path| {
+            let text = std::fs::read_to_string(format!("{root}{}/{file}", group.display())).ok()?;
+            text.trim().parse::<u64>().ok()
+        };
+        // Those around it limit it, too.
+        std::path::Path::new(group).ancestors().filter_map(read).min()
+    });
+    // Version 1 says "none" by a number that nobody has.
+    limits.min().filter(|limit| *limit < 1 << 60)
+}
+
 /// Cores that are online, whether this thread may run on them or not: the other side may.
 pub(crate) fn cores() -> u32 {
     // SAFETY: sysconf reads a number.
