@@ -180,13 +180,17 @@ pub enum OpenError {
 /// What helps against a system call's failure.
 fn remedy(call: &str, error: &io::Error) -> &'static str {
     match (call, error.raw_os_error()) {
-        (_, Some(libc::EPERM)) => "a security policy forbids it here (a seccomp filter, a security module, another's file)",
+        (_, Some(libc::EPERM)) => {
+            "a security policy forbids it here (a seccomp filter, a security module, another's file)"
+        }
         ("shm_open", Some(libc::EACCES)) => "let this user write in /dev/shm (mode 1777)",
         ("open", Some(libc::EACCES)) => "its owner can share it with BufferOptions::mode, or Buffer::unlink it",
         (_, Some(libc::EACCES)) => "only its owner can do that",
         (_, Some(libc::ENOENT)) => "mount a tmpfs at /dev/shm",
         (_, Some(libc::EROFS)) => "mount /dev/shm writable",
-        ("shm_open", Some(libc::ENOSPC)) => "/dev/shm has no inode or no page left: remove files there, or mount it with more",
+        ("shm_open", Some(libc::ENOSPC)) => {
+            "/dev/shm has no inode or no page left: remove files there, or mount it with more"
+        }
         (_, Some(libc::EMFILE)) => "raise this process's limit of open files (ulimit -n)",
         (_, Some(libc::ENFILE)) => "raise the system's limit of open files (fs.file-max)",
         ("mmap", Some(libc::ENOMEM)) => {

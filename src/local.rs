@@ -82,8 +82,7 @@ impl std::fmt::Debug for Local {
 /// This thread's working context of the buffer that is mapped at `address`.
 fn find(address: usize) -> Option<Rc<Local>> {
     // What is mapped there now may be another buffer than that of a closed context.
-    let is_there =
-        |local: &Rc<Local>| local.check().is_ok() && local.cache.arena().extent().granule(address).is_some();
+    let is_there = |local: &Rc<Local>| local.check().is_ok() && local.cache.arena().extent().granule(address).is_some();
     CONTEXTS_HERE.try_with(|here| here.borrow().iter().filter_map(Weak::upgrade).find(is_there)).ok().flatten()
 }
 

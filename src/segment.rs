@@ -512,7 +512,8 @@ fn discard(name: &str, identity: Option<Identity>) {
     let is_idle = match shm::open(name) {
         Ok(file) => file.get().is_some_and(|fd| {
             // If the system refuses locks, nobody has any.
-            lease::try_take(fd, CONTROL_BYTE).unwrap_or(true) && shm::read_words::<1>(fd).is_ok_and(|[magic]| magic == 0)
+            lease::try_take(fd, CONTROL_BYTE).unwrap_or(true)
+                && shm::read_words::<1>(fd).is_ok_and(|[magic]| magic == 0)
         }),
         Err(_) => facts.size <= NEW_SIZE && !facts.is_backed && facts.user == task::user(),
     };

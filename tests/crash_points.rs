@@ -1139,7 +1139,7 @@ fn alone(case: Case, name: &str) -> i32 {
         }
         if case.point == "enter: obsolete removed" {
             in_child(20, || {
-                forget(Buffer::options().capacity(MIN_CAPACITY).open(name).unwrap());
+                forget(Buffer::options().capacity(256 << 10).open(name).unwrap());
                 0
             });
         }

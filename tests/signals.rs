@@ -61,7 +61,9 @@ fn the_waiter_takes_no_signals() {
     };
     let blocked = waiter.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).unwrap();
     let blocked = u64::from_str_radix(blocked, 16).unwrap();
-    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGALRM, libc::SIGPROF, libc::SIGCHLD, libc::SIGUSR1] {
+    for signal in
+        [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGALRM, libc::SIGPROF, libc::SIGCHLD, libc::SIGUSR1]
+    {
         assert!(blocked & 1 << (signal - 1) != 0, "signal {signal}, {blocked:x}");
     }
     // And this thread takes what it took before.

@@ -9,14 +9,16 @@
 //! called for a piece at a time.
 
 #![allow(unsafe_code)]
+// The crate is for 64-bit targets (lib.rs).
+#![allow(clippy::cast_possible_truncation)]
 
 use crate::sync::{AtomicU32, Ordering};
 use crate::sys::shm::{self, Number};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use rustix::mm::{
-    Advice, MapFlags, MlockFlags, MprotectFlags, ProtFlags, madvise, mlock_with, mmap, mmap_anonymous, mprotect, munlock,
-    munmap,
+    Advice, MapFlags, MlockFlags, MprotectFlags, ProtFlags, madvise, mlock_with, mmap, mmap_anonymous, mprotect,
+    munlock, munmap,
 };
 use std::ffi::c_void;
 use std::io;
@@ -92,8 +94,9 @@ fn populates() -> bool {
     static KNOWN: AtomicU32 = AtomicU32::new(UNKNOWN);
     if KNOWN.load(Ordering::Relaxed) == UNKNOWN {
         // SAFETY: the page is this call's.
-        let yes = on_a_page(|page| unsafe { madvise(page, PAGE, Advice::LinuxPopulateWrite) }.is_ok() && is_resident(page))
-            && std::env::var_os("IPC_BUFFER_NO_POPULATE").is_none();
+        let yes =
+            on_a_page(|page| unsafe { madvise(page, PAGE, Advice::LinuxPopulateWrite) }.is_ok() && is_resident(page))
+                && std::env::var_os("IPC_BUFFER_NO_POPULATE").is_none();
         KNOWN.store(if yes { YES } else { NO }, Ordering::Relaxed);
     }
     KNOWN.load(Ordering::Relaxed) == YES

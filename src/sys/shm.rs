@@ -13,6 +13,8 @@
 //! and unmaps them. One that is made by a bare `clone` keeps them, and with them its parent's lease: it may act for its parent.
 
 #![allow(unsafe_code)]
+// The crate is for 64-bit targets (lib.rs).
+#![allow(clippy::cast_possible_truncation)]
 
 use crate::sys::fork::PerProcess;
 use crate::sys::memory;
@@ -246,9 +248,9 @@ pub(crate) fn create(name: &str) -> io::Result<()> {
             Ok(())
         }
         Err(ShmemError::MappingIdExists) => Err(io::ErrorKind::AlreadyExists.into()),
-        Err(
-            ShmemError::MapCreateFailed(code) | ShmemError::MapOpenFailed(code) | ShmemError::UnknownOsError(code),
-        ) => Err(io::Error::from_raw_os_error(i32::try_from(code).unwrap_or(0))),
+        Err(ShmemError::MapCreateFailed(code) | ShmemError::MapOpenFailed(code) | ShmemError::UnknownOsError(code)) => {
+            Err(io::Error::from_raw_os_error(i32::try_from(code).unwrap_or(0)))
+        }
         Err(error) => Err(io::Error::other(error.to_string())),
     }
 }
@@ -304,4 +306,3 @@ pub(crate) fn read_words<const N: usize>(fd: impl AsFd) -> io::Result<[u64; N]> 
     }
     Ok(words)
 }
-
