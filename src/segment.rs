@@ -31,7 +31,8 @@
 //!   its number is lost, what is locked stays locked until it is to be given up, which then is done by taking the pin away; and a new
 //!   one is opened by the other number, or by name. If neither leads to the file any more, locks can't be taken, or asked for:
 //!   operations that need them say so, and who can't be judged is alive.
-//! - The **view** bears no lock. A forked child maps it, and it serves where an old kernel wants a descriptor.
+//! - The **view** bears no lock. The segment is mapped through it, in a forked child too; and it serves where an old kernel wants a
+//!   descriptor.
 //!
 //! # Orderings
 //! `SYNC(ready)`: the header's fields, then the magic with Release; openers read the magic with Acquire. The latch
@@ -641,7 +642,8 @@ fn take_up(
     let pin = file.fd().and_then(Pin::new).map_err(|e| os_error(name, "mmap", e))?;
     *locks.view.lock() = Some(view.number());
     let len = usize::try_from(geometry.total).unwrap_or(usize::MAX);
-    let mapping = Mapping::new(fd, len, wish.dumped).map_err(|e| os_error(name, "mmap", e))?;
+    // A mapping keeps what it was made through, locks and all.
+    let mapping = view.fd().and_then(|fd| Mapping::new(fd, len, wish.dumped)).map_err(|e| os_error(name, "mmap", e))?;
     // SAFETY: mapped in full by `mapping`, which lives in the same `Segment` as the arena.
     let arena = unsafe { Arena::new(mapping.start(), geometry, Some(view.number())) };
     let lease = Mutex::new(Some(Lease { file: Some(file), _pin: pin }));
@@ -774,5 +776,53 @@ fn open_for_removal(name: &str, refused: io::Error) -> io::Result<File> {
             shm::open(name)
         }
         _ => Err(refused),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+    /// A lock whose number was closed meanwhile is given up all the same, and not before.
+    #[test]
+    fn what_is_locked_by_a_lost_number() {
+        let name = format!("ipc-buffer-test-lost-number-{}", std::process::id());
+        let wish = Wish {
+            capacity: Some(1 << 20),
+            create_new: false,
+            must_exist: false,
+            persist: false,
+            mode: 0o600,
+            dumped: false,
+        };
+        let segment = enter(&name, &wish, Instant::now() + PATIENCE).unwrap();
+        let other = Locks::new(&name, shm::open(&name).unwrap()).unwrap();
+        segment.unlink();
+        let lose = || {
+            let state = segment.open.locks.state.lock();
+            let fd = state.bearer.as_ref().and_then(|bearer| bearer.file.as_ref()?.get()).unwrap();
+            // SAFETY: open; that its owner does not know of this is what the test is about.
+            drop(unsafe { OwnedFd::from_raw_fd(fd.as_raw_fd()) });
+        };
+        // Entered with the control lock.
+        assert!(segment.try_lock_searching().unwrap() && segment.try_lock_reaping());
+        lose();
+        for byte in [CONTROL_BYTE, SEARCH_BYTE, REAP_BYTE] {
+            assert!(other.is_held_elsewhere(byte));
+        }
+        segment.unlock();
+        segment.unlock_searching();
+        assert!(other.is_held_elsewhere(REAP_BYTE));
+        segment.unlock_reaping();
+        for byte in [CONTROL_BYTE, SEARCH_BYTE, REAP_BYTE] {
+            assert!(other.try_take(byte).unwrap(), "byte {byte} stays locked");
+            other.release(byte);
+        }
+        // The next one is another number's.
+        segment.lock(Instant::now() + PATIENCE).unwrap();
+        assert!(other.is_held_elsewhere(CONTROL_BYTE));
+        drop(segment);
+        assert!(!other.is_held_elsewhere(CONTROL_BYTE));
     }
 }

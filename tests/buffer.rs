@@ -610,7 +610,7 @@ fn another_format_version() {
     File::options().write(true).open(name.path()).unwrap().set_len(5000).unwrap();
     assert!(matches!(Buffer::open(&name).unwrap_err(), OpenError::VersionMismatch { .. }));
     assert_eq!(open_descriptors(&name), 0);
-    poke(&name, 1, 1);
+    poke(&name, 1, 2);
     assert!(matches!(Buffer::open(&name).unwrap_err(), OpenError::Truncated { .. }));
     // It has our magic, so it is ours to remove when asked.
     Buffer::unlink(&name).unwrap();
@@ -861,7 +861,7 @@ fn start_confined(name: &Name, options: &str) -> Option<Peer> {
     Some(peer)
 }
 
-/// /dev/shm with room for 0 to 160 pages more: whatever step fails for want of memory gives its error, and the next ones
+/// /dev/shm with room for 0 to 200 pages more, of which the tables take 107: whatever step fails for want of memory gives its error, and the next ones
 /// go on. A touch of what is not backed would kill this process.
 fn sweep_a_full_shm(name: &str) {
     let ballast = File::create("/dev/shm/ballast").unwrap();
@@ -869,7 +869,7 @@ fn sweep_a_full_shm(name: &str) {
     let all = size.f_blocks * size.f_frsize;
     let fill = |bytes| rustix::fs::fallocate(&ballast, rustix::fs::FallocateFlags::empty(), 0, bytes).unwrap();
     let (mut opened, mut refused, mut served) = (0, 0, 0);
-    for pages in 0..160 {
+    for pages in 0..200 {
         ballast.set_len(0).unwrap();
         fill(all - pages * 4096);
         let buffer = match Buffer::open(name) {
