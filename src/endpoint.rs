@@ -629,7 +629,9 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
             Err(Refused::Corrupted) => break Err(AttachError::Corrupted { id }),
         }
     };
-    if let Some(block) = storage {
+    if let Some(block) = storage
+        && hold.check().is_ok()
+    {
         heap::free_found(local.cache(), block.handle);
     }
     deserted.into_iter().for_each(|index| take_out(hold, local, index, Some(OUT_OF_THE_WAY)));
