@@ -403,7 +403,12 @@ impl Endpoint {
             Inert::Closed => RecvError::ContextClosed,
         })?;
         point!("poll: nothing there");
-        if self.polled_in_vain() { Ok(()) } else { Err(TryRecvError::Empty) }
+        if self.polled_in_vain() {
+            point!("poll: left for good");
+            Ok(())
+        } else {
+            Err(TryRecvError::Empty)
+        }
     }
 
     /// Tries to send what was refused again and again, until `deadline`.

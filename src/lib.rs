@@ -125,7 +125,7 @@ mod sys;
 #[cfg(feature = "crash-points")]
 #[doc(hidden)]
 pub mod crash_points {
-    pub use crate::sys::crash::{ALL, arm, arm_stop};
+    pub use crate::sys::crash::{ALL, arm, arm_stop, disarm, passed};
 }
 
 pub use audit::{Audit, Owned, Queued};

@@ -15,12 +15,17 @@
 //! Needs the feature `crash-points`: `cargo test --features crash-points --test crash_points`.
 #![allow(clippy::multiple_unsafe_ops_per_block)]
 #![allow(clippy::unwrap_used, unreachable_pub)]
-#![allow(unsafe_code)] // fork, _exit, waitpid, mmap
+#![allow(unsafe_code)] // signals to children and to itself
 
+#[path = "common/children.rs"]
+mod children;
 mod common;
+#[path = "common/ledger.rs"]
+mod ledger;
 #[path = "common/work.rs"]
 mod work;
 
+use children::{Ended, KILLED, child, ended, in_child, is_locked, shared};
 use common::Name;
 use common::forked::die;
 use ipc_buffer::crash_points::{ALL, arm, arm_stop};
@@ -28,11 +33,11 @@ use ipc_buffer::{
     Buffer, Channel, ChannelOptions, Consumer, Producer, Record, RecvError, Select, ThreadContext, TryRecvError,
     TrySendError, ValueChannel,
 };
+use ledger::Counts;
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::forget;
-use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 const CAPACITY: u64 = 2 << 20;
@@ -45,115 +50,16 @@ const TORN_RECORDS: i64 = 13;
 /// A value that has a row of its own.
 type Row = [u64; 7];
 
-// ---------------------------------------------------------------------------------------------------------- processes
-
-#[derive(PartialEq, Eq, Debug, Clone, Copy)]
-enum Ended {
-    Exit(i32),
-    Signal(i32),
-    Stopped,
-}
-
-fn quit(code: i32) -> ! {
-    // SAFETY: ends the process, without destructors.
-    unsafe { libc::_exit(code) }
-}
-
-/// Forks, and waits for the child, which does `work` and exits with what that says. Nothing hangs for longer than `limit_s`.
-fn in_child(limit_s: u32, work: impl FnOnce() -> i32) -> Ended {
-    ended(child(limit_s, work))
-}
-
-/// Forks a child that does `work` and exits with what that says.
-fn child(limit_s: u32, work: impl FnOnce() -> i32) -> libc::pid_t {
-    // SAFETY: the parent has one thread.
-    let pid = unsafe { libc::fork() };
-    if pid == 0 {
-        // SAFETY: a timer of this process, and the parent's death.
-        unsafe {
-            libc::alarm(limit_s);
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-        }
-        std::panic::set_hook(Box::new(|info| {
-            eprintln!("process {}: {info}", std::process::id());
-            quit(101)
-        }));
-        quit(work());
-    }
-    assert!(pid > 0, "fork: {}", std::io::Error::last_os_error());
-    pid
-}
-
-/// Waits until a child ends or stops.
-fn ended(pid: libc::pid_t) -> Ended {
-    let mut status = 0;
-    // SAFETY: waits for a child of this process.
-    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, libc::WUNTRACED) }, pid);
-    if libc::WIFEXITED(status) {
-        Ended::Exit(libc::WEXITSTATUS(status))
-    } else if libc::WIFSTOPPED(status) {
-        Ended::Stopped
-    } else {
-        Ended::Signal(libc::WTERMSIG(status))
-    }
-}
-
-/// What the victim has done, outside of the buffer: raised before and after.
+/// What the victim has done, outside of the buffer.
 #[derive(Default)]
 struct Ledger {
     records: Counts,
     values: Counts,
 }
 
-#[derive(Default)]
-struct Counts {
-    sending: AtomicU64,
-    sent: AtomicU64,
-    receiving: AtomicU64,
-    received: AtomicU64,
-}
-
-impl Counts {
-    /// Sends the next `count` numbers.
-    fn send(&self, count: u64, send: impl FnOnce(Range<u64>)) {
-        let first = self.sent.load(SeqCst);
-        self.sending.fetch_add(count, SeqCst);
-        send(first..first + count);
-        self.sent.fetch_add(count, SeqCst);
-    }
-
-    /// Receives the next `count` numbers.
-    fn receive(&self, count: u64, receive: impl FnOnce() -> Vec<u64>) {
-        self.receiving.fetch_add(count, SeqCst);
-        let numbers = receive();
-        let first = self.received.fetch_add(count, SeqCst);
-        assert!(numbers.iter().copied().eq(first..first + count), "{numbers:?}");
-    }
-
-    /// Whether just these were delivered, and no others.
-    fn check_heard(&self, heard: &[u64]) {
-        let (sent, sending) = (self.sent.load(SeqCst), self.sending.load(SeqCst));
-        let count = heard.len() as u64;
-        assert!((sent..=sending).contains(&count), "{count} delivered of {sent} sent, {sending} begun");
-        assert!(heard.iter().copied().eq(0..count), "{heard:?}");
-    }
-
-    /// Whether just these of `asked` are still queued, and no others.
-    fn check_rest(&self, rest: &[u64], asked: u64) {
-        let first = rest.first().copied().unwrap_or(asked);
-        let (received, receiving) = (self.received.load(SeqCst), self.receiving.load(SeqCst));
-        assert!((received..=receiving).contains(&first), "{first} is next, {received} were received of {receiving}");
-        assert!(rest.iter().copied().eq(first..asked), "{rest:?}");
-    }
-}
-
 fn ledger() -> &'static Ledger {
-    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
-    // SAFETY: a fresh mapping, checked below.
-    let at = unsafe { libc::mmap(std::ptr::null_mut(), size_of::<Ledger>(), protection, flags, -1, 0) };
-    assert_ne!(at, libc::MAP_FAILED);
-    // SAFETY: mapped for good, zeroed, atomics only.
-    unsafe { &*at.cast::<Ledger>() }
+    // SAFETY: counts are atomics, for which zeroes are valid.
+    unsafe { shared() }
 }
 
 // ------------------------------------------------------------------------------------------------------- what they do
@@ -459,6 +365,14 @@ const ACTS: &[(&str, Act)] = &[
         arm();
         (0..3).for_each(|_| assert!(v.rx.recv_timeout(Duration::from_millis(5)).is_err()));
         forget(v);
+    }),
+    ("hear the last", |v, arm| {
+        let (mut tx, mut rx) = v.own_channel(10);
+        tx.send(v.ctx.record(5).unwrap()).unwrap();
+        drop(tx);
+        arm();
+        assert_eq!(rx.iter().count(), 6);
+        forget((rx, v));
     }),
     ("select", |mut v, arm| {
         (0..ASKED - 5).for_each(|_| v.receive());
@@ -790,6 +704,7 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("wake a consumer", "wake: changed", &[1]),
     ("wake a producer", "recv: before the wake", &[1]),
     ("wake a producer", "wake: cleared", &[1]),
+    ("hear the last", "poll: left for good", &[1]),
     ("sleep", "sleep: named", &[1, 2]),
     ("sleep", "sleep: woken", &[1, 2]),
     ("select", "sleep: named", &[1]),
@@ -1200,7 +1115,6 @@ impl std::fmt::Display for Case {
 const VICTIM_KILLED: i32 = 1;
 const REAPER_KILLED: i32 = 2;
 const REAPER_STOPPED: i32 = 4;
-const KILLED: Ended = Ended::Signal(libc::SIGKILL);
 
 /// Whether it was killed at its point; it must not have ended in any other way than by going past it.
 fn killed(who: &str, ended: Ended) -> bool {
@@ -1244,18 +1158,6 @@ fn stop_reaper(case: Case, name: &str, survivor: &mut Survivor, ledger: &Ledger)
         Ended::Exit(0) => 0,
         other => panic!("the reaper ended with {other:?}"),
     }
-}
-
-/// Whether anybody has the control lock.
-fn is_locked(name: &str) -> bool {
-    let file = std::fs::File::options().read(true).write(true).open(format!("/dev/shm/{name}")).unwrap();
-    // SAFETY: plain integers; zeroes are valid.
-    let mut lock: libc::flock64 = unsafe { std::mem::zeroed() };
-    lock.l_type = libc::F_WRLCK.try_into().unwrap();
-    lock.l_len = 1;
-    // SAFETY: an open descriptor and a lock that lives as long as the call.
-    assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) }, 0);
-    i32::from(lock.l_type) != libc::F_UNLCK
 }
 
 /// Opens, reaps and looks.

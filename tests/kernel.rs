@@ -38,6 +38,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("a_pid_that_is_used_again", a_pid_that_is_used_again),
     ("many_open_at_once_and_some_are_killed", many_open_at_once_and_some_are_killed),
     ("no_handlers_no_threads", no_handlers_no_threads),
+    ("what_nothing_replaces_is_there", what_nothing_replaces_is_there),
 ];
 
 fn main() {
@@ -118,6 +119,11 @@ fn participant(name: &Name, then: impl FnOnce()) -> Child {
 fn state(pid: i32) -> char {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('X')
+}
+
+/// Whether the program is there, asleep over its input: a process has its new name before the descriptors that exec closes are let go.
+fn is_a_cat(pid: i32) -> bool {
+    state(pid) == 'S' && fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "cat\n")
 }
 
 /// Looks again until it is so; the alarm ends it if it never is.
@@ -217,7 +223,7 @@ fn exec_ends_a_participant(name: &Name) {
     observer.sees_it_alive();
     let mut go_on = go_on;
     tell(&mut go_on);
-    wait_until(|| fs::read_to_string(format!("/proc/{}/comm", child.0)).is_ok_and(|comm| comm == "cat\n"));
+    wait_until(|| is_a_cat(child.0));
     // The process is there, with its id and its parent; what participated is not.
     observer.sees_it_dead();
     assert!(matches!(state(child.0), 'S' | 'R'));
@@ -288,7 +294,7 @@ fn a_child_that_nobody_saw_and_that_execs_does_not(name: &Name) {
         unsafe { libc::close(writes) };
         become_a_cat(heard.as_raw_fd())
     });
-    wait_until(|| fs::read_to_string(format!("/proc/{unseen}/comm")).is_ok_and(|comm| comm == "cat\n"));
+    wait_until(|| is_a_cat(unseen));
     child.kill();
     observer.sees_it_dead();
     assert!(matches!(state(unseen), 'S' | 'R'), "and the child lives");
@@ -648,7 +654,7 @@ fn many_open_at_once_and_some_are_killed(name: &Name) {
                 let (mut ready, mut done) = (ready, done);
                 tell(&mut ready);
                 assert!(!hear(&mut go));
-                let buffer = Buffer::options().capacity(4 << 20).open(name).unwrap();
+                let buffer = common::open_patiently(&Buffer::options().capacity(4 << 20), name);
                 let ctx = buffer.context().unwrap();
                 let id = number.cast_signed();
                 let mut tx = ctx.producer_with::<u64>(id, &ChannelOptions::new().capacity(4)).unwrap();
@@ -723,4 +729,53 @@ fn no_handlers_no_threads(name: &Name) {
     assert_eq!(facts(), before, "no handler, no mask, no thread, neither while it is in use...");
     drop(observer);
     assert_eq!(facts(), before, "...nor afterwards");
+}
+
+// ---------------------------------------------------------------------------------------------------- what a kernel has
+
+/// Locks of open file descriptions, and memory that is reserved behind a file and returned: without them there is no buffer. What
+/// there is a fallback for is said, for whoever reads the run on an old kernel.
+fn what_nothing_replaces_is_there(name: &Name) {
+    let open = || File::options().read(true).write(true).create(true).truncate(false).open(name.path()).unwrap();
+    let (one, other) = (open(), open());
+    let lock = |file: &File, command| {
+        let mut lock: libc::flock64 = unsafe { std::mem::zeroed() };
+        (lock.l_type, lock.l_len) = (libc::F_WRLCK.try_into().unwrap(), 1);
+        let done = unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut lock) } == 0;
+        done.then_some(i32::from(lock.l_type))
+    };
+    assert_eq!(lock(&one, libc::F_OFD_SETLK), Some(libc::F_WRLCK));
+    assert_eq!(lock(&other, libc::F_OFD_SETLK), None, "two descriptions of one process exclude each other");
+    assert_eq!(lock(&other, libc::F_OFD_GETLK), Some(libc::F_WRLCK));
+    let duplicate = one.try_clone().unwrap();
+    drop(one);
+    assert_eq!(lock(&other, libc::F_OFD_GETLK), Some(libc::F_WRLCK), "a descriptor is left");
+    drop(duplicate);
+    assert_eq!(lock(&other, libc::F_OFD_GETLK), Some(libc::F_UNLCK));
+
+    const MIB: i64 = 1 << 20;
+    let backed = || std::os::unix::fs::MetadataExt::blocks(&other.metadata().unwrap()) * 512;
+    assert_eq!(unsafe { libc::fallocate(other.as_raw_fd(), 0, 0, MIB) }, 0);
+    assert_eq!((backed(), other.metadata().unwrap().len()), (1 << 20, 1 << 20));
+    let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    assert_eq!(unsafe { libc::fallocate(other.as_raw_fd(), punch, 0, MIB) }, 0);
+    assert_eq!((backed(), other.metadata().unwrap().len()), (0, 1 << 20));
+    fs::remove_file(name.path()).unwrap();
+
+    let error = |result: libc::c_long| {
+        if result == -1 { std::io::Error::last_os_error().to_string() } else { "yes".to_owned() }
+    };
+    let global = 1 << 1 | 1 << 2; // MEMBARRIER_CMD_GLOBAL_EXPEDITED and its registration
+    let commands = unsafe { libc::syscall(libc::SYS_membarrier, 0, 0, 0) };
+    println!("facility membarrier(GLOBAL_EXPEDITED): {}", if commands & global == global { "yes" } else { "no" });
+    // Watching nothing is a mistake where the call is known.
+    let watched = unsafe { libc::syscall(libc::SYS_futex_waitv, 0, 0, 0, 0, 0) };
+    assert_eq!(watched, -1);
+    let known = std::io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL);
+    println!("facility futex_waitv: {}", if known { "yes".to_owned() } else { error(watched) });
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let page = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
+    assert_ne!(page, libc::MAP_FAILED);
+    let populated = unsafe { libc::madvise(page, 4096, libc::MADV_POPULATE_WRITE) };
+    println!("facility MADV_POPULATE_WRITE: {}", error(populated.into()));
 }

@@ -37,12 +37,11 @@ struct Puppet {
 fn puppet() {
     let Some((role, name)) = common::role() else { return };
     // A watchdog that sleeps through.
-    // SAFETY: sets a timer of this process.
-    unsafe { libc::alarm(150) };
+    common::limits::alarm(150);
     if role.contains("forbidden") {
         sandbox::forbid(libc::SYS_membarrier);
     }
-    let buffer = Buffer::open(&name).unwrap();
+    let buffer = common::open_patiently(&Buffer::options(), &name);
     let ctx = buffer.context().unwrap();
     if role.contains("late") {
         sandbox::forbid(libc::SYS_membarrier);

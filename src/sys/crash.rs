@@ -2,7 +2,7 @@
 //!
 //! Promises: without the feature, [`point!`] is nothing at all: no call, no branch, no label in the binary. With it, a label that
 //! is not in `ALL` does not compile, and a process that has armed one is killed by SIGKILL where it comes to it (`arm`), or stopped
-//! by SIGSTOP (`arm_stop`).
+//! by SIGSTOP (`arm_stop`). How often it has come to each is counted meanwhile.
 
 /// Marks a place. The label says what has just been done: `operation: step`.
 macro_rules! point {
@@ -17,7 +17,7 @@ macro_rules! point {
 pub(crate) use point;
 
 #[cfg(feature = "crash-points")]
-pub use armed::{ALL, arm, arm_stop};
+pub use armed::{ALL, arm, arm_stop, disarm, passed};
 #[cfg(feature = "crash-points")]
 pub(crate) use armed::{hit, number};
 
@@ -141,6 +141,7 @@ mod armed {
         "recv batch: owned",
         "poll: nothing there",
         "poll: looked",
+        "poll: left for good",
         "sleep: named",
         "sleep: armed",
         "sleep: woken",
@@ -228,6 +229,8 @@ mod armed {
     /// How often it is still passed by.
     static LEFT: AtomicU32 = AtomicU32::new(0);
     static STOPS: AtomicBool = AtomicBool::new(false);
+    /// How often this process, or one it was forked off, has come to each label.
+    static PASSED: [AtomicU32; ALL.len()] = [const { AtomicU32::new(0) }; ALL.len()];
 
     /// From now on, this process dies where it comes to `label` for the `count`th time (from 1).
     ///
@@ -247,6 +250,16 @@ mod armed {
         set(label, count);
     }
 
+    /// From now on, this process goes past every label.
+    pub fn disarm() {
+        ARMED.store(0, Ordering::SeqCst);
+    }
+
+    /// How often this process, or one it was forked off, has come to each label, in the order of [`ALL`].
+    pub fn passed() -> Vec<u32> {
+        PASSED.iter().map(|count| count.load(Ordering::SeqCst)).collect()
+    }
+
     fn set(label: &str, count: u32) {
         LEFT.store(count, Ordering::SeqCst);
         ARMED.store(number(label) + 1, Ordering::SeqCst);
@@ -254,6 +267,9 @@ mod armed {
 
     #[inline(never)]
     pub(crate) fn hit(number: u32) {
+        if let Some(count) = PASSED.get(number as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
         if ARMED.load(Ordering::SeqCst) == number + 1 && LEFT.fetch_sub(1, Ordering::SeqCst) == 1 {
             if STOPS.load(Ordering::SeqCst) {
                 let _ = kill_process(getpid(), Signal::STOP);

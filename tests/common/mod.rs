@@ -2,12 +2,13 @@
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
 pub mod forked;
+pub mod limits;
 
-use ipc_buffer::{Audit, Buffer};
+use ipc_buffer::{Audit, Buffer, BufferOptions, OpenError};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A buffer name of its own, removed with whatever has it when dropped, also by a panic.
 pub struct Name(pub String);
@@ -54,6 +55,7 @@ pub struct Watchdog(Arc<AtomicBool>);
 
 impl Watchdog {
     pub fn new(limit: Duration) -> Self {
+        let limit = limits::scaled(limit);
         let done = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&done);
         std::thread::spawn(move || {
@@ -161,4 +163,15 @@ pub fn sound(buffer: &Buffer) -> Audit {
 pub fn all_free(buffer: &Buffer) {
     let audit = sound(buffer);
     assert!(audit.is_all_free(), "{audit:#?}");
+}
+
+/// Opens, with as many times the library's five seconds for the control lock as this machine is slow: of many that open at once.
+pub fn open_patiently(options: &BufferOptions, name: &str) -> Buffer {
+    let end = Instant::now() + limits::scaled(Duration::from_secs(5));
+    loop {
+        match options.open(name) {
+            Err(OpenError::Busy { .. }) if Instant::now() < end => {}
+            opened => return opened.expect("open"),
+        }
+    }
 }

@@ -3,7 +3,7 @@
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 #![allow(unsafe_code)] // fork, _exit, kill and waitpid
 
-use crate::common::Name;
+use crate::common::{Name, limits};
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::time::{Duration, Instant};
 
@@ -84,12 +84,10 @@ pub fn fork() -> Option<Child> {
     match unsafe { libc::fork() } {
         -1 => panic!("fork: {}", std::io::Error::last_os_error()),
         0 => {
-            // A watchdog that no fork inherits and no thread has to serve. With a handler, since the first process of a pid
-            // namespace ignores what it has none for.
+            // With a handler, since the first process of a pid namespace ignores what it has none for.
             // SAFETY: the handler only exits.
             unsafe { libc::signal(libc::SIGALRM, too_late as extern "C" fn(libc::c_int) as libc::sighandler_t) };
-            // SAFETY: sets a timer of this process.
-            unsafe { libc::alarm(60) };
+            limits::alarm(60);
             std::panic::set_hook(Box::new(|info| {
                 eprintln!("process {}: {info}", std::process::id());
                 // The stack above belongs to the parent's scenario: it must not unwind into it.
