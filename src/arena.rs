@@ -23,7 +23,7 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::crash::point;
 use crate::sys::memory::{self, NotBacked};
 use crate::sys::prefetch;
-use std::os::fd::{BorrowedFd, RawFd};
+use crate::sys::shm::Number;
 use std::ptr::NonNull;
 
 /// How often this thread has looked into a table of a segment, or at a block: for tests that show what a walk costs. Nothing at all
@@ -57,8 +57,8 @@ pub(crate) struct Arena {
     end: u32,
     /// As far as a block of any size may start.
     whole: Reach,
-    /// The segment file; negative over private memory, which needs no backing.
-    file: RawFd,
+    /// The segment file; none over private memory, which needs no backing.
+    file: Option<Number>,
     geometry: Geometry,
 }
 
@@ -139,9 +139,8 @@ unsafe impl Sync for Arena {}
 
 impl Arena {
     /// # Safety
-    /// `base` keeps invariant 1 for as long as this arena and its copies are used; a non-negative `file` is the open
-    /// descriptor of the file mapped there, for as long.
-    pub(crate) unsafe fn new(base: NonNull<u8>, geometry: Geometry, file: RawFd) -> Self {
+    /// `base` keeps invariant 1 for as long as this arena and its copies are used; what is mapped there is `file`, if there is one.
+    pub(crate) unsafe fn new(base: NonNull<u8>, geometry: Geometry, file: Option<Number>) -> Self {
         let granule = |bytes: u64| u32::try_from(bytes / GRANULE).unwrap_or(u32::MAX);
         let (first, end) = (granule(geometry.data), granule(geometry.total));
         Self { base, first, end, whole: Reach(end - first), file, geometry }
@@ -338,7 +337,13 @@ impl Arena {
 
     /// Asks the system for the memory behind `offset .. offset + len`, so that touching it can't raise SIGBUS.
     fn back(&self, offset: u64, len: u64) -> Result<(), NotBacked> {
-        self.file().map_or(Ok(()), |file| memory::back(file, offset, len))
+        let Some(file) = self.file else { return Ok(()) };
+        let (start, end) = (offset / PAGE * PAGE, (offset + len).next_multiple_of(PAGE));
+        debug_assert!(end <= self.geometry.total);
+        // SAFETY: inside the total.
+        let at = unsafe { self.base.add(start as usize) };
+        // SAFETY: the file is mapped there (`new`), and who maps it owns it.
+        unsafe { memory::back(at, file, start, end - start) }
     }
 
     /// Backs the header and the fixed tables.
@@ -346,20 +351,33 @@ impl Arena {
         self.back(0, self.geometry.fixed())
     }
 
-    /// Backs `count` units from `unit` on.
+    fn bytes_of(&self, unit: u32, count: u32) -> (u64, u64) {
+        (self.geometry.data + u64::from(unit) * UNIT, u64::from(count) * UNIT)
+    }
+
+    /// Backs `count` units from `unit` on, which are the caller's and have no memory. None of it stays if it fails.
     pub(crate) fn back_units(&self, unit: u32, count: u32) -> Result<(), NotBacked> {
-        self.back(self.geometry.data + u64::from(unit) * UNIT, u64::from(count) * UNIT)
+        let (offset, len) = self.bytes_of(unit, count);
+        self.back(offset, len).inspect_err(|_| {
+            self.punch_units(unit, count);
+        })
     }
 
-    /// Returns the memory of `count` units from `unit` on to the system; they read as zeroes when backed again.
+    /// Returns the memory of `count` units from `unit` on to the system; they read as zeroes when backed again. They are the caller's.
     pub(crate) fn punch_units(&self, unit: u32, count: u32) -> bool {
-        let (offset, len) = (self.geometry.data + u64::from(unit) * UNIT, u64::from(count) * UNIT);
-        self.file().is_some_and(|file| memory::punch(file, offset, len))
+        let (offset, len) = self.bytes_of(unit, count);
+        let Some(file) = self.file else { return false };
+        // SAFETY: inside the total.
+        let at = unsafe { self.base.add(offset as usize) };
+        // SAFETY: the file is mapped there (`new`).
+        unsafe { memory::punch(at, file, offset, len) }
     }
 
-    fn file(&self) -> Option<BorrowedFd<'_>> {
-        // SAFETY: a non-negative `file` is open for as long as the arena is used (`new`).
-        (self.file >= 0).then(|| unsafe { BorrowedFd::borrow_raw(self.file) })
+    /// The first unit from `unit` on that has memory behind it, whatever its word says, as far as that can be told.
+    pub(crate) fn next_unit_in_memory(&self, unit: u32) -> Option<u32> {
+        let from = self.geometry.data + u64::from(unit) * UNIT;
+        let at = memory::next_backed(self.file?, from, self.geometry.total)?;
+        u32::try_from((at - self.geometry.data) / UNIT).ok()
     }
 
     /// Moves a frontier up by one page of its table: backs the page, then raises the frontier. Returns the old frontier, or
@@ -420,7 +438,7 @@ mod tests {
         // SAFETY: the layout is not empty.
         let base = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap();
         // SAFETY: mapped as long as the arena is used; no file.
-        let arena = unsafe { Arena::new(base, geometry, -1) };
+        let arena = unsafe { Arena::new(base, geometry, None) };
         for class in 0..class::COUNT {
             let (reach, granules) = (arena.reach(class), class::granules(class));
             for granule in

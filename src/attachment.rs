@@ -22,8 +22,15 @@
 //! # After fork
 //! The child gets a fresh registry; every inherited attachment is marked and its mapping made copy-on-write
 //! ([`Segment::abandon`]): drops do nothing, writes reach nobody, reads see what the parent's pages hold until they are written
-//! here. What some other thread was about to open or to leave at that moment is closed and unmapped (`sys::fork`): no handle
+//! here. What some other thread was about to open or to leave at that moment is closed and unmapped (`sys::shm`): no handle
 //! leads there. The parent notices nothing.
+//!
+//! # If the lease is lost
+//! A process that others have reaped though it lives (a checkpoint was restored, say) owns nothing here any more. Every slow path
+//! looks whether its process slot still is what this process took, and answers `Evicted` if not; as after a fork, drops do
+//! nothing. The mapping stays, since nobody knows how many records still lead there; who opens the buffer anew gets a new attachment.
+//! The fast paths don't look. So until the first slow path, at most what the caches and rings at hand have room for is written
+//! where it is another's.
 //!
 //! # Invariants
 //! 1. An attachment is freed only by who has taken it off the list, under the registry's lock, when `holds` was 0 and `records` was 0:
@@ -46,12 +53,12 @@ use crate::layout::{CONTEXTS, Owner, UNIT, Word, flag};
 use crate::local;
 use crate::participant;
 use crate::recovery::{self, Effort};
-use crate::segment::{self, COURTESY, PATIENCE, SEARCH_BYTE, Segment, Wish};
+use crate::segment::{self, COURTESY, PATIENCE, Segment, Unlocked, Wish};
 use crate::sync::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use crate::sys::barrier;
 use crate::sys::crash::point;
-use crate::sys::fork::{self, Kept, PerProcess};
-use crate::sys::lease;
+use crate::sys::fork::{self, PerProcess};
+use crate::sys::shm::{self, Kept};
 #[cfg(feature = "async")]
 use crate::waiter;
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -75,6 +82,7 @@ const NEVER: u64 = u64::MAX;
 pub(crate) struct Attachment {
     segment: Segment,
     me: Owner,
+    pid: u32,
     /// Excludes this process's threads from each other on the control plane; the byte lock excludes processes.
     control: Mutex<()>,
     /// A cache that belongs to no thread: for reaping, and for records dropped where no context is.
@@ -132,9 +140,10 @@ impl List {
         self.attachments.iter().map(|entry| unsafe { entry.0.as_ref() })
     }
 
-    /// The attachment to the segment that `name` leads to now.
+    /// The attachment to the segment that `name` leads to now. Not one that was evicted, which others' records may still lead to.
     fn named(&self, name: &str) -> Option<&Attachment> {
-        self.attachments().find(|attachment| attachment.segment.name() == name && attachment.segment.is_named())
+        let is_it = |it: &&Attachment| it.segment.name() == name && it.check().is_ok() && it.segment.is_named();
+        self.attachments().find(is_it)
     }
 
     /// The attachment that is mapped at `address`, and the granule that lies there.
@@ -182,7 +191,7 @@ impl Clone for Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if self.forked.load(Ordering::Relaxed) {
+        if self.check().is_err() {
             return;
         }
         // SYNC(hold): Release of this holder's accesses, Acquire of everyone's by the one who detaches.
@@ -255,17 +264,30 @@ pub(crate) fn open(name: &str, wish: &Wish) -> Result<Hold, OpenError> {
 fn attach(name: &str, wish: &Wish, give_up: Instant) -> Result<Box<Attachment>, OpenError> {
     // Before the control lock is taken: it may take the kernel tens of milliseconds.
     let fenced = !barrier::register();
-    let segment = segment::enter(name, wish, give_up)?;
-    point!("open: entered");
-    let joined = participant::join(&segment);
-    let adopted = joined.is_none();
-    let Some(me) = joined.or_else(|| participant::adopt(&segment)) else {
-        segment.unlock();
-        return Err(OpenError::TooManyProcesses { name: name.into(), limit: crate::layout::PROCESSES });
+    let mut pause = Duration::from_millis(1);
+    let (segment, me, adopted) = loop {
+        let segment = segment::enter(name, wish, give_up)?;
+        point!("open: entered");
+        if let Some(me) = participant::join(&segment) {
+            break (segment, me, false);
+        }
+        if let Some(me) = participant::adopt(&segment) {
+            break (segment, me, true);
+        }
+        // A table that is full of the dead is worth a wait for whoever reaps them; anew, because the last one may leave meanwhile, and
+        // take the name along.
+        let left = give_up.saturating_duration_since(Instant::now());
+        if left.is_zero() || !participant::has_dead(&segment) {
+            return Err(OpenError::TooManyProcesses { name: name.into(), limit: crate::layout::PROCESSES });
+        }
+        drop(segment);
+        std::thread::sleep(pause.min(left));
+        pause = (pause * 2).min(Duration::from_millis(50));
     };
     let attachment = Box::new(Attachment {
         segment,
         me,
+        pid: std::process::id(),
         control: Mutex::new(()),
         service: Mutex::new(None),
         reaping: Mutex::new(()),
@@ -285,7 +307,7 @@ fn attach(name: &str, wish: &Wish, give_up: Instant) -> Result<Box<Attachment>, 
     attachment.segment.unlock();
     point!("open: unlocked");
     if adopted && !recovery::inherit(&attachment) {
-        // The lease goes with the descriptor: dead again, as found.
+        // The lease goes with the attachment: dead again, as found.
         return Err(OpenError::Busy { name: name.into(), pid: 0 });
     }
     Ok(attachment)
@@ -362,7 +384,7 @@ pub(crate) struct Searching<'a> {
 impl Drop for Searching<'_> {
     fn drop(&mut self) {
         reclaim::end(self.attachment.arena());
-        lease::release(self.attachment.segment.file(), SEARCH_BYTE);
+        self.attachment.segment.unlock_searching();
     }
 }
 
@@ -409,6 +431,9 @@ impl Attachment {
         if wish.persist {
             self.segment.arena().header().flags.fetch_or(flag::PERSIST, Ordering::AcqRel);
         }
+        if wish.dumped {
+            self.segment.set_dumped();
+        }
         Ok(())
     }
 
@@ -425,8 +450,15 @@ impl Attachment {
         self.me
     }
 
-    pub(crate) fn is_forked(&self) -> bool {
-        self.forked.load(Ordering::Relaxed)
+    /// Whether this process may act here.
+    pub(crate) fn check(&self) -> Result<(), BufferError> {
+        if self.forked.load(Ordering::Relaxed) {
+            Err(BufferError::Forked)
+        } else if participant::is_registered(self.arena(), self.me, self.pid) {
+            Ok(())
+        } else {
+            Err(BufferError::Evicted)
+        }
     }
 
     /// Takes the control lock; repairs the directory if its last holder died inside.
@@ -436,15 +468,21 @@ impl Attachment {
 
     /// As [`control`](Self::control), waiting up to `patience` in all, for threads and for processes.
     pub(crate) fn control_within(&self, patience: Duration) -> Result<Control<'_>, BufferError> {
-        if self.is_forked() {
-            return Err(BufferError::Forked);
-        }
+        self.check()?;
         let header = self.arena().header();
         let busy = || BufferError::Busy { pid: u32::try_from(header.control_pid.load(Ordering::Relaxed)).unwrap_or(0) };
         let deadline = Instant::now() + patience;
         let threads = self.control.try_lock_until(deadline).ok_or_else(busy)?;
-        self.segment.lock(deadline).map_err(|_| busy())?;
+        self.segment.lock(deadline).map_err(|why| match why {
+            Unlocked::Busy => busy(),
+            Unlocked::Lost | Unlocked::Refused(_) => BufferError::NoDescriptor,
+        })?;
         point!("control: locked");
+        // While it waited, it may have been reaped.
+        if let Err(why) = self.check() {
+            self.segment.unlock();
+            return Err(why);
+        }
         let dirty = header.control_owner.swap(Word::of(1, self.me).0, Ordering::AcqRel) != 0;
         header.control_pid.store(std::process::id().into(), Ordering::Relaxed);
         let control = Control { attachment: self, threads: Some(threads), since: Instant::now() };
@@ -507,7 +545,7 @@ impl Attachment {
         let give_up = Instant::now() + patience;
         let threads = self.searching.try_lock_for(patience).ok_or_else(busy)?;
         let mut pause = Duration::from_micros(20);
-        while !lease::try_take(self.segment.file(), SEARCH_BYTE).unwrap_or(false) {
+        while !self.segment.try_lock_searching().map_err(|_| BufferError::NoDescriptor)? {
             if Instant::now() >= give_up {
                 return Err(busy());
             }
@@ -526,9 +564,7 @@ impl Attachment {
 
     /// Runs `work` with a cache made for it alone.
     pub(crate) fn with_cache<R>(&self, work: impl FnOnce(&Cache) -> R) -> Result<R, BufferError> {
-        if self.is_forked() {
-            return Err(BufferError::Forked);
-        }
+        self.check()?;
         let full = BufferError::TooManyContexts { limit: CONTEXTS };
         let context = participant::open_context(self.arena(), self.me).ok_or(full)?;
         // SAFETY: it goes before this function returns.
@@ -546,9 +582,7 @@ impl Attachment {
     /// Runs `work`, which waits for nobody, with the cache that belongs to no thread; or with one of its own, if other threads
     /// want that too.
     fn with_service<R>(&self, work: impl FnOnce(&Cache) -> R) -> Result<R, BufferError> {
-        if self.is_forked() {
-            return Err(BufferError::Forked);
-        }
+        self.check()?;
         let Some(mut service) = self.service.try_lock_for(BRIEFLY) else { return self.with_cache(work) };
         if service.is_none() {
             let context = participant::open_context(self.arena(), self.me)
@@ -613,6 +647,9 @@ fn hold_at(address: usize) -> Option<(Hold, u32)> {
 #[cold]
 pub(crate) unsafe fn free_homeless(address: usize, known: Known) {
     let Some((hold, granule)) = hold_at(address) else { return };
+    if hold.check().is_err() {
+        return;
+    }
     let arena = hold.arena();
     let handle = known.find(arena, granule);
     let small = handle.filter(|handle| !handle.is_run());
@@ -667,7 +704,7 @@ fn install_hooks() -> bool {
 
 extern "C" fn before_fork() {
     let held = ACROSS_FORK.take();
-    ACROSS_FORK.set(held.or_else(|| Some(ManuallyDrop::new((REGISTRY.get().list.lock(), fork::hold_still())))));
+    ACROSS_FORK.set(held.or_else(|| Some(ManuallyDrop::new((REGISTRY.get().list.lock(), shm::kept())))));
 }
 
 extern "C" fn after_fork_in_parent() {
@@ -682,6 +719,7 @@ extern "C" fn after_fork_in_child() {
     let Some(mut still) = ACROSS_FORK.take() else { return };
     let (list, kept) = &mut *still;
     REGISTRY.leave();
+    shm::leave();
     #[cfg(feature = "async")]
     waiter::leave();
     for attachment in list.attachments() {

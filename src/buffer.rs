@@ -66,7 +66,9 @@ pub struct BufferOptions {
 
 impl Default for BufferOptions {
     fn default() -> Self {
-        Self { wish: Wish { capacity: None, create_new: false, must_exist: false, persist: false, mode: 0o600 } }
+        let wish =
+            Wish { capacity: None, create_new: false, must_exist: false, persist: false, mode: 0o600, dumped: false };
+        Self { wish }
     }
 }
 
@@ -117,6 +119,25 @@ impl BufferOptions {
     #[must_use]
     pub fn create_new(mut self, yes: bool) -> Self {
         self.wish.create_new = yes;
+        self
+    }
+
+    /// Whether a core dump of this process contains the buffer. By default it does not: where the buffer's name is unlinked, the kernel
+    /// would read every hole of it, and so fill `/dev/shm` with all of the capacity. Counts for the whole process, from when it is first
+    /// asked for.
+    ///
+    /// ```
+    /// # let name = format!("doc-options-dump-{}", std::process::id());
+    /// use ipc_buffer::Buffer;
+    /// let buffer = Buffer::options().core_dumps(true).open(&name)?;
+    /// # let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    /// # let ours = smaps.split(&name).nth(1).unwrap();
+    /// # assert!(!ours.lines().find(|line| line.starts_with("VmFlags")).unwrap().contains(" dd"));
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    #[must_use]
+    pub fn core_dumps(mut self, yes: bool) -> Self {
+        self.wish.dumped = yes;
         self
     }
 
@@ -291,7 +312,7 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `TooManyContexts`, `Forked`.
+    /// `TooManyContexts`, `Forked`, `Evicted`.
     pub fn context(&self) -> Result<ThreadContext, BufferError> {
         ThreadContext::new(&self.hold)
     }
@@ -351,7 +372,7 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Busy`, `Forked`.
+    /// `Busy`, `Forked`, `Evicted`, `NoDescriptor`.
     pub fn has_channel(&self, id: i64) -> Result<bool, BufferError> {
         self.has_channel_within(id, PATIENCE)
     }
@@ -375,7 +396,8 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Forked`; `Busy` if somebody kept the directory from being looked at, for all of the time or for 5 seconds of it.
+    /// `Forked`, `Evicted`, `NoDescriptor`; `Busy` if somebody kept the directory from being looked at, for all of the time or for 5
+    /// seconds of it.
     pub fn wait_for_channel(&self, id: i64, timeout: Duration) -> Result<bool, BufferError> {
         let deadline = Instant::now().checked_add(timeout);
         let mut result = None;
@@ -413,7 +435,7 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Busy`, `Forked`.
+    /// `Busy`, `Forked`, `Evicted`, `NoDescriptor`.
     pub fn has_active_channels(&self) -> Result<bool, BufferError> {
         let control = self.hold.control()?;
         let active = directory::list(&control).any(|facts| facts.producer.is_some() || facts.consumer.is_some());
@@ -435,7 +457,7 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Busy`, `Forked`.
+    /// `Busy`, `Forked`, `Evicted`, `NoDescriptor`.
     pub fn channels(&self) -> Result<Vec<ChannelInfo>, BufferError> {
         let control = self.hold.control()?;
         let pid = |who| participant::pid(self.hold.arena(), who);
@@ -472,7 +494,7 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Busy`, `Forked`.
+    /// `Busy`, `Forked`, `Evicted`, `NoDescriptor`.
     pub fn remove_channel(&self, id: i64) -> Result<bool, BufferError> {
         let (deserted, was_there) = directory::remove(&self.hold.control()?, id);
         if let Some(index) = deserted {
@@ -494,12 +516,10 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Forked`; `Busy` if another process reaps, or has the control lock, and is not done with it in 5 seconds;
+    /// `Forked`, `Evicted`; `Busy` if another process reaps, or has the control lock, and is not done with it in 5 seconds;
     /// `TooManyContexts`.
     pub fn reap(&self) -> Result<Reaped, BufferError> {
-        if self.hold.is_forked() {
-            return Err(BufferError::Forked);
-        }
+        self.hold.check()?;
         match recovery::reap(&self.hold, Effort::THOROUGH) {
             (_, End::Stuck(error)) => Err(error),
             (reaped, _) => Ok(reaped),
@@ -519,11 +539,10 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Busy` if another process keeps the control lock, or searches for memory, for 5 seconds; `Forked`, `TooManyContexts`.
+    /// `Busy` if another process keeps the control lock, or searches for memory, for 5 seconds; `Forked`, `Evicted`, `NoDescriptor`,
+    /// `TooManyContexts`.
     pub fn trim(&self) -> Result<u64, BufferError> {
-        if self.hold.is_forked() {
-            return Err(BufferError::Forked);
-        }
+        self.hold.check()?;
         let _searching = self.hold.searching(PATIENCE)?;
         let mut turns = Turns::new(&self.hold);
         let mut stuck = None;
@@ -551,11 +570,9 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Forked`.
+    /// `Forked`, `Evicted`.
     pub fn stats(&self) -> Result<Stats, BufferError> {
-        if self.hold.is_forked() {
-            return Err(BufferError::Forked);
-        }
+        self.hold.check()?;
         Ok(stats::stats(self.hold.arena()))
     }
 
@@ -570,7 +587,7 @@ impl Buffer {
     /// ```
     ///
     /// # Errors
-    /// `Busy`, `Forked`.
+    /// `Busy`, `Forked`, `Evicted`, `NoDescriptor`.
     pub fn audit(&self) -> Result<Audit, BufferError> {
         audit::audit(&self.hold)
     }

@@ -112,14 +112,16 @@ pub(crate) enum Side {
     Consumer,
 }
 
-impl Side {
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Producer => "producer",
-            Self::Consumer => "consumer",
+impl From<Side> for crate::error::Side {
+    fn from(side: Side) -> Self {
+        match side {
+            Side::Producer => Self::Producer,
+            Side::Consumer => Self::Consumer,
         }
     }
+}
 
+impl Side {
     /// The bit of `DirectoryEntry::seen`.
     pub(crate) const fn seen(self) -> u32 {
         match self {
@@ -1016,7 +1018,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn open(name: &str) -> Hold {
-        let wish = Wish { capacity: Some(1 << 20), create_new: false, must_exist: false, persist: false, mode: 0o600 };
+        let (capacity, mode) = (Some(1 << 20), 0o600);
+        let wish = Wish { capacity, create_new: false, must_exist: false, persist: false, mode, dumped: false };
         attachment::open(name, &wish).unwrap()
     }
 

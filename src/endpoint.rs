@@ -144,11 +144,25 @@ impl Attached for Endpoint {
         self.end.abandon();
     }
 
+    fn evict(&self) -> Option<Waker> {
+        // Not with its bell, which is others' by now.
+        #[cfg(feature = "async")]
+        let waker = self.unlist();
+        #[cfg(not(feature = "async"))]
+        let waker = None;
+        self.abandon();
+        waker
+    }
+
     fn detach(&self) -> Option<Waker> {
-        if !self.attached.replace(false) {
+        if !self.attached.get() {
             return None;
         }
         self.local.forget(self.key());
+        let Some(hold) = self.local.hold_to_the_end().filter(|hold| hold.check().is_ok()) else {
+            return self.evict();
+        };
+        self.attached.set(false);
         self.waits.disarm();
         // As long as the bell is its own. The future will answer that the context is closed.
         #[cfg(feature = "async")]
@@ -158,7 +172,6 @@ impl Attached for Endpoint {
         self.end.abandon();
         self.look_again();
         self.local.cache().count(self.records());
-        let Some(hold) = self.local.hold_to_the_end() else { return waker };
         if directory::release(hold.arena(), hold.me(), self.channel, self.side) {
             take_out(&hold, &self.local, self.channel.index, None);
         }
@@ -188,6 +201,7 @@ impl Endpoint {
     ) -> Result<Rc<Self>, AttachError> {
         local.check().map_err(|inert| match inert {
             Inert::Forked => AttachError::Forked,
+            Inert::Evicted => AttachError::Evicted,
             Inert::Closed => AttachError::ContextClosed,
         })?;
         let hold = local.hold().ok_or(AttachError::ContextClosed)?;
@@ -373,6 +387,7 @@ impl Endpoint {
     pub(crate) fn not_pushed<I>(&self, unsent: I, why: NotPushed) -> TrySendError<I> {
         match (self.check(), why) {
             (Err(Inert::Forked), _) => TrySendError::Forked(unsent),
+            (Err(Inert::Evicted), _) => TrySendError::Evicted(unsent),
             (Err(Inert::Closed), _) => TrySendError::ContextClosed(unsent),
             (Ok(()), NotPushed::Gone) => TrySendError::Disconnected(unsent),
             (Ok(()), NotPushed::Full) if self.polled_in_vain() => TrySendError::Disconnected(unsent),
@@ -384,6 +399,7 @@ impl Endpoint {
     pub(crate) fn nothing_queued(&self) -> Result<(), TryRecvError> {
         self.check().map_err(|inert| match inert {
             Inert::Forked => RecvError::Forked,
+            Inert::Evicted => RecvError::Evicted,
             Inert::Closed => RecvError::ContextClosed,
         })?;
         point!("poll: nothing there");
@@ -570,6 +586,8 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
         let control = match hold.control_within(patience) {
             Ok(control) => control,
             Err(BufferError::Busy { pid }) => break Err(AttachError::Busy { pid }),
+            Err(BufferError::NoDescriptor) => break Err(AttachError::NoDescriptor),
+            Err(BufferError::Evicted) => break Err(AttachError::Evicted),
             Err(_) => break Err(AttachError::Forked),
         };
         patience = patience.saturating_sub(before.elapsed());
@@ -596,7 +614,7 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
             }
             Err(Refused::Taken { holder, thread, .. }) => {
                 let pid = participant::pid(hold.arena(), holder);
-                break Err(AttachError::RoleTaken { id, role: side.name(), pid, thread });
+                break Err(AttachError::RoleTaken { id, role: side.into(), pid, thread });
             }
             Err(Refused::Kind { theirs, .. }) => {
                 let (ours, theirs) = (spec.kind.to_string(), theirs.to_string());
@@ -616,7 +634,9 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
             Err(Refused::Corrupted) => break Err(AttachError::Corrupted { id }),
         }
     };
-    if let Some(block) = storage {
+    if let Some(block) = storage
+        && hold.check().is_ok()
+    {
         heap::free_found(local.cache(), block.handle);
     }
     deserted.into_iter().for_each(|index| take_out(hold, local, index, Some(OUT_OF_THE_WAY)));
@@ -641,6 +661,7 @@ fn bring_storage(hold: &Hold, local: &Local, spec: &Spec, storage: &mut Option<B
             Ok(())
         }
         Err(AllocError::OutOfMemory { asked, free }) => Err(AttachError::OutOfMemory { asked, free }),
+        Err(AllocError::Evicted) => Err(AttachError::Evicted),
         Err(AllocError::ContextClosed) => Err(AttachError::ContextClosed),
         Err(_) => Err(AttachError::Forked),
     }

@@ -2,6 +2,7 @@
 //!
 //! [`Error`] joins them for programs that pass everything up with `?`.
 
+use crate::sys::errno;
 use std::fmt;
 use std::io;
 use std::time::Duration;
@@ -38,9 +39,9 @@ pub enum OpenError {
         /// Most bytes.
         max: u64,
     },
-    /// The buffer exists with another capacity.
+    /// The buffer exists with another capacity, and somebody uses it, or it is to stay.
     #[error(
-        "buffer {name:?} has {actual} bytes, not the {asked} asked for; leave the capacity out to take it as it is"
+        "buffer {name:?} has {actual} bytes, not the {asked} asked for; leave the capacity out to take it as it is, or Buffer::unlink it"
     )]
     CapacityMismatch {
         /// The buffer.
@@ -70,8 +71,10 @@ pub enum OpenError {
         /// What was seen.
         why: &'static str,
     },
-    /// The buffer was made by a release with another segment format.
-    #[error("buffer {name:?} has segment format {found}, this library has {ours}; use one release on both sides")]
+    /// The buffer was made by a release with another segment format, and somebody uses it, or it is to stay.
+    #[error(
+        "buffer {name:?} has segment format {found}, this library has {ours}; use one release on both sides, or Buffer::unlink it"
+    )]
     VersionMismatch {
         /// The buffer.
         name: String,
@@ -91,10 +94,15 @@ pub enum OpenError {
         expected: u64,
     },
     /// The system denies access.
-    #[error("no permission for buffer {name:?}: only its owner can remove it, or share it with BufferOptions::mode")]
+    #[error("no permission for buffer {name:?}: {call}: {source}; {}", remedy(call, source))]
     PermissionDenied {
         /// The buffer.
         name: String,
+        /// The call that was refused.
+        call: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
     },
     /// The buffer belongs to another user, and its mode shares it with nobody.
     #[error(
@@ -126,7 +134,30 @@ pub enum OpenError {
         /// The process, in its own pid namespace; 0 if unknown.
         pid: u32,
     },
-    /// Every process slot is taken.
+    /// The file may not become as long as the buffer's capacity and its tables: `ulimit -f`.
+    #[error(
+        "buffer {name:?} needs a file of {needed} bytes, and this process may make none of more than {limit} (ulimit -f); raise the limit, or choose a smaller capacity"
+    )]
+    FileSizeLimit {
+        /// The buffer.
+        name: String,
+        /// Bytes of its file.
+        needed: u64,
+        /// Bytes that the process's limit allows.
+        limit: u64,
+    },
+    /// The system has no locks that tell who is alive.
+    #[error(
+        "buffer {name:?} can't be locked: fcntl(F_OFD_SETLK): {source}; a sandbox (proot, gVisor, a seccomp filter) or a kernel without open-file-description locks can't run it"
+    )]
+    NoLocks {
+        /// The buffer.
+        name: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Every process slot is taken, by processes that live.
     #[error("buffer {name:?} has {limit} processes attached, the most it can have")]
     TooManyProcesses {
         /// The buffer.
@@ -135,16 +166,45 @@ pub enum OpenError {
         limit: u32,
     },
     /// A system call failed in a way that has no variant of its own.
-    #[error("can't {what} buffer {name:?}")]
+    #[error("buffer {name:?}: {call}: {source}; {}", remedy(call, source))]
     Os {
         /// The buffer.
         name: String,
-        /// What was tried.
-        what: &'static str,
+        /// The call that failed.
+        call: &'static str,
         /// What the system said.
         #[source]
         source: io::Error,
     },
+}
+
+/// What helps against a system call's failure.
+fn remedy(call: &str, error: &io::Error) -> &'static str {
+    match (call, error.raw_os_error()) {
+        (_, Some(errno::EPERM)) => {
+            "a security policy forbids it here (a seccomp filter, a security module, another's file)"
+        }
+        ("shm_open", Some(errno::EACCES)) => "let this user write in /dev/shm (mode 1777)",
+        ("open", Some(errno::EACCES)) => "its owner can share it with BufferOptions::mode, or Buffer::unlink it",
+        (_, Some(errno::EACCES)) => "only its owner can do that",
+        (_, Some(errno::ENOENT)) => "mount a tmpfs at /dev/shm",
+        (_, Some(errno::EROFS)) => "mount /dev/shm writable",
+        ("shm_open", Some(errno::ENOSPC)) => {
+            "/dev/shm has no inode or no page left: remove files there, or mount it with more"
+        }
+        (_, Some(errno::EMFILE)) => "raise this process's limit of open files (ulimit -n)",
+        (_, Some(errno::ENFILE)) => "raise the system's limit of open files (fs.file-max)",
+        ("mmap", Some(errno::ENOMEM)) => {
+            "raise this process's limit of address space (ulimit -v) or of mappings (vm.max_map_count), or choose a smaller capacity"
+        }
+        ("mmap", Some(errno::EAGAIN)) => {
+            "mlockall counts the whole capacity as locked: raise ulimit -l, open the buffer first, or choose a smaller capacity"
+        }
+        ("mmap", Some(errno::ENODEV)) | (_, Some(errno::EOPNOTSUPP)) => "mount a tmpfs at /dev/shm",
+        ("ftruncate", Some(errno::EFBIG | errno::EINVAL)) => "choose a smaller capacity",
+        (_, Some(errno::ENOMEM)) => "the kernel has no memory for it",
+        _ => "nothing is known that helps",
+    }
 }
 
 /// Why a question to a [`Buffer`](crate::Buffer) has no answer.
@@ -168,6 +228,9 @@ pub enum BufferError {
     /// The buffer was opened before this process was forked off.
     #[error("the buffer was opened before fork; open it anew in the child")]
     Forked,
+    /// This process was taken for dead, and what it had is others' by now: its lease was lost, as when a checkpoint is restored.
+    #[error("this process was taken for dead, and what it had in the buffer is gone; open the buffer anew")]
+    Evicted,
     /// Another process keeps the buffer's control lock, or reaps and does not come to an end.
     #[error("the buffer is being changed by process {pid}, which did not finish in time; is it stopped?")]
     Busy {
@@ -180,6 +243,12 @@ pub enum BufferError {
         /// The limit.
         limit: u32,
     },
+    /// Something in this process has closed the buffer's descriptors (closefrom(3), a daemoniser), and its name leads to it no more, so
+    /// nothing can be locked. What needs no lock goes on: records, and the channels there are.
+    #[error(
+        "this process has closed the buffer's descriptors, and the buffer has no name to open it by again; open buffers after all others are closed"
+    )]
+    NoDescriptor,
 }
 
 /// Why a record could not be allocated.
@@ -225,6 +294,9 @@ pub enum AllocError {
     /// The context was made before this process was forked off.
     #[error("the context was made before fork; open the buffer anew in the child")]
     Forked,
+    /// This process was taken for dead, and what it had is others' by now: its lease was lost, as when a checkpoint is restored.
+    #[error("this process was taken for dead, and what it had in the buffer is gone; open the buffer anew")]
+    Evicted,
     /// The context's last `ThreadContext` was dropped.
     #[error("the context is closed; keep its ThreadContext alive")]
     ContextClosed,
@@ -236,12 +308,12 @@ pub enum AllocError {
 /// # let name = format!("doc-attach-error-{}", std::process::id());
 /// # let buffer = ipc_buffer::Buffer::open(&name)?;
 /// # let ctx = buffer.context()?;
-/// use ipc_buffer::AttachError;
+/// use ipc_buffer::{AttachError, Side};
 /// let _tx = ctx.producer::<u64>(1)?;
 /// let mismatch = ctx.consumer::<f32>(1).unwrap_err().to_string();
 /// assert!(mismatch.starts_with("channel 1 carries u64 (8 bytes, align 8), not f32 (4 bytes, align 4)"));
 /// let taken = ctx.producer::<u64>(1).unwrap_err();
-/// assert!(matches!(taken, AttachError::RoleTaken { role: "producer", pid, .. } if pid == std::process::id()));
+/// assert!(matches!(taken, AttachError::RoleTaken { role: Side::Producer, pid, .. } if pid == std::process::id()));
 /// # Ok::<(), ipc_buffer::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -264,8 +336,8 @@ pub enum AttachError {
     RoleTaken {
         /// The channel.
         id: i64,
-        /// "producer" or "consumer".
-        role: &'static str,
+        /// Which.
+        role: Side,
         /// The process that has it, in its own pid namespace.
         pid: u32,
         /// The thread that attached.
@@ -305,6 +377,11 @@ pub enum AttachError {
         /// The process, in its own pid namespace; 0 if unknown.
         pid: u32,
     },
+    /// Something in this process has closed the buffer's descriptors; see [`BufferError::NoDescriptor`].
+    #[error(
+        "this process has closed the buffer's descriptors, and the buffer has no name to open it by again; open buffers after all others are closed"
+    )]
+    NoDescriptor,
     /// The channel's entry contradicts itself: a foreign hand wrote into the segment.
     #[error("the entry of channel {id} is corrupted")]
     Corrupted {
@@ -314,6 +391,9 @@ pub enum AttachError {
     /// The context was made before this process was forked off.
     #[error("the context was made before fork; open the buffer anew in the child")]
     Forked,
+    /// This process was taken for dead, and what it had is others' by now: its lease was lost, as when a checkpoint is restored.
+    #[error("this process was taken for dead, and what it had in the buffer is gone; open the buffer anew")]
+    Evicted,
     /// The context's last `ThreadContext` was dropped.
     #[error("the context is closed; keep its ThreadContext alive")]
     ContextClosed,
@@ -332,6 +412,8 @@ macro_rules! send_error {
             ForeignRecord(T),
             /// The endpoint was made before this process was forked off.
             Forked(T),
+            /// This process was taken for dead, and what it had is others' by now; see [`BufferError::Evicted`].
+            Evicted(T),
             /// The endpoint's context was dropped.
             ContextClosed(T),
         }
@@ -344,6 +426,7 @@ macro_rules! send_error {
                     Self::Disconnected(unsent)
                     | Self::ForeignRecord(unsent)
                     | Self::Forked(unsent)
+                    | Self::Evicted(unsent)
                     | Self::ContextClosed(unsent) => unsent,
                 }
             }
@@ -355,7 +438,17 @@ macro_rules! send_error {
                     Self::Disconnected(unsent) => $name::Disconnected(change(unsent)),
                     Self::ForeignRecord(unsent) => $name::ForeignRecord(change(unsent)),
                     Self::Forked(unsent) => $name::Forked(change(unsent)),
+                    Self::Evicted(unsent) => $name::Evicted(change(unsent)),
                     Self::ContextClosed(unsent) => $name::ContextClosed(change(unsent)),
+                }
+            }
+
+            /// For those that [`Error`] has no variant of its own for.
+            fn why(&self) -> Unsent {
+                match self {
+                    $(Self::$extra(_) => Unsent::$extra,)?
+                    Self::ForeignRecord(_) => Unsent::ForeignRecord,
+                    _ => Unsent::ContextClosed,
                 }
             }
 
@@ -365,6 +458,7 @@ macro_rules! send_error {
                     Self::Disconnected(_) => ("Disconnected", DISCONNECTED),
                     Self::ForeignRecord(_) => ("ForeignRecord", FOREIGN),
                     Self::Forked(_) => ("Forked", FORKED),
+                    Self::Evicted(_) => ("Evicted", EVICTED),
                     Self::ContextClosed(_) => ("ContextClosed", CLOSED),
                 }
             }
@@ -389,6 +483,7 @@ macro_rules! send_error {
 const DISCONNECTED: &str = "the channel's consumer has left; what was not sent is handed back";
 const FOREIGN: &str = "the record belongs to another buffer; copy its contents into one of this buffer";
 const FORKED: &str = "the endpoint was made before fork; open the buffer anew in the child";
+const EVICTED: &str = "this process was taken for dead, and what it had in the buffer is gone; open the buffer anew";
 const CLOSED: &str = "the endpoint's context is closed; keep its ThreadContext alive";
 
 send_error! {
@@ -500,6 +595,7 @@ impl<T> TrySendError<T> {
             Self::Disconnected(unsent) => Ok(SendTimeoutError::Disconnected(unsent)),
             Self::ForeignRecord(unsent) => Ok(SendTimeoutError::ForeignRecord(unsent)),
             Self::Forked(unsent) => Ok(SendTimeoutError::Forked(unsent)),
+            Self::Evicted(unsent) => Ok(SendTimeoutError::Evicted(unsent)),
             Self::ContextClosed(unsent) => Ok(SendTimeoutError::ContextClosed(unsent)),
         }
     }
@@ -512,6 +608,7 @@ impl<T> SendTimeoutError<T> {
             Self::Timeout(unsent) | Self::Disconnected(unsent) => SendError::Disconnected(unsent),
             Self::ForeignRecord(unsent) => SendError::ForeignRecord(unsent),
             Self::Forked(unsent) => SendError::Forked(unsent),
+            Self::Evicted(unsent) => SendError::Evicted(unsent),
             Self::ContextClosed(unsent) => SendError::ContextClosed(unsent),
         }
     }
@@ -543,6 +640,9 @@ pub enum RecvError {
     /// The endpoint was made before this process was forked off.
     #[error("the endpoint was made before fork; open the buffer anew in the child")]
     Forked,
+    /// This process was taken for dead, and what it had is others' by now: its lease was lost, as when a checkpoint is restored.
+    #[error("this process was taken for dead, and what it had in the buffer is gone; open the buffer anew")]
+    Evicted,
     /// The endpoint's context was dropped.
     #[error("the endpoint's context is closed; keep its ThreadContext alive")]
     ContextClosed,
@@ -599,6 +699,66 @@ pub enum RecvTimeoutError {
     Recv(#[from] RecvError),
 }
 
+/// An end of a channel.
+///
+/// ```
+/// # let name = format!("doc-side-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// use ipc_buffer::{AttachError, Side};
+/// let _tx = ctx.producer::<u64>(1)?;
+/// let taken = ctx.producer::<u64>(1).unwrap_err();
+/// assert!(matches!(taken, AttachError::RoleTaken { role: Side::Producer, .. }));
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Side {
+    /// It sends.
+    Producer,
+    /// It receives.
+    Consumer,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Producer => "producer",
+            Self::Consumer => "consumer",
+        })
+    }
+}
+
+/// Why something was not sent, in [`Error::Send`], where what it was is given up.
+///
+/// ```
+/// # let name = format!("doc-unsent-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// use ipc_buffer::{ChannelOptions, Error, Unsent};
+/// let mut tx = ctx.value_producer_with::<u8>(1, &ChannelOptions::new().capacity(2))?;
+/// let mut send = || Ok::<(), Error>(tx.try_send(0)?);
+/// assert!(send().is_ok() && send().is_ok());
+/// assert!(matches!(send(), Err(Error::Send(Unsent::Full))));
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unsent {
+    /// Every slot is taken.
+    #[error("the channel is full")]
+    Full,
+    /// Every slot was taken until the time was up.
+    #[error("the channel stayed full until the time was up")]
+    Timeout,
+    /// The record belongs to another buffer.
+    #[error("the record belongs to another buffer; copy its contents into one of this buffer")]
+    ForeignRecord,
+    /// The endpoint's context was dropped.
+    #[error("the endpoint's context is closed; keep its ThreadContext alive")]
+    ContextClosed,
+}
+
 /// Any error of this crate, for `?`. What a failed send gave back is dropped, which frees it.
 ///
 /// ```
@@ -615,12 +775,15 @@ pub enum RecvTimeoutError {
 /// assert!(matches!(next(&ctx), Err(Error::Attach(_))));
 /// # Ok::<(), ipc_buffer::Error>(())
 /// ```
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A handle made before this process was forked off.
     #[error("the handle was made before fork; open the buffer anew in the child")]
     Forked,
+    /// This process was taken for dead, and what it had is others' by now: its lease was lost, as when a checkpoint is restored.
+    #[error("this process was taken for dead, and what it had in the buffer is gone; open the buffer anew")]
+    Evicted,
     /// No memory for a record or a channel.
     #[error("out of memory: asked for {asked} bytes in one piece, {free} are free in all")]
     OutOfMemory {
@@ -644,15 +807,22 @@ pub enum Error {
     /// See [`AttachError`].
     #[error(transparent)]
     Attach(AttachError),
-    /// See [`SendError`], [`TrySendError`] and [`SendTimeoutError`].
-    #[error("{0}")]
-    Send(&'static str),
+    /// See [`Unsent`].
+    #[error(transparent)]
+    Send(Unsent),
     /// See [`RecvTimeoutError`].
     #[error(transparent)]
     Recv(RecvTimeoutError),
     /// Nothing is queued.
     #[error("the channel is empty")]
     Empty,
+}
+
+/// As [`Display`](fmt::Display): it is what `main` shows if it returns one.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl From<OpenError> for Error {
@@ -665,6 +835,7 @@ impl From<BufferError> for Error {
     fn from(error: BufferError) -> Self {
         match error {
             BufferError::Forked => Self::Forked,
+            BufferError::Evicted => Self::Evicted,
             other => Self::Buffer(other),
         }
     }
@@ -674,6 +845,7 @@ impl From<AllocError> for Error {
     fn from(error: AllocError) -> Self {
         match error {
             AllocError::Forked => Self::Forked,
+            AllocError::Evicted => Self::Evicted,
             AllocError::OutOfMemory { asked, free } => Self::OutOfMemory { asked, free },
             other => Self::Alloc(other),
         }
@@ -684,6 +856,7 @@ impl From<AttachError> for Error {
     fn from(error: AttachError) -> Self {
         match error {
             AttachError::Forked => Self::Forked,
+            AttachError::Evicted => Self::Evicted,
             AttachError::OutOfMemory { asked, free } => Self::OutOfMemory { asked, free },
             other => Self::Attach(other),
         }
@@ -697,7 +870,8 @@ macro_rules! from_send {
                 match error {
                     $name::Disconnected(_) => Self::Disconnected,
                     $name::Forked(_) => Self::Forked,
-                    other => Self::Send(other.text().1),
+                    $name::Evicted(_) => Self::Evicted,
+                    other => Self::Send(other.why()),
                 }
             }
         }
@@ -710,6 +884,7 @@ impl From<RecvError> for Error {
         match error {
             RecvError::Disconnected => Self::Disconnected,
             RecvError::Forked => Self::Forked,
+            RecvError::Evicted => Self::Evicted,
             other => Self::Recv(RecvTimeoutError::Recv(other)),
         }
     }

@@ -143,14 +143,23 @@ impl Endpoint {
 
     /// Has nobody woken any more; says who was to be.
     pub(crate) fn unpark(&self) -> Option<Waker> {
+        if !self.parked.get() {
+            return None;
+        }
+        let waker = self.unlist();
+        wait::clear(self.own_bell(), &self.waits);
+        waker
+    }
+
+    /// As [`unpark`](Self::unpark), and leaves the bell alone.
+    pub(crate) fn unlist(&self) -> Option<Waker> {
         if !self.parked.replace(false) {
             return None;
         }
+        // Also where the context is about to close: who waited is to hear of it.
         let hold = self.local.hold_to_the_end()?;
         let bed = Bed::of_process(hold.arena(), hold.me().index())?;
-        let waker = waiter::unpark(bed, self.key());
-        wait::clear(self.own_bell(), &self.waits);
-        waker
+        waiter::unpark(bed, self.key())
     }
 }
 

@@ -100,7 +100,9 @@ impl RecvError {
         match self {
             RecvError::Corrupted => false,
             RecvError::Disconnected => true,
-            RecvError::ContextClosed | RecvError::Forked => panic!("iterating channel {id}: {self}"),
+            RecvError::ContextClosed | RecvError::Forked | RecvError::Evicted => {
+                panic!("iterating channel {id}: {self}")
+            }
         }
     }
 }

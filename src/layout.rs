@@ -447,8 +447,6 @@ impl Geometry {
     pub(crate) const PROCESS_TABLE: u64 = PROCESS_TABLE;
     pub(crate) const CONTEXT_TABLE: u64 = CONTEXT_TABLE;
     pub(crate) const INDEX: u64 = INDEX;
-    /// Bytes of the tables that every segment has from the start; large ones have a few pages more.
-    pub(crate) const TABLES: u64 = Self::for_units(1 << 14).fixed();
 
     #[allow(clippy::cast_possible_truncation)] // 224 GiB of units keep every product below 2^32
     pub(crate) const fn for_units(units: u32) -> Self {

@@ -135,7 +135,7 @@ pub use context::ThreadContext;
 pub use endpoint::{Consumer, Producer, Role};
 pub use error::{
     AllocError, AttachError, BufferError, Error, OpenError, RecvError, RecvTimeoutError, SendError, SendTimeoutError,
-    TryRecvError, TrySendError,
+    Side, TryRecvError, TrySendError, Unsent,
 };
 #[cfg(feature = "async")]
 pub use future::{RecvFut, RecvStream, SendFut, SendSink};

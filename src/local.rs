@@ -28,6 +28,7 @@ use crate::heap::{self, Counted, depot, reclaim, want};
 use crate::layout::{BLOCK_HEADER, CONTEXTS, Owner, UNIT};
 use crate::participant;
 use crate::recovery::{self, Effort, End, OTHERS};
+use crate::segment::PATIENCE;
 use crate::sys::crash::point;
 use crate::wait::{self, Bed, EndKey};
 use crate::wakers;
@@ -52,6 +53,8 @@ thread_local! {
 pub(crate) enum Inert {
     Closed,
     Forked,
+    /// The process was taken for dead, and reaped: see `attachment`.
+    Evicted,
 }
 
 /// An endpoint, as its context sees it.
@@ -60,6 +63,8 @@ pub(crate) trait Attached {
     fn detach(&self) -> Option<Waker>;
     /// Forgets the channel without touching it.
     fn abandon(&self);
+    /// As [`abandon`](Self::abandon), where the process has not changed: gives the waker of the future that waits for it.
+    fn evict(&self) -> Option<Waker>;
     /// Its bell was rung.
     fn is_rung(&self);
     /// Looks whether its bell was rung.
@@ -70,6 +75,7 @@ pub(crate) trait Attached {
 pub(crate) struct Local {
     cache: Cache,
     context: Owner,
+    pid: u32,
     status: Cell<Result<(), Inert>>,
     /// `ThreadContext` handles.
     handles: Cell<usize>,
@@ -96,31 +102,43 @@ fn find(address: usize) -> Option<Rc<Local>> {
     // What is mapped there now may be another buffer than that of a closed context.
     let is_there =
         |local: &Rc<Local>| local.status.get().is_ok() && local.cache.arena().extent().granule(address).is_some();
-    CONTEXTS_HERE.try_with(|here| here.borrow().iter().filter_map(Weak::upgrade).find(is_there)).ok().flatten()
+    let find = |here: &RefCell<Vec<Weak<Local>>>| here.borrow().iter().filter_map(Weak::upgrade).find(is_there);
+    let local = CONTEXTS_HERE.try_with(find).ok().flatten()?;
+    // Not inside the borrow: it may wake others.
+    local.check().ok()?;
+    Some(local)
 }
 
 /// This thread's context of the buffer, made if need be, with one more handle.
 pub(crate) fn enter(hold: &Hold) -> Result<Rc<Local>, BufferError> {
-    if hold.is_forked() {
-        return Err(BufferError::Forked);
-    }
+    hold.check()?;
     let local = match find(hold.arena().extent().start()) {
         Some(local) => local,
         None => {
             let open = || participant::open_context(hold.arena(), hold.me());
-            // A full table may be full of the dead.
-            let context = open()
-                .or_else(|| {
+            // A full table may be full of the dead, whom another may be at.
+            let give_up = Instant::now() + PATIENCE;
+            let context = loop {
+                let has_dead = || !participant::dead(hold.segment(), hold.me()).is_empty();
+                let context = open().or_else(|| {
                     recovery::reap(hold, Effort::PATIENT);
                     open()
-                })
-                .ok_or(BufferError::TooManyContexts { limit: CONTEXTS })?;
+                });
+                if let Some(context) = context {
+                    break context;
+                }
+                if Instant::now() >= give_up || !has_dead() {
+                    return Err(BufferError::TooManyContexts { limit: CONTEXTS });
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            };
             depot::provide(hold.arena(), depot::PER_CONTEXT);
             // SAFETY: `close` makes the cache forget the segment before the hold below goes.
             let cache = unsafe { hold.new_cache(context) };
             let local = Rc::new(Local {
                 cache: cache.ok_or(BufferError::TooManyContexts { limit: CONTEXTS })?,
                 context,
+                pid: std::process::id(),
                 status: Cell::new(Ok(())),
                 handles: Cell::new(0),
                 endpoints: RefCell::default(),
@@ -206,7 +224,25 @@ pub(crate) fn abandon_all() {
 impl Local {
     /// Whether the context works.
     pub(crate) fn check(&self) -> Result<(), Inert> {
+        self.status.get()?;
+        // Invariant 2: the segment is mapped.
+        if !participant::is_registered(self.cache.arena(), self.cache.me(), self.pid) {
+            self.evict();
+        }
         self.status.get()
+    }
+
+    /// Ends the context without touching what is others' by now. It keeps its hold, whose drop does nothing.
+    #[cold]
+    fn evict(&self) {
+        self.status.set(Err(Inert::Evicted));
+        self.cache.forget();
+        if ptr::eq(CURRENT.get(), self.cache.front()) {
+            let_go_of_current();
+        }
+        let endpoints = self.endpoints.take();
+        let woken: Vec<Waker> = endpoints.into_values().filter_map(|endpoint| endpoint.upgrade()?.evict()).collect();
+        wakers::wake(woken);
     }
 
     pub(crate) fn cache(&self) -> &Cache {
@@ -223,6 +259,9 @@ impl Local {
     fn free(&self, address: usize, known: Known) -> bool {
         let arena = self.cache.arena();
         let Some(granule) = arena.extent().granule(address) else { return false };
+        if self.check().is_err() {
+            return true;
+        }
         match known.find(arena, granule) {
             Some(handle) => heap::free(&self.cache, handle),
             // A foreign hand has written where it stands what block it is: that stays this process's, but it is a record no longer.
@@ -233,7 +272,7 @@ impl Local {
 
     /// The attachment, held; `None` once the context is closed.
     pub(crate) fn hold(&self) -> Option<Hold> {
-        self.status.get().ok()?;
+        self.check().ok()?;
         self.hold.borrow().clone()
     }
 
@@ -244,7 +283,7 @@ impl Local {
 
     /// Where this thread sleeps; `None` once the context is closed.
     pub(crate) fn bed(&self) -> Option<Bed<'_>> {
-        self.status.get().ok()?;
+        self.check().ok()?;
         // Invariant 2: the segment is mapped.
         Bed::of(self.cache.arena(), self.context.index())
     }
@@ -287,7 +326,7 @@ impl Local {
     /// One `ThreadContext` less; the last one closes the context.
     pub(crate) fn drop_handle(&self) {
         self.handles.set(self.handles.get() - 1);
-        if self.handles.get() == 0 && self.status.get().is_ok() {
+        if self.handles.get() == 0 && self.check().is_ok() {
             self.close();
         }
     }
@@ -316,7 +355,9 @@ impl Local {
 
     /// Gives every cached block back.
     pub(crate) fn flush(&self) {
-        self.cache.flush();
+        if self.check().is_ok() {
+            self.cache.flush();
+        }
     }
 
     /// A block with `bytes` behind its header, if one is free in a slab, and its class.
@@ -348,6 +389,7 @@ impl Local {
     pub(crate) fn alloc_slow(&self, bytes: u64) -> Result<Block, AllocError> {
         self.check().map_err(|inert| match inert {
             Inert::Forked => AllocError::Forked,
+            Inert::Evicted => AllocError::Evicted,
             Inert::Closed => AllocError::ContextClosed,
         })?;
         if let Ok(block) = heap::alloc(&self.cache, bytes) {

@@ -174,20 +174,31 @@ pub(crate) fn fnv(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
-/// A type's name without the paths: `my_crate::geo::Grid<other::Cell>` is `Grid<Cell>`.
+/// A type's name without the paths: `my_crate::geo::Grid<other::Cell>` is `Grid<Cell>`. A path may lead through functions
+/// (`main::{{closure}}::Sample`), methods (`<Worker as Job>::run::Sample`) and generic types (`Gen<_>::new::Sample`).
 fn short_name(full: &str) -> String {
     let mut short = String::new();
-    let mut word_start = 0;
+    // Where the path at hand starts, and those around it.
+    let (mut start, mut around) = (0, Vec::new());
+    let mut before = ' ';
     for c in full.chars() {
         short.push(c);
-        if c == ':' {
-            short.truncate(word_start);
-        } else if !(c.is_alphanumeric() || c == '_') {
-            word_start = short.len();
+        match c {
+            ':' => short.truncate(start),
+            '<' | '(' | '[' => {
+                around.push(start);
+                start = short.len();
+            }
+            '>' if before == '-' => {}
+            '>' | ')' | ']' => start = around.pop().unwrap_or(0),
+            ' ' | ',' | ';' | '&' | '*' | '\'' => start = short.len(),
+            _ => {}
         }
+        before = c;
     }
     short
 }
+
 #[cfg(test)]
 mod tests {
     use super::{short_name, shorten};
@@ -205,5 +216,23 @@ mod tests {
         assert_eq!(short_name("a::b::Sample"), "Sample");
         assert_eq!(short_name("a::Grid<b::c::Cell, [d::E; 4]>"), "Grid<Cell, [E; 4]>");
         assert_eq!(short_name("(a::B, &'static c::D)"), "(B, &'static D)");
+        assert_eq!(short_name("fn(a::B, [c::D; 2]) -> e::F<g::H>"), "fn(B, [D; 2]) -> F<H>");
+        assert_eq!(short_name("*const a::B"), "*const B");
+    }
+
+    #[test]
+    fn types_inside_functions_are_named_alike() {
+        for path in [
+            "a::main::{{closure}}::",
+            "a::f::{{closure}}::{{closure}}::",
+            "<a::Worker as a::Job>::run::",
+            "<a::Gen<_> as a::Job<b::C>>::run::",
+            "a::Gen<_>::inherent::",
+            "a::r#match::",
+            "<impl a::Job for [b::C; 3]>::run::",
+        ] {
+            assert_eq!(short_name(&format!("{path}Sample")), "Sample", "{path}");
+            assert_eq!(short_name(&format!("b::Grid<{path}Sample, u8>")), "Grid<Sample, u8>", "{path}");
+        }
     }
 }

@@ -11,11 +11,11 @@
 
 use crate::arena::Arena;
 use crate::heap::cache::Gate;
-use crate::layout::{CONTEXTS, HELD_BY, Owner, PROCESSES, Word, process};
-use crate::segment::{LEASE_BYTES, REAP_BYTE, Segment};
+use crate::layout::{CONTEXTS, HELD_BY, Owner, PROCESSES, ProcessSlot, Word, process};
+use crate::segment::{LEASE_BYTES, Segment};
 use crate::sync::Ordering;
 use crate::sys::crash::point;
-use crate::sys::{lease, task};
+use crate::sys::task;
 
 /// Takes a process slot and its lease. The caller holds the control lock.
 pub(crate) fn join(segment: &Segment) -> Option<Owner> {
@@ -25,7 +25,7 @@ pub(crate) fn join(segment: &Segment) -> Option<Owner> {
             return None;
         }
         // A free slot whose byte is held: a child that somebody forked without our hooks still has its parent's lease.
-        if !lease::try_take(segment.file(), LEASE_BYTES + u64::from(index)).unwrap_or(false) {
+        if !segment.try_take_lease(index) {
             return None;
         }
         point!("join: lease");
@@ -36,6 +36,7 @@ pub(crate) fn join(segment: &Segment) -> Option<Owner> {
         slot.reaped_to.store(0, Ordering::Relaxed);
         slot.word.store(Word::of(process::ALIVE, me).0, Ordering::Release);
         point!("join: alive");
+        segment.keep_lease();
         Some(me)
     })
 }
@@ -45,15 +46,15 @@ pub(crate) fn join(segment: &Segment) -> Option<Owner> {
 /// killed meanwhile, all of that is simply its own.
 pub(crate) fn adopt(segment: &Segment) -> Option<Owner> {
     // Not under the hands of a reaper: it would free the slot in the end.
-    if !lease::try_take(segment.file(), REAP_BYTE).unwrap_or(false) {
+    if !segment.try_lock_reaping() {
         return None;
     }
-    let take = |who: &Owner| lease::try_take(segment.file(), LEASE_BYTES + u64::from(who.index())).unwrap_or(false);
-    let adopted = registered(segment.arena()).find(take);
+    let adopted = registered(segment.arena()).find(|who| segment.try_take_lease(who.index()));
     if let Some(slot) = adopted.and_then(|me| segment.arena().process(me.index())) {
         slot.pid.store(std::process::id(), Ordering::Relaxed);
+        segment.keep_lease();
     }
-    lease::release(segment.file(), REAP_BYTE);
+    segment.unlock_reaping();
     adopted
 }
 
@@ -63,7 +64,7 @@ pub(crate) fn leave(segment: &Segment, me: Owner) {
         slot.word.store(0, Ordering::Release);
         point!("leave: slot");
     }
-    lease::release(segment.file(), LEASE_BYTES + u64::from(me.index()));
+    segment.drop_lease();
 }
 
 /// How far reaping all of `dead` has come, as [noted](note): the pass, and where in it to go on.
@@ -90,6 +91,15 @@ pub(crate) fn bury(arena: &Arena, dead: Owner) {
     }
 }
 
+/// Whether the slot that `me` took, as the process `pid`, still is its. If not, it was given back, or taken over, as a dead one's, with all
+/// that it had: the lease was lost.
+pub(crate) fn is_registered(arena: &Arena, me: Owner, pid: u32) -> bool {
+    let is_own = |slot: &ProcessSlot| {
+        slot.word.load(Ordering::Acquire) == Word::of(process::ALIVE, me).0 && slot.pid.load(Ordering::Relaxed) == pid
+    };
+    arena.process(me.index()).is_some_and(is_own)
+}
+
 /// Everyone whose slot says `ALIVE`.
 pub(crate) fn registered(arena: &Arena) -> impl Iterator<Item = Owner> + '_ {
     (0..PROCESSES).filter_map(|index| {
@@ -100,7 +110,7 @@ pub(crate) fn registered(arena: &Arena) -> impl Iterator<Item = Owner> + '_ {
 
 /// Whether the lease of `who`'s slot is held: true in doubt.
 fn holds_lease(segment: &Segment, me: Owner, who: Owner) -> bool {
-    who == me || lease::held_elsewhere(segment.file(), LEASE_BYTES + u64::from(who.index()))
+    who == me || segment.is_held_elsewhere(LEASE_BYTES + u64::from(who.index()))
 }
 
 /// Whether `who` may still act. False is final.
@@ -115,6 +125,11 @@ pub(crate) fn dead(segment: &Segment, me: Owner) -> Vec<Owner> {
     let still = |who: Owner| registered(segment.arena()).any(|r| r == who);
     // One that leaves clears its slot before its lease: still registered after its lease was seen free, it is dead.
     registered(segment.arena()).filter(|who| !holds_lease(segment, me, *who) && still(*who)).collect()
+}
+
+/// Whether anybody died attached, as one sees it who is not.
+pub(crate) fn has_dead(segment: &Segment) -> bool {
+    registered(segment.arena()).any(|who| !segment.is_held_elsewhere(LEASE_BYTES + u64::from(who.index())))
 }
 
 /// Whether any process but `me` is attached and alive.

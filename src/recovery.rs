@@ -40,10 +40,9 @@ use crate::heap::cache::{self, Cache, Gate};
 use crate::heap::{self, block, class, depot, reclaim, unit};
 use crate::layout::{BlockHeader, CONTEXTS, Magazine, Owner, Word};
 use crate::participant;
-use crate::segment::{PATIENCE, REAP_BYTE};
+use crate::segment::PATIENCE;
 use crate::sync::Ordering;
 use crate::sys::crash::point;
-use crate::sys::lease;
 use std::time::{Duration, Instant};
 
 /// What reaping gave back.
@@ -131,7 +130,7 @@ pub(crate) enum End {
 pub(crate) fn reap(attachment: &Attachment, effort: Effort) -> (Reaped, End) {
     let segment = attachment.segment();
     let mut reaped = Reaped::default();
-    if attachment.is_forked() {
+    if attachment.check().is_err() {
         return (reaped, End::Done);
     }
     if participant::dead(segment, attachment.me()).is_empty() {
@@ -174,7 +173,7 @@ pub(crate) fn sweep(attachment: &Attachment, effort: Effort) -> End {
     // Raised after every change that deserts a channel, except by those who die in between, and they are found dead.
     let version = arena.header().directory_version.load(Ordering::Acquire);
     let gone = participant::dead(attachment.segment(), attachment.me());
-    if attachment.is_forked() || gone.is_empty() && attachment.is_swept(version) {
+    if attachment.check().is_err() || gone.is_empty() && attachment.is_swept(version) {
         return End::Done;
     }
     attachment.leave_behind(false);
@@ -284,7 +283,7 @@ struct Lock<'a>(&'a Attachment);
 
 impl<'a> Lock<'a> {
     fn take(attachment: &'a Attachment, give_up: Instant) -> Option<Self> {
-        while !lease::try_take(attachment.segment().file(), REAP_BYTE).unwrap_or(false) {
+        while !attachment.segment().try_lock_reaping() {
             if Instant::now() >= give_up {
                 return None;
             }
@@ -297,7 +296,7 @@ impl<'a> Lock<'a> {
 
 impl Drop for Lock<'_> {
     fn drop(&mut self) {
-        lease::release(self.0.segment().file(), REAP_BYTE);
+        self.0.segment().unlock_reaping();
     }
 }
 
@@ -569,7 +568,8 @@ mod tests {
     #[test]
     fn who_takes_a_dead_ones_place_looks_through_all_it_had() {
         let name = format!("ipc-buffer-test-inherit-{}", std::process::id());
-        let wish = Wish { capacity: Some(1 << 20), create_new: false, must_exist: false, persist: false, mode: 0o600 };
+        let (capacity, mode) = (Some(1 << 20), 0o600);
+        let wish = Wish { capacity, create_new: false, must_exist: false, persist: false, mode, dumped: false };
         let hold = crate::attachment::open(&name, &wish).unwrap();
         let left = std::thread::scope(|scope| {
             let works = || {

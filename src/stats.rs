@@ -8,6 +8,7 @@ use crate::heap::{cache, class, depot, unit};
 use crate::layout::{CONTEXTS, UNIT, Word};
 use crate::participant;
 use crate::sync::Ordering;
+use crate::sys::task;
 
 /// How a buffer's memory is used; made by [`Buffer::stats`](crate::Buffer::stats). Under traffic, a snapshot whose parts are from
 /// slightly different moments.
@@ -35,6 +36,9 @@ pub struct Stats {
     pub cached_bytes: u64,
     /// Backed by memory of the system.
     pub reserved_bytes: u64,
+    /// What the control groups of this process allow it, if they limit its memory and say so. The buffer's memory counts as memory of
+    /// whoever uses it first; where it is more than this, the kernel kills a process instead of refusing a record.
+    pub memory_limit_bytes: Option<u64>,
     /// The most that was ever in slabs and large records at once.
     pub high_water_bytes: u64,
     /// Size classes with slabs, smallest first.
@@ -85,6 +89,7 @@ pub(crate) fn stats(arena: &Arena) -> Stats {
     let mut stats = Stats {
         capacity_bytes: u64::from(arena.geometry().units) * UNIT,
         reserved_bytes: unit::count(arena).1 * UNIT,
+        memory_limit_bytes: task::memory_limit(),
         high_water_bytes: u64::from(header.units_high_water.load(Ordering::Relaxed)) * UNIT,
         ..Stats::default()
     };

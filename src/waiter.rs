@@ -127,7 +127,9 @@ pub(crate) fn park(
     let waiter = WAITER.get();
     let mut state = waiter.state.lock();
     if !state.runs {
-        if thread::Builder::new().name("ipc-buffer-waiter".into()).spawn(move || waiter.run()).is_err() {
+        // Signals are for the application's threads.
+        let spawn = || thread::Builder::new().name("ipc-buffer-waiter".into()).spawn(move || waiter.run());
+        if task::without_signals(spawn).is_err() {
             return Err(waker);
         }
         state.runs = true;

@@ -397,11 +397,13 @@ fn a_second_end_is_refused_with_who_has_the_role() {
     let ctx = buffer.context().unwrap();
     let mut stop = ctx.producer::<u64>(3).unwrap();
     let error = ctx.producer::<u64>(3).unwrap_err();
-    let AttachError::RoleTaken { id: 3, role: "producer", pid, thread } = error else { panic!("{error}") };
+    let AttachError::RoleTaken { id: 3, role: ipc_buffer::Side::Producer, pid, thread } = error else {
+        panic!("{error}")
+    };
     assert_eq!(pid, std::process::id());
     let other_thread =
         std::thread::scope(|scope| scope.spawn(|| buffer.context().unwrap().producer::<u64>(3).unwrap_err()).join());
-    assert_eq!(other_thread.unwrap(), AttachError::RoleTaken { id: 3, role: "producer", pid, thread });
+    assert_eq!(other_thread.unwrap(), AttachError::RoleTaken { id: 3, role: ipc_buffer::Side::Producer, pid, thread });
 
     let child = common::start("a_second_end_is_refused_with_who_has_the_role", "holder", &name);
     assert!(stop.wait_for_consumer(LONG));

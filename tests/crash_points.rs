@@ -599,6 +599,8 @@ const ALONE: &[&str] = &[
     "enter: opened",
     "enter: locked",
     "enter: empty file removed",
+    "enter: obsolete removed",
+    "enter: sized",
     "enter: mapped",
     "complete: backed",
     "complete: nonce",
@@ -1199,6 +1201,12 @@ fn alone(case: Case, name: &str) -> i32 {
     let victim = || {
         if case.point == "enter: empty file removed" {
             std::fs::write(&path, "").unwrap();
+        }
+        if case.point == "enter: obsolete removed" {
+            in_child(20, || {
+                forget(Buffer::options().capacity(256 << 10).open(name).unwrap());
+                0
+            });
         }
         if case.point.starts_with("unlink") {
             visit(name, false);

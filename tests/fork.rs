@@ -34,6 +34,9 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("descriptors_do_not_outlive_exec", descriptors_do_not_outlive_exec),
     ("sleepers_are_the_parents", sleepers_are_the_parents),
     ("grandchildren", grandchildren),
+    ("more_than_the_machine_has", more_than_the_machine_has),
+    ("where_private_memory_is_refused", where_private_memory_is_refused),
+    ("generations_keep_no_descriptors", generations_keep_no_descriptors),
     ("fork_under_load", fork_under_load),
     ("many_threads_fork", many_threads_fork),
     ("fork_while_opening_and_closing", fork_while_opening_and_closing),
@@ -732,4 +735,102 @@ fn fork_while_others_wait(name: &Name) {
         assert_eq!(handles(name), (0, 0), "{what}");
         let _ = Buffer::unlink(name);
     }
+}
+
+fn more_than_the_machine_has(name: &Name) {
+    let buffer = Buffer::options().capacity(200 << 30).open(name).unwrap();
+    let ctx = buffer.context().unwrap();
+    let mut record = ctx.record(1_u64).unwrap();
+    let Some(child) = fork() else {
+        assert_eq!(*record, 1);
+        *record = 2;
+        assert_eq!(*record, 2);
+        end()
+    };
+    child.succeeds();
+    assert_eq!(*record, 1);
+}
+
+/// From here on, private mappings in place of others are refused, as strict overcommit refuses them: those that can be written to, or
+/// all that can be accessed.
+fn refuse_private_memory(readable_too: bool) {
+    let step = |code: u32, jt, jf, k| libc::sock_filter { code: u16::try_from(code).unwrap(), jt, jf, k };
+    let half = if cfg!(target_endian = "big") { 4 } else { 0 };
+    let (load, is, has, answer) = (
+        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+        libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+        libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K,
+        libc::BPF_RET | libc::BPF_K,
+    );
+    let access = if readable_too { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_WRITE };
+    let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    let mut filter = [
+        step(load, 0, 0, 0),
+        step(is, 0, 5, u32::try_from(libc::SYS_mmap).unwrap()),
+        step(load, 0, 0, 16 + 2 * 8 + half),
+        step(has, 0, 3, access.unsigned_abs()),
+        step(load, 0, 0, 16 + 3 * 8 + half),
+        step(is, 0, 1, flags.unsigned_abs()),
+        step(answer, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOMEM.unsigned_abs()),
+        step(answer, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: u16::try_from(filter.len()).unwrap(), filter: filter.as_mut_ptr() };
+    // SAFETY: sets a flag of this process.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
+    // SAFETY: the filter is well-formed and lives for the call.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) }, 0);
+}
+
+/// What can't be private is not shared either: it can be seen at most, and its addresses stay taken.
+fn where_private_memory_is_refused(name: &Name) {
+    let buffer = Buffer::options().capacity(256 << 20).open(name).unwrap();
+    let ctx = buffer.context().unwrap();
+    let mut record = ctx.record(1_u64).unwrap();
+    for readable_too in [false, true] {
+        refuse_private_memory(readable_too);
+        let (mut up, mut ready) = pipe().unwrap();
+        let Some(child) = fork() else {
+            if !readable_too {
+                assert_eq!(*record, 1);
+            }
+            // What is opened anew lies elsewhere, so that old handles can't mean it.
+            let old = std::ptr::from_ref(&*record).addr();
+            let anew = Buffer::open(name).unwrap();
+            let own = anew.context().unwrap().record(5_u64).unwrap();
+            assert!(std::ptr::from_ref(&*own).addr().abs_diff(old) >= 64 << 20);
+            std::mem::forget((own, anew));
+            tell(&mut ready);
+            *record = 2;
+            end()
+        };
+        drop(ready);
+        assert!(hear(&mut up));
+        assert_eq!(child.wait(), scenarios::Ended::Signal(libc::SIGSEGV));
+        assert_eq!(*record, 1);
+    }
+    drop((record, ctx));
+    buffer.reap().unwrap();
+    all_free(&buffer);
+}
+
+/// A child's child's child, each of which opens the buffer anew, has no more descriptors than the first.
+fn generations_keep_no_descriptors(name: &Name) {
+    fn next(name: &Name, left: u32, descriptors: usize) {
+        let buffer = Buffer::options().capacity(1 << 20).open(name).unwrap();
+        let now = std::fs::read_dir("/proc/self/fd").unwrap().count();
+        assert!(descriptors == 0 || now == descriptors, "{now} instead of {descriptors}");
+        if left > 0 {
+            let Some(child) = fork() else {
+                end_after(|| {
+                    next(name, left - 1, now);
+                    std::mem::forget(buffer);
+                });
+            };
+            child.succeeds();
+        }
+    }
+    next(name, 4, 0);
+    let buffer = Buffer::open(name).unwrap();
+    buffer.reap().unwrap();
+    all_free(&buffer);
 }

@@ -319,7 +319,8 @@ fn many_threads_reap_at_once() {
         ready_and_wait(&ctx);
     }
     let name = Name::new("reapers");
-    let buffer = Buffer::options().capacity(8 << 20).open(&name).unwrap();
+    // Room for what all threads have at the end, in slabs of some twenty classes: else they could wait for each other's memory for good.
+    let buffer = Buffer::options().capacity(16 << 20).open(&name).unwrap();
     for _ in 0..25 {
         let mut child = start_and_wait("many_threads_reap_at_once", "cache", &buffer, &name);
         child.kill();

@@ -123,7 +123,10 @@ fn records_and_values_are_not_taken_for_each_other() {
     check(ctx.value_consumer::<i64>(2).unwrap_err(), values, "i64 by value (8 bytes, align 8)");
     let other = ctx.value_consumer_with::<u64>(2, &ChannelOptions::new().type_tag("clock"));
     check(other.unwrap_err(), values, "clock by value (8 bytes, align 8)");
-    assert!(matches!(ctx.value_producer::<u64>(2).unwrap_err(), AttachError::RoleTaken { role: "producer", .. }));
+    assert!(matches!(
+        ctx.value_producer::<u64>(2).unwrap_err(),
+        AttachError::RoleTaken { role: ipc_buffer::Side::Producer, .. }
+    ));
     let max = 1 << 24;
     for capacity in [0, 1, 3, max + 1, usize::MAX] {
         let error = ctx.value_producer_with::<u8>(9, &slots(capacity)).unwrap_err();

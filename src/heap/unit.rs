@@ -366,26 +366,70 @@ pub(crate) fn is_trim_due(arena: &Arena) -> bool {
     arena.header().trimmed.load(Ordering::Relaxed) != freed(arena)
 }
 
-/// Returns the memory of free units to the system; says how many units that were. Before each step `turn` sees to it that the caller has
-/// the control lock, for others look at headers under it; false if it can't be had any more.
+/// Returns the memory of free units to the system, and of those that nobody has asked any for; says how many units that were. Before each
+/// step `turn` sees to it that the caller has the control lock, for others look at headers under it; false if it can't be had any more.
 pub(crate) fn trim(arena: &Arena, me: Owner, turn: &mut dyn FnMut() -> bool) -> u64 {
-    let (seen, mut own, mut returned) = (freed(arena), 0, 0);
+    let seen = freed(arena);
+    // What this gives back itself, it has seen.
+    let (mut own, mut returned) = (0, 0);
+    if trim_strays(arena, me, turn, &mut own, &mut returned) && trim_backed(arena, me, turn, &mut own, &mut returned) {
+        arena.header().trimmed.store(seen.wrapping_add(own), Ordering::Relaxed);
+    }
+    returned
+}
+
+/// The part of [`trim`] for memory that units have got behind our backs: mlockall(2) or a core dump has read their holes, or somebody was
+/// killed between asking for it and saying so.
+fn trim_strays(arena: &Arena, me: Owner, turn: &mut dyn FnMut() -> bool, own: &mut u64, returned: &mut u64) -> bool {
+    let mut at = 0;
+    while at < arena.geometry().units {
+        // No question to the system about what our own words say is there.
+        if arena.unit(at).is_some_and(|u| u.load(Ordering::Relaxed) != FREE) {
+            at += 1;
+            continue;
+        }
+        let Some(found) = arena.next_unit_in_memory(at) else { break };
+        if found > at {
+            at = found;
+            continue;
+        }
+        if !turn() {
+            return false;
+        }
+        // Beyond the frontier, a unit can't be claimed, and so not be looked after.
+        while arena.unit(at).is_none() {
+            if !matches!(arena.grow_units(), Ok(Some(_))) {
+                return true;
+            }
+        }
+        if claim_at(arena, me, at, 1, 0) == 1 {
+            let is_stray = arena.unit(at).is_some_and(|u| backed(u.load(Ordering::Relaxed)) == 0);
+            *returned += u64::from(is_stray && arena.punch_units(at, 1));
+            give_back(arena, at);
+            *own += 1;
+        }
+        at += 1;
+    }
+    true
+}
+
+/// The part of [`trim`] for memory that is marked as backed.
+fn trim_backed(arena: &Arena, me: Owner, turn: &mut dyn FnMut() -> bool, own: &mut u64, returned: &mut u64) -> bool {
     for at in 0..arena.unit_top() {
         let is_idle = |u: &AtomicU64| u.load(Ordering::Relaxed) == BACKED;
         if !arena.unit(at).is_some_and(is_idle) {
             continue;
         }
         if !turn() {
-            return returned;
+            return false;
         }
         if claim_at(arena, me, at, 1, BACKED) == 1 {
-            returned += u64::from(unback(arena, me, at));
+            *returned += u64::from(unback(arena, me, at));
             give_back(arena, at);
-            own += 1;
+            *own += 1;
         }
     }
-    arena.header().trimmed.store(seen.wrapping_add(own), Ordering::Relaxed);
-    returned
+    true
 }
 
 /// Returns the memory of a claimed unit to the system, if that takes it.

@@ -33,6 +33,8 @@ mod armed {
         "enter: opened",
         "enter: locked",
         "enter: empty file removed",
+        "enter: sized",
+        "enter: obsolete removed",
         "enter: mapped",
         "complete: backed",
         "complete: nonce",

@@ -1,7 +1,7 @@
 //! Byte locks that die with their holder: Linux open-file-description locks.
 //!
 //! Promises: a lock belongs to the open file description, so the kernel drops it when the last descriptor of that
-//! description is closed, which every kind of death does, in any pid namespace. Refuses: to tell who holds a byte; that
+//! description is closed and the last mapping made through it is gone, which every kind of death does, in any pid namespace. Refuses: to tell who holds a byte; that
 //! is written in the segment, for people.
 //!
 //! # Sources
@@ -54,9 +54,21 @@ pub(crate) fn release(fd: BorrowedFd<'_>, byte: u64) {
 
 /// Whether another description holds `byte`. An error reads as "held": who cannot be judged is alive.
 pub(crate) fn held_elsewhere(fd: BorrowedFd<'_>, byte: u64) -> bool {
-    let mut lock = request(libc::F_WRLCK, byte);
-    match fcntl(fd, libc::F_OFD_GETLK, &mut lock) {
-        Ok(()) => libc::c_int::from(lock.l_type) != libc::F_UNLCK,
-        Err(_) => true,
-    }
+    is_held(fd, request(libc::F_WRLCK, byte)).unwrap_or(true)
+}
+
+/// Whether another description is known to hold `byte`.
+pub(crate) fn known_elsewhere(fd: BorrowedFd<'_>, byte: u64) -> bool {
+    is_held(fd, request(libc::F_WRLCK, byte)).unwrap_or(false)
+}
+
+/// As [`held_elsewhere`], of any byte from `byte` on.
+pub(crate) fn any_held_elsewhere(fd: BorrowedFd<'_>, byte: u64) -> bool {
+    // A length of 0 means to the end.
+    is_held(fd, libc::flock64 { l_len: 0, ..request(libc::F_WRLCK, byte) }).unwrap_or(true)
+}
+
+fn is_held(fd: BorrowedFd<'_>, mut lock: libc::flock64) -> io::Result<bool> {
+    fcntl(fd, libc::F_OFD_GETLK, &mut lock)?;
+    Ok(libc::c_int::from(lock.l_type) != libc::F_UNLCK)
 }

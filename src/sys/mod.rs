@@ -3,6 +3,13 @@
 
 pub(crate) mod barrier;
 pub(crate) mod crash;
+/// The system's answers, by name.
+pub(crate) mod errno {
+    pub(crate) use libc::{
+        EACCES, EAGAIN, EBADF, EFBIG, EINVAL, EISDIR, ELOOP, EMFILE, ENFILE, ENODEV, ENOENT, ENOMEM, ENOSPC, ENXIO,
+        EOPNOTSUPP, EPERM, EROFS,
+    };
+}
 pub(crate) mod fork;
 pub(crate) mod futex;
 pub(crate) mod lease;

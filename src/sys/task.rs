@@ -24,6 +24,52 @@ pub(crate) fn thread_id() -> u32 {
     rustix::thread::gettid().as_raw_pid().unsigned_abs()
 }
 
+/// Runs `start`, which starts a thread, with all signals blocked, which that thread inherits.
+#[cfg(feature = "async")]
+pub(crate) fn without_signals<R>(start: impl FnOnce() -> R) -> R {
+    /// Puts the mask back, also if `start` panics.
+    struct Before(libc::sigset_t);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            // SAFETY: a mask that this thread has had before.
+            unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut()) };
+        }
+    }
+    // SAFETY: a set of signals is plain integers; all zeroes is a valid value.
+    let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };
+    // SAFETY: the set is valid, and written.
+    unsafe { libc::sigfillset(&raw mut all) };
+    // SAFETY: both sets are valid; the second is written.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) };
+    let _before = Before(before);
+    start()
+}
+
+/// The least memory that a control group of this process may have, if any is limited and this can be read.
+pub(crate) fn memory_limit() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let limits = groups.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, group) = (fields.next()?, fields.next()?);
+        // Version 2 has one hierarchy, version 1 one for each controller.
+        let (root, file) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            _ if controllers.split(',').any(|name| name == "memory") => {
+                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+            }
+            _ => return None,
+        };
+        let read = |group: &std::path::Path| {
+            let text = std::fs::read_to_string(format!("{root}{}/{file}", group.display())).ok()?;
+            text.trim().parse::<u64>().ok()
+        };
+        // Those around it limit it, too.
+        std::path::Path::new(group).ancestors().filter_map(read).min()
+    });
+    // Version 1 says "none" by a number that nobody has.
+    limits.min().filter(|limit| *limit < 1 << 60)
+}
+
 /// Cores that are online, whether this thread may run on them or not: the other side may.
 pub(crate) fn cores() -> u32 {
     // SAFETY: sysconf reads a number.

@@ -1,0 +1,152 @@
+//! Processes that were taken for dead: they lost their lease, as when a checkpoint is restored, and others have reaped them.
+//!
+//! No harness: see `common/scenarios.rs`.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+#![allow(clippy::multiple_unsafe_ops_per_block, clippy::undocumented_unsafe_blocks)]
+#![allow(unsafe_code)] // munmap, fork
+
+mod common;
+#[path = "common/scenarios.rs"]
+mod scenarios;
+
+use common::{Name, sound};
+use ipc_buffer::{AllocError, AttachError, Buffer, BufferError, ChannelOptions, Error, TryRecvError, TrySendError};
+use scenarios::{Scenario, end, fork, hear, tell};
+use std::io::pipe;
+
+const SCENARIOS: &[(&str, Scenario)] = &[
+    ("every_handle_says_so_and_opening_anew_works", every_handle_says_so_and_opening_anew_works),
+    ("drops_touch_nothing", drops_touch_nothing),
+    ("whoever_waits_is_told", whoever_waits_is_told),
+];
+
+fn main() {
+    scenarios::main("evicted", SCENARIOS)
+}
+
+/// What a restored checkpoint does not have: all that keeps a lease.
+fn lose_the_lease(name: &Name) {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let mut lost = 0;
+    for line in maps.lines().filter(|line| line.contains(&name.path()) && line.contains(" ---s ")) {
+        let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let (from, to) = (usize::from_str_radix(from, 16).unwrap(), usize::from_str_radix(to, 16).unwrap());
+        assert_eq!(unsafe { libc::munmap(from as *mut _, to - from) }, 0);
+        lost += 1;
+    }
+    assert!(lost > 0, "{maps}");
+}
+
+/// Runs `part` in a process that loses its lease and is reaped when it says so, with what it says it with.
+fn evicted(name: &Name, part: impl FnOnce(&Buffer, &mut dyn FnMut())) -> Buffer {
+    let observer = Buffer::options().capacity(8 << 20).open(name).unwrap();
+    let (mut told, mut says) = pipe().unwrap();
+    let (mut hears, mut tells) = pipe().unwrap();
+    let Some(child) = fork() else {
+        let buffer = Buffer::open(name).unwrap();
+        part(&buffer, &mut || {
+            lose_the_lease(name);
+            tell(&mut tells);
+            assert!(hear(&mut told));
+        });
+        drop(buffer);
+        end()
+    };
+    drop(tells);
+    assert!(hear(&mut hears));
+    assert_eq!(observer.reap().unwrap().processes, 1);
+    tell(&mut says);
+    child.succeeds();
+    sound(&observer);
+    observer
+}
+
+fn every_handle_says_so_and_opening_anew_works(name: &Name) {
+    let observer = evicted(name, |buffer, lose| {
+        let ctx = buffer.context().unwrap();
+        let small = ChannelOptions::new().capacity(8);
+        let mut tx = ctx.value_producer_with::<u64>(1, &small).unwrap();
+        let mut rx = ctx.value_consumer::<u64>(2).unwrap();
+        let kept = ctx.record(7_u64).unwrap();
+        lose();
+        // No more than the ring has room for.
+        let sent = (0..1000).map(|i| tx.try_send(i)).position(|sent| matches!(sent, Err(TrySendError::Evicted(_))));
+        assert!(sent.is_some_and(|sent| sent <= 8), "{sent:?}");
+        let received = (0..1000).find_map(|_| rx.try_recv().err().filter(|error| *error != TryRecvError::Empty));
+        assert!(received.is_some_and(|error| matches!(Error::from(error), Error::Evicted)));
+        let allocated = (0..1000).find_map(|_| ctx.record(1_u64).err());
+        assert_eq!(allocated, Some(AllocError::Evicted));
+        assert_eq!(ctx.producer::<u64>(3).unwrap_err(), AttachError::Evicted);
+        assert_eq!(buffer.context().unwrap_err(), BufferError::Evicted);
+        assert_eq!(buffer.channels().unwrap_err(), BufferError::Evicted);
+        assert_eq!(buffer.reap().unwrap_err(), BufferError::Evicted);
+        assert_eq!(buffer.trim().unwrap_err(), BufferError::Evicted);
+        assert_eq!(buffer.stats().unwrap_err(), BufferError::Evicted);
+        assert_eq!(buffer.audit().unwrap_err(), BufferError::Evicted);
+        // Read, it is whatever it is by now.
+        let _ = *kept;
+        let anew = Buffer::open(buffer.name()).unwrap();
+        let fresh = anew.context().unwrap();
+        let mut tx = fresh.value_producer::<u64>(1).unwrap();
+        tx.send(5).unwrap();
+        drop((kept, ctx));
+        assert_eq!(fresh.value_consumer::<u64>(1).unwrap().recv(), Ok(5));
+    });
+    common::all_free(&observer);
+}
+
+/// Its slots, its context and its blocks are others' when it drops what it had.
+fn drops_touch_nothing(name: &Name) {
+    const RECORDS: u64 = 2000;
+    let (mut at_it, mut comes) = pipe().unwrap();
+    let (mut checks, mut checked) = pipe().unwrap();
+    let holder = fork();
+    if holder.is_none() {
+        drop((comes, checks));
+        assert!(hear(&mut at_it));
+        let buffer = Buffer::open(name).unwrap();
+        let ctx = buffer.context().unwrap();
+        let mine: Vec<_> = (0..2 * RECORDS).map(|i| ctx.record([i; 4]).unwrap()).collect();
+        let tx = ctx.value_producer::<u64>(1).unwrap();
+        tell(&mut checked);
+        assert!(hear(&mut at_it));
+        let more: Vec<_> = (0..2 * RECORDS).map(|_| ctx.record([u64::MAX; 4]).unwrap()).collect();
+        assert!((0..).zip(&mine).all(|(i, record)| **record == [i; 4]));
+        assert!(buffer.has_channel(1).unwrap());
+        drop((mine, more, tx, ctx));
+        end()
+    }
+    drop((at_it, checked));
+    let observer = evicted(name, |buffer, lose| {
+        let ctx = buffer.context().unwrap();
+        let kept: Vec<_> = (0..RECORDS).map(|i| ctx.record([i; 4]).unwrap()).collect();
+        let tx = ctx.value_producer::<u64>(1).unwrap();
+        let shared = std::thread::scope(|scope| scope.spawn(|| buffer.context().unwrap().record(1_u8).unwrap()).join());
+        lose();
+        tell(&mut comes);
+        assert!(hear(&mut checks));
+        // Before anything was asked.
+        drop(tx);
+        assert!(ctx.producer::<u64>(9).is_err());
+        drop(shared);
+        drop(kept);
+        drop(ctx);
+    });
+    // Not while the audit looks: it would see records of one that is gone by the time it asks.
+    tell(&mut comes);
+    drop((comes, checks));
+    holder.unwrap().succeeds();
+    observer.reap().unwrap();
+    common::all_free(&observer);
+}
+
+fn whoever_waits_is_told(name: &Name) {
+    let observer = evicted(name, |buffer, lose| {
+        let ctx = buffer.context().unwrap();
+        let mut rx = ctx.value_consumer::<u64>(1).unwrap();
+        let _tx = ctx.value_producer::<u64>(1).unwrap();
+        lose();
+        assert!(matches!(rx.recv().map_err(Error::from), Err(Error::Evicted)));
+    });
+    common::all_free(&observer);
+}
