@@ -43,10 +43,12 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
 use std::time::Instant;
 
-/// Points that nothing here comes to: of who creates or removes a segment, alone; and a few that only one who was killed leads to.
+/// Points that nothing here comes to: of who creates or removes a segment, alone; and a few that only one who was killed, or a crowd of ids, leads to.
 /// tests/crash_points.rs has a case for each.
 const NOT_HERE: &[&str] = &[
     "enter: created",
+    "enter: sized",
+    "enter: obsolete removed",
     "enter: empty file removed",
     "complete: backed",
     "complete: nonce",
@@ -58,6 +60,8 @@ const NOT_HERE: &[&str] = &[
     "unlink: done",
     "leave: unlinked",
     "settle: spare",
+    "settle: removed",
+    "index: moved",
 ];
 
 /// Processes that work on cases at once.

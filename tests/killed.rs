@@ -6,7 +6,10 @@ mod common;
 mod work;
 
 use common::{Name, Process};
-use ipc_buffer::{Buffer, ChannelOptions, Reaped, RecvError, RecvTimeoutError, SendError, ThreadContext};
+use ipc_buffer::{
+    Buffer, Channel, ChannelOptions, Consumer, Producer, Reaped, Record, RecvError, RecvTimeoutError, SendError,
+    SendTimeoutError, ThreadContext,
+};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -223,12 +226,36 @@ fn play(role: &str, ctx: &ThreadContext, seed: u64) {
     }
 }
 
+/// Sends; false if the child has gone. Where it was killed and reaped before this end came, its channel has gone with it: this one waits for
+/// nobody, and nobody tells it so.
+fn send(tx: &mut Channel<[u64], Producer>, record: Record<[u64]>, is_over: &AtomicBool) -> bool {
+    let mut unsent = record;
+    loop {
+        let was_over = is_over.load(Ordering::SeqCst);
+        match tx.send_timeout(unsent, Duration::from_millis(50)) {
+            Err(SendTimeoutError::Timeout(back)) if !was_over || tx.has_consumer() => unsent = back,
+            result => return result.is_ok(),
+        }
+    }
+}
+
+/// As [`send`]: what is received, until the child has gone.
+fn recv(rx: &mut Channel<[u64], Consumer>, is_over: &AtomicBool) -> Option<Record<[u64]>> {
+    loop {
+        let was_over = is_over.load(Ordering::SeqCst);
+        match rx.recv_timeout(Duration::from_millis(50)) {
+            Err(RecvTimeoutError::Timeout(_)) if !was_over || rx.has_producer() => {}
+            result => return result.ok(),
+        }
+    }
+}
+
 /// The other side of [`play`], until the child is dead.
-fn attend(role: &str, ctx: &ThreadContext, round: u64) {
+fn attend(role: &str, ctx: &ThreadContext, round: u64, is_over: &AtomicBool) {
     match role {
         "producer" => {
             let mut rx = ctx.consumer_with::<[u64]>(1, &slots(64)).unwrap();
-            for (next, record) in (0..).zip(rx.iter()) {
+            for (next, record) in (0..).zip(std::iter::from_fn(|| recv(&mut rx, is_over))) {
                 assert_eq!(work::number(&record), next, "round {round}");
                 if round.is_multiple_of(8) {
                     // So that much is queued when the producer dies.
@@ -238,7 +265,7 @@ fn attend(role: &str, ctx: &ThreadContext, round: u64) {
         }
         "consumer" => {
             let mut tx = ctx.producer_with::<[u64]>(1, &slots(64)).unwrap();
-            let sent = (0..).find(|i| tx.send(work::numbered(ctx, *i, 300)).is_err()).unwrap_or(0);
+            let sent = (0..).find(|i| !send(&mut tx, work::numbered(ctx, *i, 300), is_over)).unwrap_or(0);
             let mut rx = ctx.consumer::<[u64]>(1).unwrap();
             let left: Vec<u64> = rx.try_iter().map(|record| work::number(&record)).collect();
             let first = sent - left.len() as u64;
@@ -252,13 +279,13 @@ fn attend(role: &str, ctx: &ThreadContext, round: u64) {
                 assert_eq!(work::number(record), received, "round {round}");
                 received += 1;
             };
-            while tx.send(work::numbered(ctx, sent, 300)).is_ok() {
+            while send(&mut tx, work::numbered(ctx, sent, 300), is_over) {
                 sent += 1;
                 while let Ok(record) = rx.try_recv() {
                     take(&record);
                 }
             }
-            while let Ok(record) = rx.recv() {
+            while let Some(record) = recv(&mut rx, is_over) {
                 take(&record);
             }
             let mut rest = ctx.consumer::<[u64]>(1).unwrap();
@@ -291,13 +318,15 @@ fn killed_at_any_moment() {
         assert!(buffer.wait_for_channel(READY, LONG).unwrap());
         // So that the parent's own context can be the one that is short of something.
         let ctx = buffer.context().unwrap();
+        let is_over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 std::thread::sleep(delay);
                 child.kill();
                 buffer.reap().unwrap();
+                is_over.store(true, Ordering::SeqCst);
             });
-            attend(role, &ctx, round);
+            attend(role, &ctx, round, &is_over);
         });
         reap(&buffer);
         assert!(buffer.channels().unwrap().is_empty(), "round {round}");

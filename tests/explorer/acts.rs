@@ -5,7 +5,7 @@ use crate::hoard::{Hoard, Of, make, seed};
 use crate::parties::{open, passer};
 use crate::streams::*;
 use ipc_buffer::crash_points::arm;
-use ipc_buffer::{AllocError, Buffer, Select, ThreadContext};
+use ipc_buffer::{AllocError, Buffer, ChannelOptions, Select, ThreadContext};
 use std::time::Duration;
 
 const MOMENT: Duration = Duration::from_millis(3);
@@ -386,6 +386,20 @@ pub const ACTS: &[(&str, Deed)] = &[
             }
             drop(tx);
             sleeper.join().unwrap();
+        }),
+    ),
+    (
+        "selects among many",
+        Stays(|x| {
+            // So many that they are armed, instead of looked at.
+            let options = ChannelOptions::new().capacity(2);
+            let many: Vec<_> =
+                (1000..1070).filter_map(|i| x.ctx.value_consumer_with::<u64>(i, &options).ok()).collect();
+            let mut select = Select::new();
+            many.iter().for_each(|end| _ = select.recv(end));
+            select.recv(&x.from_reaper.end);
+            (0..2).for_each(|_| _ = select.ready_timeout(MOMENT));
+            x.from_reaper.receive(&mut x.hoard, 20);
         }),
     ),
     (
