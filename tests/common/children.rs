@@ -99,6 +99,11 @@ pub fn is_reaped(name: &str) -> bool {
     is_taken(name, 1)
 }
 
+/// Whether anybody searches for memory in the segment `name`.
+pub fn is_searched(name: &str) -> bool {
+    is_taken(name, 3)
+}
+
 fn is_taken(name: &str, byte: libc::off_t) -> bool {
     let file = std::fs::File::options().read(true).write(true).open(format!("/dev/shm/{name}")).unwrap();
     // SAFETY: plain integers; zeroes are valid.
