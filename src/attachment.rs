@@ -398,7 +398,12 @@ pub(crate) struct Turns<'a> {
 
 impl<'a> Turns<'a> {
     pub(crate) fn new(attachment: &'a Attachment) -> Self {
-        Self { attachment, control: None, patience: PATIENCE }
+        Self::within(attachment, PATIENCE)
+    }
+
+    /// Waits no longer than `patience` for each turn.
+    pub(crate) fn within(attachment: &'a Attachment, patience: Duration) -> Self {
+        Self { attachment, control: None, patience }
     }
 
     /// The control lock, when others have had it who waited while this one had it for long.

@@ -371,7 +371,8 @@ impl Local {
     pub(crate) fn alloc_waiting(&self, bytes: u64, deadline: Option<Instant>) -> Result<Block, AllocError> {
         let Some(hold) = self.hold() else { return self.alloc_slow(bytes) };
         let total = u64::from(hold.arena().geometry().units) * UNIT;
-        let attempt = || match self.alloc_slow(bytes) {
+        let left = || deadline.map_or(PATIENCE, |at| at.saturating_duration_since(Instant::now()).min(PATIENCE));
+        let attempt = || match self.alloc_within(bytes, left()) {
             Err(AllocError::OutOfMemory { asked, .. }) if asked <= total => None,
             result => Some(result),
         };
@@ -380,13 +381,18 @@ impl Local {
             attempt()
         };
         let found = attempt().or_else(|| wait::for_change(want::version(hold.arena()), deadline, ready));
-        found.unwrap_or_else(|| self.alloc_slow(bytes))
+        found.unwrap_or_else(|| self.alloc_within(bytes, left()))
     }
 
     /// Allocates a block with `bytes` behind its header.
     #[cold]
     #[inline(never)]
     pub(crate) fn alloc_slow(&self, bytes: u64) -> Result<Block, AllocError> {
+        self.alloc_within(bytes, PATIENCE)
+    }
+
+    /// As [`alloc_slow`](Self::alloc_slow), waiting no longer than `patience` for others' locks.
+    fn alloc_within(&self, bytes: u64, patience: Duration) -> Result<Block, AllocError> {
         self.check().map_err(|inert| match inert {
             Inert::Forked => AllocError::Forked,
             Inert::Evicted => AllocError::Evicted,
@@ -395,14 +401,16 @@ impl Local {
         if let Ok(block) = heap::alloc(&self.cache, bytes) {
             return Ok(block);
         }
-        self.make_room(bytes)
+        self.make_room(bytes, patience)
     }
 
     /// Allocates when nothing is at hand. The ladder: each rung makes room for the next try, and is left out where nothing has
     /// changed since it was last of no use, so that a refusal costs no more than a few tries and a look at who is alive.
     #[cold]
     #[inline(never)]
-    fn make_room(&self, bytes: u64) -> Result<Block, AllocError> {
+    fn make_room(&self, bytes: u64, patience: Duration) -> Result<Block, AllocError> {
+        let give_up = Instant::now() + patience;
+        let left = |most: Duration| give_up.saturating_duration_since(Instant::now()).min(most);
         let hold = self.hold().ok_or(AllocError::ContextClosed)?;
         let arena = hold.arena();
         let refusal = |why| {
@@ -451,10 +459,12 @@ impl Local {
         }
         // Once more: somebody may have had in hand what was not found.
         if found.is_none() && is_due() {
-            found = self.search(&hold, bytes).or_else(|| heap::alloc_larger(&self.cache, bytes));
+            found = self
+                .search(&hold, bytes, left(OTHERS), left(PATIENCE))
+                .or_else(|| heap::alloc_larger(&self.cache, bytes));
         }
         // Only when nothing else has helped: another reaper may take its time, or be stopped.
-        found.or_else(|| from_the_dead(OTHERS)).ok_or_else(|| refusal(why))
+        found.or_else(|| from_the_dead(left(OTHERS))).ok_or_else(|| refusal(why))
     }
 
     /// Bytes that are free in the buffer, for a refusal.
@@ -464,10 +474,10 @@ impl Local {
 
     /// Looks for memory that is free in the wrong place, and allocates of that. One at a time: whoever comes second finds here what
     /// the first one had in hand.
-    fn search(&self, hold: &Attachment, bytes: u64) -> Option<Block> {
+    fn search(&self, hold: &Attachment, bytes: u64, others: Duration, control: Duration) -> Option<Block> {
         let arena = hold.arena();
-        let _searching = hold.searching(OTHERS).ok()?;
-        let mut turns = Turns::new(hold);
+        let _searching = hold.searching(others).ok()?;
+        let mut turns = Turns::within(hold, control);
         let mut turn = || turns.turn().is_ok();
         let attempt = || heap::alloc(&self.cache, bytes);
         reclaim::collect_loose(&self.cache);

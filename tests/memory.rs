@@ -5,6 +5,8 @@ mod common;
 #[allow(unreachable_pub)]
 #[path = "common/peer.rs"]
 mod peer;
+#[path = "common/stuck.rs"]
+mod stuck;
 
 use common::Name;
 use ipc_buffer::{AllocError, Buffer, Record, ThreadContext};
@@ -170,6 +172,26 @@ fn time_runs_out() {
     assert!(matches!(error, AllocError::LengthOverflow { .. }), "{error}");
     drop(held);
     assert_eq!(*ctx.within(Duration::MAX).record(5_u64).unwrap(), 5);
+    drop(ctx);
+    common::all_free(&buffer);
+}
+
+/// Memory that could be had with the control lock, which somebody sits on, is not waited for beyond the time: without one, for 5 seconds.
+#[test]
+fn a_stuck_lock_prolongs_no_wait() {
+    let _dog = common::watchdog();
+    let name = Name::new("memory-stuck");
+    let buffer = open(&name);
+    let ctx = buffer.context().unwrap();
+    drop(hoard(&ctx));
+    let holder = stuck::Holder::new(&name);
+    let start = Instant::now();
+    let error = ctx.within(Duration::from_millis(30)).slice_uninit::<u8>(MOST).unwrap_err();
+    let waited = start.elapsed();
+    assert!(matches!(error, AllocError::OutOfMemory { .. }), "{error}");
+    assert!((Duration::from_millis(30)..Duration::from_millis(2500)).contains(&waited), "{waited:?}");
+    drop(holder);
+    drop(ctx.within(LONG).slice_uninit::<u8>(MOST).unwrap());
     drop(ctx);
     common::all_free(&buffer);
 }
