@@ -3,10 +3,10 @@
 #![allow(unsafe_code)] // a record of what a slot names
 
 use crate::arena::looks;
-use crate::error::AllocError;
+use crate::error::{AllocError, RecvError};
 use crate::heap::cache::{revoked, settle_any};
-use crate::heap::{block, reclaim};
-use crate::layout::Word;
+use crate::heap::{block, depot, reclaim};
+use crate::layout::{CONTEXTS, Owner, Word};
 use crate::sync::Ordering;
 use crate::{Buffer, Record, ThreadContext};
 
@@ -331,4 +331,54 @@ fn thefts_are_numbered() {
         }
         drop(go);
     });
+}
+
+/// A free that finds no room in any magazine leaves its block `LOOSE`: a record no longer, so that it keeps nobody attached.
+#[test]
+fn what_no_magazine_has_room_for_is_no_record() {
+    let buffer = buffer("loose", 2);
+    let name = buffer.name().to_owned();
+    let is_mapped = || std::fs::read_to_string("/proc/self/maps").unwrap().contains(&name);
+    let ctx = buffer.context().unwrap();
+    let arena = *ctx.local.cache().arena();
+    let all = fill(&ctx);
+    // All that are empty are somebody else's meanwhile.
+    let held = Word::of(depot::HELD, Owner::new(CONTEXTS - 1, 1));
+    let taken: Vec<u32> =
+        (0..arena.magazine_top()).filter(|index| depot::claim(&arena, *index, Word::ZERO, held)).collect();
+    assert!(!taken.is_empty());
+    drop(all);
+    let loosened = arena.header().loosened.load(Ordering::Relaxed);
+    assert!(loosened > 0);
+    for index in taken {
+        arena.magazine(index).unwrap().holder.store(0, Ordering::Release);
+    }
+    buffer.trim().unwrap();
+    assert!(buffer.audit().unwrap().is_all_free());
+    drop(ctx);
+    assert!(is_mapped());
+    drop(buffer);
+    assert!(!is_mapped(), "{loosened} blocks were loose, and no record is left");
+}
+
+/// A queued block's header says whose it is, or the channel's. What says anything else is not taken, whatever the slot names: a
+/// foreign hand has written one of them.
+#[test]
+fn what_says_that_it_is_not_queued_is_not_received() {
+    let buffer = buffer("unqueued", 2);
+    let ctx = buffer.context().unwrap();
+    let arena = *ctx.local.cache().arena();
+    let (mut tx, mut rx) = (ctx.producer::<u64>(1).unwrap(), ctx.consumer::<u64>(1).unwrap());
+    for kind in [block::state::FREE, block::state::STORAGE, block::state::LOOSE] {
+        let record = ctx.record(7_u64).unwrap();
+        let granule = arena.extent().granule(std::ptr::from_ref(&*record).addr()).unwrap();
+        tx.send(record).unwrap();
+        let state = &arena.block(granule).unwrap().state;
+        let was = state.swap(Word::number(kind, 0).0, Ordering::Relaxed);
+        assert_eq!(rx.try_recv().unwrap_err(), RecvError::Corrupted.into(), "state {kind}");
+        assert_eq!(Word(state.load(Ordering::Relaxed)).kind(), kind, "left as it was");
+        state.store(was, Ordering::Relaxed);
+    }
+    tx.send(ctx.record(8_u64).unwrap()).unwrap();
+    assert_eq!(*rx.recv().unwrap(), 8);
 }
