@@ -255,6 +255,7 @@ fn breadth(case: &Case, plan: &Plan, rng: &mut Rng, counts: &mut Counts) {
             // The calls that change the file, or its size, or its name.
             Event::Call(
                 libc::SYS_fallocate
+                | libc::SYS_madvise
                 | libc::SYS_ftruncate
                 | libc::SYS_open
                 | libc::SYS_openat

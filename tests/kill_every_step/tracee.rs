@@ -171,7 +171,7 @@ impl Tracee {
                     // The signal is on its way.
                     continue;
                 }
-                if matches!(number, libc::SYS_mmap | libc::SYS_munmap) {
+                if matches!(number, libc::SYS_mmap | libc::SYS_munmap | libc::SYS_mprotect) {
                     self.look_for_mappings();
                 }
                 return Event::Call(number);
