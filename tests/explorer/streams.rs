@@ -192,13 +192,14 @@ impl<T: ?Sized + Payload, M: Item> In<T, M> {
         let of = |word: &AtomicU64| word.load(SeqCst);
         let (received, receiving) = (of(&counts.received), of(&counts.receiving));
         let mut rest: Vec<M> = self.end.try_iter().collect();
-        // What was being received may be received; there is no telling from outside.
-        let first = of(&counts.sent).checked_sub(rest.len() as u64).expect("no more is queued than was sent");
+        // What was being received may be received, and what was being sent may be sent; there is no telling from outside.
+        let all = (received + rest.len() as u64).clamp(of(&counts.sent), of(&counts.sending));
+        let first = all.checked_sub(rest.len() as u64).expect("no more is queued than was sent");
         assert!((received..=receiving).contains(&first), "{first} is next, {received} were received of {receiving}");
         for (it, n) in rest.drain(..).zip(first..) {
             it.check(seed(Of::Sent, self.id, n), hoard);
         }
-        counts.received.store(of(&counts.sent), SeqCst);
-        counts.receiving.store(of(&counts.sent), SeqCst);
+        counts.received.store(all, SeqCst);
+        counts.receiving.store(all, SeqCst);
     }
 }
