@@ -391,6 +391,7 @@ pub const ACTS: &[(&str, Deed)] = &[
     (
         "selects among many",
         Stays(|x| {
+            x.from_reaper.receive_batch(&mut x.hoard, 64);
             // So many that they are armed, instead of looked at.
             let options = ChannelOptions::new().capacity(2);
             let many: Vec<_> =
