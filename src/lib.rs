@@ -80,44 +80,26 @@ compile_error!("ipc-buffer needs 64-bit Linux: byte leases (F_OFD_SETLK), shared
 pub mod docs;
 
 // What users hold: typed, RAII.
-mod audit;
-mod batch;
 mod buffer;
 mod channel;
-mod context;
-mod endpoint;
-mod error;
-#[cfg(feature = "async")]
-mod future;
-mod iter;
-mod message;
-mod options;
-#[cfg(test)]
-mod raw;
 mod record;
-mod select;
-mod stats;
-mod within;
-
-mod wakers;
-// This process's and this thread's side of a segment.
-mod attachment;
-mod local;
-// Mechanism: offsets and words, knows nothing of types.
+// What is to be seen of a segment.
+mod inspect;
+// This process's and this thread's side of it, and what the dead have left.
+mod process;
+mod recovery;
+// Which channels there are, and who is attached.
 mod directory;
+mod membership;
+// Mechanism: offsets and words, knows nothing of types.
 mod heap;
 mod queue;
-mod ready;
-mod recovery;
 mod wait;
-#[cfg(feature = "async")]
-mod waiter;
 // The bytes: shared format, mapping, leases.
-mod arena;
-mod layout;
-mod participant;
+mod format;
 mod segment;
 // The doors: kernel and atomics.
+mod error;
 mod sync;
 mod sys;
 
@@ -128,23 +110,18 @@ pub mod crash_points {
     pub use crate::sys::crash::{ALL, arm, arm_stop, disarm, passed};
 }
 
-pub use audit::{Audit, Owned, Queued};
-pub use buffer::{Buffer, BufferOptions, ChannelInfo, name_from_path};
-pub use channel::{Channel, ValueChannel};
-pub use context::ThreadContext;
-pub use endpoint::{Consumer, Producer, Role};
+pub use buffer::{Buffer, BufferOptions, ChannelInfo, ThreadContext, name_from_path};
+pub use channel::{
+    Channel, ChannelOptions, Consumer, IntoIter, Iter, Message, Producer, Role, Select, Selectable, TryIter,
+    ValueChannel,
+};
+#[cfg(feature = "async")]
+pub use channel::{RecvFut, RecvStream, SendFut, SendSink};
 pub use error::{
     AllocError, AttachError, BufferError, Error, OpenError, RecvError, RecvTimeoutError, SendError, SendTimeoutError,
     Side, TryRecvError, TrySendError, Unsent,
 };
-#[cfg(feature = "async")]
-pub use future::{RecvFut, RecvStream, SendFut, SendSink};
-pub use iter::{IntoIter, Iter, TryIter};
-pub use message::Message;
-pub use options::ChannelOptions;
-pub use record::{Payload, Record, RecordUninit};
+pub use inspect::{Audit, ClassStats, Owned, Queued, Stats};
+pub use record::{Payload, Record, RecordUninit, Within};
 pub use recovery::Reaped;
-pub use select::{Select, Selectable};
-pub use stats::{ClassStats, Stats};
 pub use wait::WaitStrategy;
-pub use within::Within;

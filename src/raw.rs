@@ -8,9 +8,9 @@
 
 #![allow(unsafe_code)]
 
-use crate::heap::block::Handle;
-use crate::heap::{self, class};
-use crate::layout::BLOCK_HEADER;
+use crate::format::{Handle, BLOCK_HEADER};
+use crate::heap;
+use crate::format::class;
 use crate::sync::Ordering;
 use crate::{Buffer, Channel, Consumer, Producer, ThreadContext, TryRecvError, TrySendError};
 use std::hint::spin_loop;
@@ -82,7 +82,7 @@ impl Way for Numbers {
         at.step();
         end.receive(at);
         let class = class::for_bytes(8).unwrap();
-        let handle = Handle::new(heap::index(class), granule);
+        let handle = Handle::new(class::index(class), granule);
         if !cache.front().push(handle) {
             cache.push(handle);
         }

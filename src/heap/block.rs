@@ -12,9 +12,9 @@
 // Fields of words: masked, or the low half.
 #![allow(clippy::cast_possible_truncation)]
 
-use crate::arena::{Arena, Start};
-use crate::heap::{self, class, reclaim, unit};
-use crate::layout::{BLOCK_HEADER, BlockHeader, GRANULE, Owner, UNIT, Word};
+use crate::format::{BLOCK_HEADER, BlockHeader, GRANULE, Handle, Owner, UNIT, Word, class};
+use crate::heap::unit;
+use crate::segment::arena::{Arena, Start};
 use crate::sync::Ordering;
 
 /// Kinds of a block's state word.
@@ -33,77 +33,6 @@ pub(crate) mod state {
     pub(crate) const QUEUED: u64 = 9;
     /// The least of those that a queued block may say.
     pub(crate) const SENDABLE: u64 = OWNED;
-}
-
-/// A block's class and place in one word, which is not 0: no block starts at the very first granule of a segment. It is the place in
-/// bytes, with the class in the bits that are 0 there.
-///
-/// ```text
-/// 37         6 5      0
-/// [ granule  ][ class  ]
-/// ```
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Handle(u64);
-
-impl Handle {
-    const CLASS: u64 = GRANULE - 1;
-    /// In place of a class.
-    const RUN: u64 = Self::CLASS;
-
-    #[inline(always)]
-    pub(crate) const fn new(class: u8, granule: u32) -> Self {
-        const { assert!(class::COUNT as u64 <= Self::RUN) };
-        let class = if class == class::RUN { Self::RUN } else { class as u64 };
-        Self((granule as u64 * GRANULE) | class)
-    }
-
-    /// As [`new`](Self::new), for a size class and `offset` bytes, a multiple of a granule.
-    #[inline(always)]
-    pub(crate) const fn at(class: u8, offset: u64) -> Self {
-        Self(offset + class as u64)
-    }
-
-    #[inline(always)]
-    pub(crate) const fn from_word(word: u64) -> Self {
-        Self(word)
-    }
-
-    #[inline(always)]
-    pub(crate) const fn word(self) -> u64 {
-        self.0
-    }
-
-    #[inline(always)]
-    pub(crate) const fn is_run(self) -> bool {
-        self.0 & Self::CLASS == Self::RUN
-    }
-
-    #[inline(always)]
-    pub(crate) const fn is_of(self, class: usize) -> bool {
-        self.0 & Self::CLASS == class as u64
-    }
-
-    #[inline(always)]
-    pub(crate) const fn class(self) -> u8 {
-        if self.is_run() { class::RUN } else { (self.0 & Self::CLASS) as u8 }
-    }
-
-    /// The class, or another number below 64, if it is a run, or the word broken.
-    #[inline(always)]
-    pub(crate) const fn class_below_64(self) -> usize {
-        (self.0 & Self::CLASS) as usize
-    }
-
-    #[inline(always)]
-    pub(crate) const fn granule(self) -> u32 {
-        (self.0 / GRANULE) as u32
-    }
-
-    /// Bytes from the start of the segment.
-    #[inline(always)]
-    pub(crate) const fn offset(self) -> u64 {
-        self.0 & !Self::CLASS
-    }
 }
 
 /// What is known of a block, beside an address in it: nothing, its class (and then the address lies in its first granule), or
@@ -131,7 +60,7 @@ impl Known {
         if self.0 & Self::CLASS != 0 {
             Some(Handle::new(self.0 as u8, granule))
         } else if self.0 != 0 {
-            Some(Handle(self.0))
+            Some(Handle::from_word(self.0))
         } else {
             None
         }
@@ -212,7 +141,7 @@ pub(crate) fn is_at(arena: &Arena, granule: u32, class: u8) -> bool {
     if class == class::RUN {
         return run_bytes(arena, granule).is_some();
     }
-    usize::from(class) < class::COUNT && reclaim::slab_of(arena, granule, class.into()).is_some()
+    usize::from(class) < class::COUNT && unit::slab_of(arena, granule, class.into()).is_some()
 }
 
 /// The block that `granule` lies in, by what its unit says; `None` if it lies in none.
@@ -228,7 +157,7 @@ pub(crate) fn around(arena: &Arena, granule: u32) -> Option<Handle> {
             let class = unit::class_of(what);
             (class < class::COUNT).then_some(())?;
             let start = (granule - first) / class::granules(class) * class::granules(class);
-            class::starts_at(class, start).then(|| Handle::new(heap::index(class), first + start))
+            class::starts_at(class, start).then(|| Handle::new(class::index(class), first + start))
         }
         _ => None,
     }
@@ -257,6 +186,13 @@ pub(crate) fn bytes(arena: &Arena, granule: u32, class: u8) -> Option<u64> {
 /// Moves `block` from one state to another if it still is in it.
 pub(crate) fn change(block: &BlockHeader, from: Word, to: Word) -> bool {
     block.state.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire).is_ok()
+}
+
+/// Leaves a free block that no magazine has room for where `reclaim::collect_loose` finds it. Nothing can fail here.
+pub(crate) fn loosen(arena: &Arena, block: &BlockHeader) {
+    block.state.store(Word::number(state::LOOSE, 0).0, Ordering::Release);
+    // SYNC(loose): Release, after the block's word; a read-modify-write, so that who reads a later number has this one's, too.
+    arena.header().loosened.fetch_add(1, Ordering::Release);
 }
 
 /// Whether a block in a channel's window says what such a block may say.

@@ -94,10 +94,11 @@
 
 #![allow(unsafe_code)]
 
-use crate::arena::{Arena, Extent, Reach};
-use crate::heap::block::{self, Block, Handle};
-use crate::heap::{self, class, depot, reclaim, unit, want};
-use crate::layout::{ContextSlot, GRANULE, Geometry, MAGAZINE_ENTRIES, Magazine, Owner, POOL, UNIT, Word};
+use crate::format::{ContextSlot, Geometry, Handle, Magazine, Owner, POOL, Word, class, revoked};
+use crate::heap::block::{self, Block};
+use crate::heap::gate::{self, Gate};
+use crate::heap::{depot, unit, want};
+use crate::segment::arena::{Arena, Extent, Reach};
 use crate::sync::{AtomicU32, Ordering, compiler_fence};
 use crate::sys::crash::point;
 use std::cell::Cell;
@@ -222,75 +223,13 @@ struct Stock {
 impl Stock {
     fn new(geometry: &Geometry, class: usize) -> Self {
         let [current, full, empty] = [const { Cell::new(Held::NONE) }; 3];
-        Self { current, full, empty, room: capacity(geometry, class) }
+        Self { current, full, empty, room: depot::capacity(geometry, class) }
     }
 }
 
 /// Takes what is held there.
 fn take(held: &Cell<Held>) -> Option<Held> {
     Some(held.replace(Held::NONE)).filter(|held| held.is_real())
-}
-
-/// Kinds of `ContextSlot::revoked`; see the module.
-pub(crate) mod revoked {
-    pub(crate) const TAKING: u64 = 1;
-    pub(crate) const TAKEN: u64 = 2;
-    pub(crate) const EMPTIED: u64 = 3;
-    pub(crate) const VERIFY: u64 = 4;
-    pub(crate) const FORGET: u64 = 5;
-    pub(crate) const ASKED: u64 = 6;
-
-    /// In the number of a theft that left something where it was; for [`VERIFY`] and [`FORGET`].
-    pub(crate) const PARTLY: u64 = 1 << 55;
-}
-
-/// What `ContextSlot::gate` says: inside, or the [`Handle`] of the spare, or that there is none.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Gate(Handle);
-
-impl Gate {
-    const INSIDE: Self = Self(Handle::from_word(0));
-    /// Outside, without a spare.
-    pub(crate) const BARE: Self = Self(Handle::from_word(u64::MAX));
-
-    pub(crate) fn of(slot: &ContextSlot) -> Self {
-        // SYNC(gate)
-        Self(Handle::from_word(slot.gate.load(Ordering::Acquire)))
-    }
-
-    pub(crate) const fn word(self) -> u64 {
-        self.0.word()
-    }
-
-    pub(crate) fn is_outside(self) -> bool {
-        self != Self::INSIDE
-    }
-
-    /// Whether there is no spare, as the owner sees it.
-    #[inline(always)]
-    fn is_bare(self) -> bool {
-        self.0.word() == Self::BARE.0.word()
-    }
-
-    /// The spare, if there is one that may be a block: a foreign hand may have written there.
-    pub(crate) fn spare(self, arena: &Arena) -> Option<Block> {
-        (self.is_outside()).then(|| block_named(arena, self.0)).flatten()
-    }
-}
-
-/// The block that a word of a context's slot names, if that may be one.
-fn block_named(arena: &Arena, handle: Handle) -> Option<Block> {
-    let class = usize::from(handle.class());
-    (class < class::COUNT).then_some(())?;
-    let handle = Handle::new(handle.class(), handle.granule());
-    Some(Block { handle, start: arena.block_within(handle.granule(), arena.reach(class))? })
-}
-
-/// The spare of the context `slot`, unless a thief has taken it, or the owner is inside.
-pub(crate) fn spare(arena: &Arena, slot: &ContextSlot) -> Option<Block> {
-    let spare = Gate::of(slot).spare(arena);
-    let revoked = Word(slot.revoked.load(Ordering::Acquire)).kind();
-    spare.filter(|_| !matches!(revoked, revoked::EMPTIED | revoked::FORGET))
 }
 
 /// The owner inside its cache.
@@ -313,37 +252,6 @@ impl Inside<'_> {
     fn step_out(&self, spare: Gate) {
         self.slot.gate.store(spare.word(), Ordering::Release);
     }
-}
-
-/// Ends the theft that `word`, read from `slot`'s `revoked`, tells of: the thief is dead. The spare is the owner's or the thief's,
-/// as the module says, and the context may go on. To be called before anybody looks for what the thief owned.
-pub(crate) fn settle(arena: &Arena, slot: &ContextSlot, word: Word) {
-    let thief = word.owner();
-    // Acquire of `revoked` (the caller's) shows the theft's number, and the 0 in `stolen` that came before TAKEN. What came
-    // after, a kill leaves behind.
-    let number = revoked::PARTLY | slot.thefts.load(Ordering::Relaxed);
-    let then = match word.kind() {
-        revoked::TAKING => Word::ZERO,
-        revoked::TAKEN => {
-            let owner = Word(slot.owner.load(Ordering::Acquire)).owner();
-            let stolen = Handle::from_word(slot.stolen.load(Ordering::Acquire));
-            if let Some(spare) = block_named(arena, stolen)
-                && block::change(spare.header(), block::stolen(thief), block::owned(owner))
-            {
-                point!("settle: spare");
-            }
-            Word::number(revoked::VERIFY, number)
-        }
-        revoked::EMPTIED => Word::number(revoked::FORGET, number),
-        _ => return,
-    };
-    let _ = slot.revoked.compare_exchange(word.0, then.0, Ordering::AcqRel, Ordering::Relaxed);
-}
-
-/// As [`settle`], whatever `slot` says. Under the control lock: who is at a theft has that too, so whoever left one is dead, or still
-/// free to begin (`TAKING`, which anybody may refuse).
-pub(crate) fn settle_any(arena: &Arena, slot: &ContextSlot) {
-    settle(arena, slot, Word(slot.revoked.load(Ordering::Acquire)));
 }
 
 /// What a free needs: a thread without a cache has one of these too, [`NOBODYS`].
@@ -410,12 +318,12 @@ impl Front {
         if !self.spare.get().is_bare() {
             compiler_fence(Ordering::SeqCst);
             let spare = self.spare.get();
-            if !self.push_inside(spare.0) {
+            if !self.push_inside(spare.handle()) {
                 inside.step_out(spare);
                 return false;
             }
         }
-        inside.leave(Gate(handle));
+        inside.leave(Gate::at(handle));
         true
     }
 
@@ -450,22 +358,6 @@ const LINES: usize = 64;
 /// Blocks of a magazine that get this process's name together, while those after them are asked for: nearly every block was last
 /// touched by another core.
 const NAMED_TOGETHER: u32 = 15;
-
-/// Entries a magazine of `class` may hold: what is cached is worth at most the [`budget`], within reason.
-pub(crate) fn capacity(geometry: &Geometry, class: usize) -> u32 {
-    let block = u64::from(class::granules(class)) * GRANULE;
-    u32::try_from(budget(geometry) / block).unwrap_or(1).clamp(1, MAGAZINE_ENTRIES)
-}
-
-/// A 4096th of the buffer, in bytes, within reason.
-fn budget(geometry: &Geometry) -> u64 {
-    (u64::from(geometry.units) * UNIT / 4096).clamp(16 << 10, 256 << 10)
-}
-
-/// Magazines that the blocks of a slab of `class` fill.
-pub(crate) fn magazines_for(geometry: &Geometry, class: usize) -> u32 {
-    class::blocks(class).div_ceil(capacity(geometry, class))
-}
 
 impl std::fmt::Debug for Cache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -519,7 +411,9 @@ impl Cache {
                 // Not if the thief can help it: if its CAS comes first, it has us.
                 revoked::TAKING => change(0),
                 revoked::ASKED => change(0),
-                revoked::TAKEN | revoked::EMPTIED if (self.is_dead)(word.owner()) => settle(&self.arena, slot, word),
+                revoked::TAKEN | revoked::EMPTIED if (self.is_dead)(word.owner()) => {
+                    gate::settle(&self.arena, slot, word)
+                }
                 revoked::TAKEN | revoked::EMPTIED => std::thread::sleep(Duration::from_micros(20)),
                 kind => {
                     self.verify();
@@ -614,12 +508,12 @@ impl Cache {
     pub(crate) fn pop_fast(&self, class: usize) -> Option<Block> {
         let Some(inside) = self.front.enter() else { return self.pop(class) };
         let spare = self.front.spare.get();
-        if spare.0.is_of(class)
+        if spare.handle().is_of(class)
             && let Some(line) = self.front.lines.get(class)
-            && let Some(start) = self.arena.block_of(spare.0, line.reach)
+            && let Some(start) = self.arena.block_of(spare.handle(), line.reach)
         {
             inside.leave(Gate::BARE);
-            return Some(Block { handle: spare.0, start });
+            return Some(Block { handle: spare.handle(), start });
         }
         let Some(found) = self.pop_inside(class) else { return self.refill_and_leave(class, &inside) };
         inside.step_out(spare);
@@ -642,7 +536,7 @@ impl Cache {
         let start = self.arena.block_within(granule, line.reach)?;
         line.drop_last(last);
         point!("pop: taken");
-        Some(Block { handle: Handle::new(heap::index(class), granule), start })
+        Some(Block { handle: Handle::new(class::index(class), granule), start })
     }
 
     /// As [`pop_fast`](Self::pop_fast), whatever a thief may be doing.
@@ -744,7 +638,7 @@ impl Cache {
         }
         let inside = self.enter_surely();
         self.put_away();
-        inside.leave(Gate(handle));
+        inside.leave(Gate::at(handle));
         self.give_back_if_asked();
     }
 
@@ -762,7 +656,7 @@ impl Cache {
         if !self.front.push_inside(spare.handle) {
             // No magazine anywhere has room: still free, still found.
             self.count(-1);
-            reclaim::loosen(&self.arena, spare.header());
+            block::loosen(&self.arena, spare.header());
         }
     }
 

@@ -23,9 +23,12 @@
 //! with; then all are told ([`tell_all`]).
 //! Between the holder's CAS and anything else: it is `HELD` by a dead process's context, and reaping puts it back.
 
-use crate::arena::Arena;
-use crate::heap::{block, cache, class, unit, want};
-use crate::layout::{CONTEXTS, HINT_BLOCK, MAGAZINE_ENTRIES, MAGAZINES_PER_PAGE, Magazine, Owner, POOL, Word};
+use crate::format::{
+    CONTEXTS, GRANULE, Geometry, HINT_BLOCK, MAGAZINE_ENTRIES, MAGAZINES_PER_PAGE, Magazine, Owner, POOL, UNIT, Word,
+    class,
+};
+use crate::heap::{block, unit, want};
+use crate::segment::arena::Arena;
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::crash::point;
 use crate::sys::memory::NotBacked;
@@ -306,7 +309,7 @@ pub(crate) fn retire(arena: &Arena, count: u32) {
 pub(crate) fn recount(arena: &Arena) {
     let slabs = unit::heads(arena).filter(|(_, what)| what.kind() == unit::SLAB);
     let due = slabs.map(|(_, what)| unit::class_of(what)).filter(|class| *class < class::COUNT);
-    let due = due.map(|class| cache::magazines_for(arena.geometry(), class)).fold(0, u32::saturating_add);
+    let due = due.map(|class| magazines_for(arena.geometry(), class)).fold(0, u32::saturating_add);
     let contexts = (0..CONTEXTS).filter_map(|i| arena.context(i)).filter(|c| c.owner.load(Ordering::Relaxed) != 0);
     let due = contexts.fold(due, |due, _| due.saturating_add(PER_CONTEXT));
     arena.header().magazines_due.store(due, Ordering::Relaxed);
@@ -356,6 +359,22 @@ pub(crate) fn clear_names(arena: &Arena, magazine: u32, gone: &[Owner]) {
             point!("names: cleared");
         }
     }
+}
+
+/// Entries a magazine of `class` may hold: what is cached is worth at most the [`budget`], within reason.
+pub(crate) fn capacity(geometry: &Geometry, class: usize) -> u32 {
+    let block = u64::from(class::granules(class)) * GRANULE;
+    u32::try_from(budget(geometry) / block).unwrap_or(1).clamp(1, MAGAZINE_ENTRIES)
+}
+
+/// A 4096th of the buffer, in bytes, within reason.
+fn budget(geometry: &Geometry) -> u64 {
+    (u64::from(geometry.units) * UNIT / 4096).clamp(16 << 10, 256 << 10)
+}
+
+/// Magazines that the blocks of a slab of `class` fill.
+pub(crate) fn magazines_for(geometry: &Geometry, class: usize) -> u32 {
+    class::blocks(class).div_ceil(capacity(geometry, class))
 }
 
 /// What a magazine lists: its entries up to the first 0.

@@ -31,11 +31,12 @@
 //!   block in two entries (see the table in `cache`).
 //! - Having put a magazine back, or made a block `LOOSE`, uncounted: reaping counts the one and collects the other.
 
-use crate::arena::Arena;
-use crate::heap::block::Handle;
-use crate::heap::cache::{self, Cache, Gate, revoked};
-use crate::heap::{self, block, class, depot, unit};
-use crate::layout::{BlockHeader, ContextSlot, Magazine, Owner, Word, flag};
+use crate::format::class;
+use crate::format::{ContextSlot, Handle, Magazine, Owner, Word, flag, revoked};
+use crate::heap::cache::Cache;
+use crate::heap::gate::Gate;
+use crate::heap::{alloc, block, depot, unit};
+use crate::segment::arena::Arena;
 use crate::sync::{Ordering, fence};
 use crate::sys::barrier;
 use crate::sys::crash::point;
@@ -89,13 +90,6 @@ fn is_loose_due(arena: &Arena) -> bool {
     arena.header().loosened.load(Ordering::Acquire) != arena.header().collected.load(Ordering::Relaxed)
 }
 
-/// Leaves a free block that no magazine has room for where [`collect_loose`] finds it. Nothing can fail here.
-pub(crate) fn loosen(arena: &Arena, block: &BlockHeader) {
-    block.state.store(Word::number(block::state::LOOSE, 0).0, Ordering::Release);
-    // SYNC(loose): Release, after the block's word; a read-modify-write, so that who reads a later number has this one's, too.
-    arena.header().loosened.fetch_add(1, Ordering::Release);
-}
-
 /// Frees blocks that no magazine had room for, if there can be any. The caller searches, so no slab is given back meanwhile, and none of
 /// their memory returned to the system.
 pub(crate) fn collect_loose(cache: &Cache) {
@@ -115,20 +109,11 @@ pub(crate) fn collect_loose(cache: &Cache) {
             if state.kind() == block::state::LOOSE && block::change(block, state, block::owned(cache.me())) {
                 // Unlike a plain free, this one may ask for more magazines.
                 depot::grow_if_empty(arena);
-                heap::free_found(cache, Handle::new(heap::index(class), granule));
+                alloc::free_found(cache, Handle::new(class::index(class), granule));
             }
         }
     }
     header.collected.store(seen, Ordering::Relaxed);
-}
-
-/// The head of the slab of `class` that the block at `granule` belongs to; `None` if there is no such block.
-#[inline]
-pub(crate) fn slab_of(arena: &Arena, granule: u32, class: usize) -> Option<u32> {
-    arena.block(granule)?;
-    let (head, what) = unit::head_of(arena, arena.unit_of(granule))?;
-    let is_slab = what == unit::slab_word(class, class::span(class));
-    (is_slab && class::starts_at(class, granule - arena.granule_of(head))).then_some(head)
 }
 
 /// Removes those entries of a magazine in this process's hands that `is_stale` names.
@@ -261,7 +246,7 @@ pub(crate) fn revoke_idle(cache: &Cache, turn: Turn<'_>) -> u64 {
         slot.revoked.store(Word::number(then, number).0, Ordering::Release);
         point!("revoke: verify");
         if let Some(spare) = spare {
-            heap::free_found(cache, spare);
+            alloc::free_found(cache, spare);
             taken += 1;
         }
     }
@@ -375,7 +360,7 @@ fn empty_slabs_of(cache: &Cache, class: usize, counts: &mut Counts, turn: Turn<'
     // or the other way round, if a block moved, which then has come to the depot after we have read the number.
     counts.clear(arena);
     for granule in depot::listed(arena, class).flat_map(|(_, magazine)| depot::entries(magazine)) {
-        if let Some(head) = slab_of(arena, granule, class) {
+        if let Some(head) = unit::slab_of(arena, granule, class) {
             counts.add(head);
         }
     }
@@ -391,7 +376,7 @@ fn empty_slabs_of(cache: &Cache, class: usize, counts: &mut Counts, turn: Turn<'
 /// `own` the magazines that go back to the depot.
 fn give_back_empty(cache: &Cache, class: usize, counts: &mut Counts, own: &mut u64, turn: Turn<'_>) -> u64 {
     let (arena, blocks) = (cache.arena(), class::blocks(class));
-    let is_full = |granule| slab_of(arena, granule, class).is_some_and(|head| counts.of(head) >= blocks);
+    let is_full = |granule| unit::slab_of(arena, granule, class).is_some_and(|head| counts.of(head) >= blocks);
     let taken: Vec<(u32, &Magazine)> = depot::listed(arena, class)
         .filter(|(_, magazine)| depot::entries(magazine).any(is_full))
         .filter(|(index, _)| depot::take_listed(arena, class, *index, cache.holder()))
@@ -399,7 +384,7 @@ fn give_back_empty(cache: &Cache, class: usize, counts: &mut Counts, own: &mut u
     point!("empty: taken");
     counts.clear(arena);
     for granule in taken.iter().flat_map(|(_, magazine)| depot::entries(magazine)) {
-        if let Some(head) = slab_of(arena, granule, class) {
+        if let Some(head) = unit::slab_of(arena, granule, class) {
             counts.add(head);
         }
     }
@@ -428,13 +413,13 @@ fn give_back_empty(cache: &Cache, class: usize, counts: &mut Counts, own: &mut u
     }
     if !turn() {
         // Somebody sits on the lock: what can't be given back is a slab again.
-        empty.iter().for_each(|head| heap::fill_slab(cache, *head, class));
+        empty.iter().for_each(|head| alloc::fill_slab(cache, *head, class));
         return 0;
     }
     for head in &empty {
         unit::release(arena, *head);
         point!("empty: released");
-        depot::retire(arena, cache::magazines_for(arena.geometry(), class));
+        depot::retire(arena, depot::magazines_for(arena.geometry(), class));
     }
     empty.len() as u64 * u64::from(class::span(class))
 }

@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used)]
 #![allow(unsafe_code)] // a record of what a slot names
 
-use crate::arena::looks;
 use crate::error::{AllocError, RecvError};
-use crate::heap::cache::{revoked, settle_any};
+use crate::format::{CONTEXTS, Owner, Word, class, revoked};
+use crate::heap::gate::settle_any;
 use crate::heap::{block, depot, reclaim};
-use crate::layout::{CONTEXTS, Owner, Word};
+use crate::segment::arena::looks;
 use crate::sync::Ordering;
 use crate::{Buffer, Record, ThreadContext};
 
@@ -182,7 +182,7 @@ fn what_has_changed_is_found() {
     let granule = arena.extent().granule(record[..].as_ptr().addr()).unwrap();
     let handle = block::around(&arena, granule).unwrap();
     std::mem::forget(record);
-    reclaim::loosen(&arena, arena.block(handle.granule()).unwrap());
+    block::loosen(&arena, arena.block(handle.granule()).unwrap());
     all.push(ctx.slice_uninit::<u8>(100).unwrap().fill_with(|_| 1));
     assert!(refusals(&ctx, 100).iter().all(|looks| *looks < FEW));
 }
@@ -205,7 +205,7 @@ fn no_walk_goes_beyond_the_tables() {
             recent.word.store(u64::from(word) << 32 | u64::from(word), Ordering::Relaxed);
             recent.put.store(word.into(), Ordering::Relaxed);
         }
-        let limit = 8 * u64::from(arena.geometry().magazines + arena.geometry().units + crate::layout::CHANNELS);
+        let limit = 8 * u64::from(arena.geometry().magazines + arena.geometry().units + crate::format::CHANNELS);
         let looks = looked_at(|| {
             buffer.stats().unwrap();
             buffer.audit().unwrap();
@@ -237,7 +237,7 @@ fn only_a_block_is_a_record() {
         assert_eq!(found.is_some(), is_taken);
         found.map(std::mem::forget).is_some()
     };
-    let meta = |class: usize| block::Meta { class: super::index(class), offset: 16, count: 1 }.pack();
+    let meta = |class: usize| block::Meta { class: class::index(class), offset: 16, count: 1 }.pack();
 
     // A real one, as it is, and with a header that says another class, smaller or larger.
     let real = ctx.record(7_u64).unwrap();
@@ -246,7 +246,7 @@ fn only_a_block_is_a_record() {
     let word = meta(0);
     header.meta.store(word, Ordering::Relaxed);
     assert!(take(granule));
-    for class in 1..crate::heap::class::COUNT {
+    for class in 1..crate::format::class::COUNT {
         header.meta.store(meta(class), Ordering::Relaxed);
         assert!(!take(granule), "class {class} in a slab of class 0");
     }
@@ -256,8 +256,8 @@ fn only_a_block_is_a_record() {
     let large = ctx.slice_zeroed::<u8>(900).unwrap();
     let first = granule_of(large[..].as_ptr().addr());
     let (class, size) = (
-        crate::heap::class::for_bytes(900).unwrap(),
-        block::small_bytes(super::index(crate::heap::class::for_bytes(900).unwrap())) / 64,
+        crate::format::class::for_bytes(900).unwrap(),
+        block::small_bytes(class::index(crate::format::class::for_bytes(900).unwrap())) / 64,
     );
     for granule in (first + 1)..(first + u32::try_from(size).unwrap()) {
         for class in [0, class] {
@@ -270,8 +270,8 @@ fn only_a_block_is_a_record() {
     // The same by the short way, where the compiler knows the class.
     let record = ctx.record([7_u64; 110]).unwrap();
     let first = granule_of(std::ptr::from_ref(&*record).addr());
-    let class = crate::heap::class::for_bytes(880).unwrap();
-    for granule in first..(first + crate::heap::class::granules(class)) {
+    let class = crate::format::class::for_bytes(880).unwrap();
+    for granule in first..(first + crate::format::class::granules(class)) {
         let header = arena.block(granule).unwrap();
         header.meta.store(meta(class), Ordering::Relaxed);
         // SAFETY: as above.
@@ -321,7 +321,7 @@ fn thefts_are_numbered() {
         assert_eq!(reclaim::revoke_idle(cache, &mut || true), 0, "it is known to have nothing");
         for _ in 0..3 {
             // Cut short, and ended by another.
-            let gone = crate::layout::Owner::new(400, 1);
+            let gone = crate::format::Owner::new(400, 1);
             slot.thefts.fetch_add(1, Ordering::Relaxed);
             slot.revoked.store(Word::of(revoked::EMPTIED, gone).0, Ordering::Relaxed);
             settle_any(&arena, slot);

@@ -20,9 +20,10 @@
 //! repair, and [`release`] repairs it, again and again if need be. Killed after the head is free, before that is told (`units_freed`):
 //! what others have learned before may keep them from looking there, until reaping [`recount`]s, which tells.
 
-use crate::arena::Arena;
-use crate::heap::{class, want};
-use crate::layout::{Owner, Word};
+use crate::format::class;
+use crate::format::{Owner, Word};
+use crate::heap::want;
+use crate::segment::arena::Arena;
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::crash::point;
 use crate::sys::memory::NotBacked;
@@ -100,7 +101,7 @@ impl Absent {
     }
 }
 
-const _: () = assert!(crate::layout::MAX_CAPACITY / crate::layout::UNIT < 1 << Absent::SPAN_BITS);
+const _: () = assert!(crate::format::MAX_CAPACITY / crate::format::UNIT < 1 << Absent::SPAN_BITS);
 
 /// How often units have become free.
 pub(crate) fn freed(arena: &Arena) -> u64 {
@@ -322,6 +323,15 @@ pub(crate) fn link(arena: &Arena, unit: u32) -> u32 {
 pub(crate) fn is_slab(arena: &Arena, granule: u32, class: usize) -> bool {
     let wanted = slab_word(class, class::span(class)).0;
     arena.unit_around(granule).is_some_and(|unit| unit.load(Ordering::Acquire) & !BACKED == wanted)
+}
+
+/// The head of the slab of `class` that the block at `granule` belongs to; `None` if there is no such block.
+#[inline]
+pub(crate) fn slab_of(arena: &Arena, granule: u32, class: usize) -> Option<u32> {
+    arena.block(granule)?;
+    let (head, what) = head_of(arena, arena.unit_of(granule))?;
+    let is_slab = what == slab_word(class, class::span(class));
+    (is_slab && class::starts_at(class, granule - arena.granule_of(head))).then_some(head)
 }
 
 /// Every head below the frontier with what it says, in address order; free units are left out.

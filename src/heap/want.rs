@@ -12,18 +12,16 @@
 //! Whoever wanted memory: the mark stays, and costs the next who gives something back one wake-up of nobody. Between clearing the
 //! mark and waking: who waits looks again within a tick.
 
-use crate::arena::Arena;
-use crate::heap::cache::{Cache, revoked};
-use crate::layout::Word;
+use crate::format::{Owner, Word, revoked};
+use crate::segment::arena::Arena;
 use crate::sync::{AtomicU32, Ordering, fence};
 use crate::sys::crash::point;
 use crate::wait;
 
-/// Says that the context of `cache` waits for memory, to be called before each try; then sleep on the result.
-pub(crate) fn announce(cache: &Cache) {
-    let (arena, mine) = (cache.arena(), cache.holder().owner().index());
+/// Says that the context `mine` of the process `me` waits for memory, to be called before each try; then sleep on the result.
+pub(crate) fn announce(arena: &Arena, me: Owner, mine: u32) {
     arena.header().memory_wanted.store(1, Ordering::SeqCst);
-    let asked = Word::of(revoked::ASKED, cache.me()).0;
+    let asked = Word::of(revoked::ASKED, me).0;
     for slot in (0..arena.context_top()).filter(|index| *index != mine).filter_map(|index| arena.context(index)) {
         if slot.owner.load(Ordering::Relaxed) != 0 {
             let _ = slot.revoked.compare_exchange(0, asked, Ordering::AcqRel, Ordering::Relaxed);

@@ -1,9 +1,11 @@
 //! Queues: words of shared memory through which granules and values pass from hand to hand. They know nothing of types.
 
-pub(crate) mod granule;
+mod granule;
 mod pace;
+pub(crate) mod ring;
 pub(crate) mod spsc;
 pub(crate) mod value;
+pub(crate) mod window;
 
 #[cfg(test)]
 mod tests;

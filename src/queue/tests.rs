@@ -1,8 +1,10 @@
 //! The two kinds of ring against a queue that is obviously right, wherever they stand, and what a kill leaves in them.
 
-use super::spsc::{End, NotPushed, Ring, clear_beyond, records, records_from};
-use super::value::{self, Shape};
-use crate::layout::SpscHeader;
+use super::ring::Ring;
+use super::spsc::{End, NotPushed};
+use super::value;
+use super::window::{clear_beyond, records, records_from};
+use crate::format::{MAX_VALUE_BYTES, Shape, SpscHeader};
 use crate::sync::{AtomicU64, Ordering};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -355,7 +357,7 @@ fn values_share_lines_and_none_lies_across_two() {
     // Bytes, values a row, lines a row.
     let shapes =
         [(0, 7, 1), (1, 7, 1), (8, 7, 1), (9, 3, 1), (16, 3, 1), (17, 2, 1), (24, 2, 1), (25, 1, 1), (56, 1, 1)];
-    let large = [(57, 1, 2), (120, 1, 2), (121, 1, 3), (value::MAX_BYTES, 1, 16)];
+    let large = [(57, 1, 2), (120, 1, 2), (121, 1, 3), (MAX_VALUE_BYTES, 1, 16)];
     for (bytes, values, lines) in shapes.into_iter().chain(large) {
         let capacity = 1024_u64;
         let rows = (capacity + values - 1).div_ceil(values);

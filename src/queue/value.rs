@@ -38,63 +38,10 @@
 //! See [`spsc`](super::spsc). What a batch leaves that was cut short is stamps beyond the window, of whole rows behind the one that the
 //! window ends in. A row that is cleared gets the position where its lap begins: none of that lap is filled.
 
-use super::spsc::{At, End, NotPushed};
+use crate::format::Shape;
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::crash::point;
-use crate::sys::prefetch;
 use std::cell::Cell;
-
-/// The largest value: a row of sixteen lines. What is larger is cheaper to hand over as a record.
-pub(crate) const MAX_BYTES: usize = 1016;
-
-const LINE_WORDS: usize = 8;
-
-/// How many rows ahead a producer that enters a row asks for one to write, if there is room. Measured: `docs::design`.
-const FREE_AHEAD: usize = 8;
-
-/// How many rows ahead a consumer that enters a full row asks for one to read. Measured, too.
-const FULL_AHEAD: usize = 4;
-
-/// How values lie in rows.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Shape {
-    /// Words of a value, at least 1.
-    words: usize,
-}
-
-impl Shape {
-    /// For values of so many bytes.
-    pub(crate) const fn of(bytes: usize) -> Self {
-        let words = bytes.div_ceil(8);
-        Self { words: if words == 0 { 1 } else { words } }
-    }
-
-    const fn values_per_row(self) -> usize {
-        let fit = (LINE_WORDS - 1) / self.words;
-        if fit == 0 { 1 } else { fit }
-    }
-
-    const fn row_words(self) -> usize {
-        (1 + self.words).next_multiple_of(LINE_WORDS)
-    }
-
-    /// Words of a ring that so many values may be in at once.
-    pub(crate) const fn ring_words(self, capacity: u64) -> u64 {
-        let per_row = self.values_per_row() as u64;
-        (capacity + per_row - 1).div_ceil(per_row) * self.row_words() as u64
-    }
-
-    const fn row_start(self, position: u64) -> u64 {
-        position - position % self.values_per_row() as u64
-    }
-
-    /// Where the row of `position` begins in a ring of so many words, which is at least a row.
-    #[allow(clippy::cast_possible_truncation)] // less than the words
-    const fn offset(self, words: usize, position: u64) -> usize {
-        let row = (position / self.values_per_row() as u64) % (words / self.row_words()) as u64;
-        row as usize * self.row_words()
-    }
-}
 
 /// The stamp of the row of `position`.
 pub(super) fn stamp(words: &[AtomicU64], shape: Shape, position: u64) -> Option<&AtomicU64> {
@@ -129,9 +76,9 @@ static NO_STAMP: AtomicU64 = AtomicU64::new(0);
 #[derive(Debug)]
 pub(super) struct Rows {
     /// What it has not come past of the values of the row at hand.
-    rest: Cell<&'static [AtomicU64]>,
+    pub(super) rest: Cell<&'static [AtomicU64]>,
     /// That row's.
-    stamp: Cell<&'static AtomicU64>,
+    pub(super) stamp: Cell<&'static AtomicU64>,
     /// The rows behind it, to the ring's end.
     ahead: Cell<&'static [AtomicU64]>,
 }
@@ -147,7 +94,7 @@ impl Rows {
         if words.len() >= shape.row_words() {
             rows.ahead.set(words.get(shape.offset(words.len(), position)..).unwrap_or_default());
             rows.turn(words, shape);
-            let past = (position - shape.row_start(position)) as usize * shape.words;
+            let past = (position - shape.row_start(position)) as usize * shape.words();
             rows.rest.set(rows.rest.get().get(past..).unwrap_or_default());
         }
         rows
@@ -161,11 +108,11 @@ impl Rows {
 
     /// Goes on to the next row, which may be the first.
     #[inline(always)]
-    fn turn(&self, words: &'static [AtomicU64], shape: Shape) {
+    pub(super) fn turn(&self, words: &'static [AtomicU64], shape: Shape) {
         let split = |words: &'static [AtomicU64]| words.split_at_checked(shape.row_words());
         if let Some((row, ahead)) = split(self.ahead.get()).or_else(|| split(words))
             && let Some((stamp, values)) = row.split_first()
-            && let Some(values) = values.get(..shape.values_per_row() * shape.words)
+            && let Some(values) = values.get(..shape.values_per_row() * shape.words())
         {
             self.ahead.set(ahead);
             self.stamp.set(stamp);
@@ -175,7 +122,7 @@ impl Rows {
 
     /// The row so many behind the one at hand, to be asked for early.
     #[inline(always)]
-    fn beyond(&self, words: &'static [AtomicU64], shape: Shape, rows: usize) -> Option<&'static AtomicU64> {
+    pub(super) fn beyond(&self, words: &'static [AtomicU64], shape: Shape, rows: usize) -> Option<&'static AtomicU64> {
         let ahead = self.ahead.get();
         let offset = (rows - 1) * shape.row_words();
         ahead.get(offset).or_else(|| words.get(offset.wrapping_sub(ahead.len())))
@@ -190,118 +137,6 @@ impl Rows {
         } else {
             seen > position || self.stamp.get().load(Ordering::Acquire) > position
         }
-    }
-}
-
-impl End {
-    /// Queues the value that `put` writes. True if there is something on the consumer's bell.
-    #[inline(always)]
-    pub(crate) fn push_value(&self, shape: Shape, put: impl FnOnce(&[AtomicU64])) -> Result<bool, NotPushed> {
-        self.make_sure()?;
-        let ring = self.ring.get();
-        if self.rows.rest.get().len() < shape.words {
-            self.rows.turn(ring.words, shape);
-            if self.until.get() > self.position.get().saturating_add((FREE_AHEAD * shape.values_per_row()) as u64) {
-                // The consumer has left it, but its core has the line still.
-                if let Some(stamp) = self.rows.beyond(ring.words, shape, FREE_AHEAD) {
-                    prefetch::for_writing(stamp);
-                }
-            }
-        }
-        let Some((value, rest)) = self.rows.rest.get().split_at_checked(shape.words) else {
-            return Err(NotPushed::Full);
-        };
-        put(value);
-        point!("send: before the slot");
-        let position = self.position.get().wrapping_add(1);
-        // SYNC(publish)
-        self.rows.stamp.get().store(position, Ordering::Release);
-        point!("send: slot");
-        self.rows.rest.set(rest);
-        Ok(self.pushed(ring.header, position))
-    }
-
-    /// Queues as many of `count` as there is room for, with one store that publishes all of them: how many, and whether there
-    /// is something on the consumer's bell. `put` is told which of them.
-    pub(crate) fn push_values(
-        &self,
-        shape: Shape,
-        count: usize,
-        put: impl Fn(usize, &[AtomicU64]),
-    ) -> Result<(usize, bool), NotPushed> {
-        let count = self.room(count)?;
-        let ring = self.ring.get();
-        let start = self.position.get();
-        self.begin_batch();
-        // Fills the row at hand with values from the `i`th on, and says up to which.
-        let fill = |i: usize| {
-            let mut filled = i;
-            while filled < count
-                && let Some((value, rest)) = self.rows.rest.get().split_at_checked(shape.words)
-            {
-                put(filled, value);
-                point!("send batch: before a slot");
-                self.rows.rest.set(rest);
-                filled += 1;
-            }
-            filled
-        };
-        // SYNC(publish) by the first row's; SYNC(kill) for the others: no gap in what a kill leaves.
-        let publish = |stamp: &AtomicU64, filled: usize| {
-            stamp.store(start.wrapping_add(filled as u64), Ordering::Release);
-            point!("send batch: slot");
-        };
-        if self.rows.rest.get().len() < shape.words {
-            self.rows.turn(ring.words, shape);
-        }
-        let first = self.rows.stamp.get();
-        let in_first = fill(0);
-        let mut filled = in_first;
-        while filled < count {
-            self.rows.turn(ring.words, shape);
-            let end = fill(filled);
-            if end == filled {
-                // No rows: the ring is not what this end takes it for.
-                return Err(NotPushed::Full);
-            }
-            filled = end;
-            publish(self.rows.stamp.get(), filled);
-        }
-        // The first is the last: nothing of the batch is seen before it.
-        publish(first, in_first);
-        Ok((count, self.pushed(ring.header, start.wrapping_add(count as u64))))
-    }
-
-    /// The words of the value that is queued for this consumer, if one is, and goes on behind it. It must be received.
-    #[inline(always)]
-    pub(crate) fn next_value(&self, at: &mut At, shape: Shape) -> Option<&'static [AtomicU64]> {
-        if self.until.get() <= at.position {
-            // SYNC(publish)
-            let look = || self.until.set(self.rows.stamp.get().load(Ordering::Acquire));
-            if self.rows.rest.get().len() < shape.words {
-                self.rows.turn(at.ring.words, shape);
-                look();
-                if self.until.get() >= at.position.saturating_add(shape.values_per_row() as u64)
-                    && let Some(stamp) = self.rows.beyond(at.ring.words, shape, FULL_AHEAD)
-                {
-                    // The row is full, so the producer is some way ahead. At its heels, this would take away the line it writes.
-                    prefetch::for_reading(stamp);
-                }
-            } else {
-                look();
-            }
-            if self.until.get() <= at.position {
-                return None;
-            }
-        }
-        let Some((value, rest)) = self.rows.rest.get().split_at_checked(shape.words) else {
-            // The stamp said more than its row has: no producer's. The next row is asked itself.
-            self.until.set(0);
-            return None;
-        };
-        self.rows.rest.set(rest);
-        at.step();
-        Some(value)
     }
 }
 

@@ -114,14 +114,8 @@ impl Drop for Mapping {
         let start = self.base.addr().get();
         kept.mappings.retain(|(other, _)| *other != start);
         // Under the lock: a child must not take away what is mapped there next.
-        unmap(start, self.len);
+        shm::unmap(start, self.len);
     }
-}
-
-/// Takes away a mapping that is listed, and is used by nobody.
-pub(crate) fn unmap(start: usize, len: usize) {
-    // SAFETY: mapped by `Mapping::new` or `Pin::new`, and referred to by nobody.
-    let _ = unsafe { munmap(ptr::without_provenance_mut(start), len) };
 }
 
 /// Whether a mapping is part of a core dump.
@@ -257,6 +251,6 @@ impl Drop for Pin {
         let mut kept = shm::kept();
         let address = self.0.addr().get();
         kept.mappings.retain(|(other, _)| *other != address);
-        unmap(address, PAGE);
+        shm::unmap(address, PAGE);
     }
 }

@@ -19,7 +19,6 @@
 #![allow(clippy::cast_possible_truncation)]
 
 use crate::sys::fork::PerProcess;
-use crate::sys::memory;
 use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::{self, AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -163,9 +162,15 @@ impl Kept {
             unsafe { rustix::io::close(fd.as_raw_fd()) };
         }
         for (start, len) in self.mappings.drain(..) {
-            memory::unmap(start, len);
+            unmap(start, len);
         }
     }
+}
+
+/// Takes away a mapping that is listed, and is used by nobody.
+pub(crate) fn unmap(start: usize, len: usize) {
+    // SAFETY: mapped by `memory`, and referred to by nobody.
+    let _ = unsafe { rustix::mm::munmap(std::ptr::without_provenance_mut(start), len) };
 }
 
 /// Takes the place of the descriptors 0, 1 and 2 where they are closed, so that nothing else does: what somebody prints there then

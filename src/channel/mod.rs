@@ -1,0 +1,22 @@
+//! Channels: what users hold of one, and what it does in their stead.
+
+mod batch;
+pub(crate) mod endpoint;
+#[cfg(feature = "async")]
+mod future;
+mod iter;
+mod message;
+mod options;
+mod ready;
+mod select;
+pub(crate) mod tag;
+mod typed;
+
+pub use endpoint::{Consumer, Producer, Role};
+#[cfg(feature = "async")]
+pub use future::{RecvFut, RecvStream, SendFut, SendSink};
+pub use iter::{IntoIter, Iter, TryIter};
+pub use message::Message;
+pub use options::ChannelOptions;
+pub use select::{Select, Selectable};
+pub use typed::{Channel, ValueChannel};
