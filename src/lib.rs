@@ -79,14 +79,15 @@ compile_error!("ipc-buffer needs 64-bit Linux: byte leases (F_OFD_SETLK), shared
 
 pub mod docs;
 
+// Layers, from the top down: each knows only what stands below it (tests/layers.rs).
 // What users hold: typed, RAII.
 mod buffer;
 mod channel;
-mod record;
-// What is to be seen of a segment.
 mod inspect;
-// This process's and this thread's side of it, and what the dead have left.
+mod record;
+// This process's and this thread's side of a segment.
 mod process;
+// What the dead have left.
 mod recovery;
 // Which channels there are, and who is attached.
 mod directory;
@@ -95,11 +96,11 @@ mod membership;
 mod heap;
 mod queue;
 mod wait;
-// The bytes: shared format, mapping, leases.
+// The bytes: mapping and leases, and what lies where.
+mod error;
 mod format;
 mod segment;
 // The doors: kernel and atomics.
-mod error;
 mod sync;
 mod sys;
 

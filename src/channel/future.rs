@@ -2,7 +2,7 @@
 //!
 //! Promises: a future that is dropped loses nothing that was sent: it takes a message in the poll that returns it, and sends its own
 //! in the poll that says so. It needs no particular runtime: it looks for a moment (`WaitStrategy`), with a turn for other tasks
-//! between two looks, and then has itself woken by the `waiter`.
+//! between two looks, and then has itself woken by the `reactor`.
 //!
 //! # Ownership
 //! An end has one future at a time, which borrows it. A future that is dropped, or has answered, is no longer parked; one that was

@@ -111,7 +111,7 @@ pub(crate) struct ProcessSlot {
     pub(crate) epoch: AtomicU64,
     /// Process id in its own pid namespace, for people.
     pub(crate) pid: AtomicU32,
-    /// The process's waiter sleeps on this, for all futures; see `wait` and `waiter`. Counts the wake-ups of every user of the slot.
+    /// The process's reactor sleeps on this, for all futures; see `wait` and `process::reactor`. Counts the wake-ups of every user of the slot.
     pub(crate) bed: AtomicU32,
     /// How far reaping this process has come: [`Word::number`] of the pass, and where in it to go on. Written by a reaper that
     /// stops; 0 while it lives.

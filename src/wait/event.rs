@@ -71,7 +71,7 @@ impl EndKey {
 }
 const _: () = assert!(2 * (CHANNELS as u64) < EndKey::ALL);
 
-/// The word that a context sleeps on, or a process's waiter, what is said beside it, and its name on bells.
+/// The word that a context sleeps on, or a process's reactor, what is said beside it, and its name on bells.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bed<'a> {
     word: &'a AtomicU32,

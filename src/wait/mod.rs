@@ -4,7 +4,7 @@
 //! [`tick`], so what nobody announces (a killed peer, a wake that died with its sender) is seen within that time; who waits for
 //! many ends looks at those that rang.
 //!
-//! A context sleeps on one word, its *bed*, whatever it waits for; a process has one more, for its futures (see `waiter`). Each end
+//! A context sleeps on one word, its *bed*, whatever it waits for; a process has one more, for its futures (see `process::reactor`). Each end
 //! of a channel has a *bell*, which the other side looks at after each of its operations. Who goes to sleep writes the bed's
 //! name on the bell of each end it waits for; who finds a name on a bell takes it off and wakes that bed. So waiting for a
 //! thousand ends is one sleep, and costs their other sides what waiting for one does. A bed that is woken for nothing, by an
@@ -12,7 +12,7 @@
 //!
 //! Who waits for few ends writes the names when it falls asleep, takes them off when it wakes, and looks at all of them. For many
 //! ends that is too much: there the names stay on the bells (the ends are *armed*), also while nobody sleeps, and the ringer
-//! leaves a *hint* beside the bed, which says what end it was. See [`Select`](crate::Select) and `waiter`.
+//! leaves a *hint* beside the bed, which says what end it was. See [`Select`](crate::Select) and `process::reactor`.
 //!
 //! Who waits for ends of several buffers has a context in each, and sleeps in all their beds at once. Where the kernel can't do
 //! that (see `sys::futex::wait_any`) it sleeps in the first, a [`nap`] at a time, and looks at the others in between.

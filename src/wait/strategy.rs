@@ -53,7 +53,7 @@ impl WaitStrategy {
         if self == WaitStrategy::Block || !has_other_cores() { 0 } else { LOOKS }
     }
 
-    /// Whether a future that began to wait at `since` looks again at once, instead of leaving it to the waiter to wake it.
+    /// Whether a future that began to wait at `since` looks again at once, instead of leaving it to the reactor to wake it.
     #[cfg(feature = "async")]
     pub(crate) fn looks_on(self, since: Instant) -> bool {
         match self {
