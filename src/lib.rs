@@ -113,8 +113,8 @@ pub mod crash_points {
 
 pub use buffer::{Buffer, BufferOptions, ChannelInfo, ThreadContext, name_from_path};
 pub use channel::{
-    Channel, ChannelOptions, Consumer, IntoIter, Iter, Message, Producer, Role, Select, Selectable, TryIter,
-    ValueChannel,
+    Channel, ChannelOptions, Consumer, IntoIter, Iter, Message, Peek, PeekBatch, Producer, Role, Select, Selectable,
+    TryIter, ValueChannel,
 };
 #[cfg(feature = "async")]
 pub use channel::{RecvFut, RecvStream, SendFut, SendSink};

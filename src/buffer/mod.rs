@@ -247,6 +247,10 @@ pub struct ChannelInfo {
     pub capacity: usize,
     /// Records, or values, queued.
     pub queued: usize,
+    /// Records, or values, ever sent, counted from 0 when the channel was made.
+    pub sent: u64,
+    /// Records, or values, ever received.
+    pub received: u64,
     /// Process id of the producer's process, if there is one.
     pub producer: Option<u32>,
     /// Process id of the consumer's process, if there is one.
@@ -468,15 +472,21 @@ impl Buffer {
         let pid = |who| participant::pid(self.hold.arena(), who);
         let mut list: Vec<ChannelInfo> = directory::list(&control)
             .filter(|facts| facts.live)
-            .map(|facts| ChannelInfo {
-                id: facts.id,
-                kind: "spsc",
-                carries: facts.kind.map_or_else(|| "corrupted".into(), |kind| kind.to_string()),
-                capacity: facts.ring.map_or(0, |ring| ring.capacity()),
-                queued: facts.ring.map_or(0, |ring| ring.len()),
-                producer: facts.producer.map(pid),
-                consumer: facts.consumer.map(pid),
-                persistent: facts.persistent,
+            .map(|facts| {
+                let received = facts.ring.map_or(0, |ring| ring.head());
+                let queued = facts.ring.map_or(0, |ring| ring.len_from(received));
+                ChannelInfo {
+                    id: facts.id,
+                    kind: "spsc",
+                    carries: facts.kind.map_or_else(|| "corrupted".into(), |kind| kind.to_string()),
+                    capacity: facts.ring.map_or(0, |ring| ring.capacity()),
+                    queued,
+                    sent: received.saturating_add(queued as u64),
+                    received,
+                    producer: facts.producer.map(pid),
+                    consumer: facts.consumer.map(pid),
+                    persistent: facts.persistent,
+                }
             })
             .collect();
         list.sort_by_key(|info| info.id);

@@ -10,6 +10,7 @@ use crate::queue::value;
 use crate::record::{NoBlock, Payload, Record};
 use crate::sync::Ordering;
 use bytemuck::Pod;
+use std::mem::ManuallyDrop;
 
 mod sealed {
     pub trait Sealed {}
@@ -80,6 +81,11 @@ pub trait Message: sealed::Sealed + Sized {
     /// Takes what is queued for this consumer, if something is, and goes on behind it; the head has yet to be moved.
     #[doc(hidden)]
     fn take(endpoint: &Endpoint, at: &mut At) -> Option<Result<Self, NoMessage>>;
+
+    /// What is queued at `at`, if something is, left where it is: not to be dropped, and to be looked at only as long as this end is
+    /// attached and has not taken it.
+    #[doc(hidden)]
+    fn peek(endpoint: &Endpoint, at: &At) -> Option<Result<ManuallyDrop<Self>, NoMessage>>;
 }
 
 /// What is queued is nothing that a sender of this library writes; it lies there still.
@@ -136,6 +142,16 @@ impl<T: ?Sized + Payload> Message for Record<T> {
         at.step();
         Some(Ok(record))
     }
+
+    fn peek(endpoint: &Endpoint, at: &At) -> Option<Result<ManuallyDrop<Self>, NoMessage>> {
+        let granule = at.next_granule()?;
+        let cache = endpoint.local.cache();
+        let start = cache.arena().start(granule).filter(|start| block::is_sendable(start.header()));
+        // SAFETY: it stays queued: nobody drops it, and whoever looks at it knows by the caller that it does.
+        #[allow(unsafe_code)]
+        let record = start.and_then(|start| unsafe { Self::from_block(cache, granule, start, || ()) });
+        Some(record.map(ManuallyDrop::new).ok_or(NoMessage))
+    }
 }
 
 #[allow(private_interfaces)]
@@ -163,6 +179,13 @@ impl<T: Pod> Message for T {
         let mut value = T::zeroed();
         value::load(bytemuck::bytes_of_mut(&mut value), words);
         Some(Ok(value))
+    }
+
+    fn peek(_: &Endpoint, at: &At) -> Option<Result<ManuallyDrop<T>, NoMessage>> {
+        let words = at.look_at_value(const { shape::<T>() })?;
+        let mut value = T::zeroed();
+        value::load(bytemuck::bytes_of_mut(&mut value), words);
+        Some(Ok(ManuallyDrop::new(value)))
     }
 }
 

@@ -124,6 +124,23 @@ impl<T: ?Sized + Payload, R: Role, M: Message> Channel<T, R, M> {
         self.endpoint.end.capacity()
     }
 
+    /// Records, or values, ever sent through this channel, if this is a producer, or received, if a consumer: counted from 0 when the
+    /// channel was made, whoever had the role, and also what was [`Corrupted`](RecvError::Corrupted).
+    ///
+    /// ```
+    /// # let name = format!("doc-chan-position-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let (mut tx, mut rx) = (ctx.value_producer::<u8>(1)?, ctx.value_consumer::<u8>(1)?);
+    /// tx.send_batch(0..5)?;
+    /// rx.recv()?;
+    /// assert_eq!((tx.position(), rx.position()), (5, 1));
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    pub fn position(&self) -> u64 {
+        self.endpoint.end.position()
+    }
+
     /// Records, or values, queued. The other end may change it at any time: what the producer sees can only shrink meanwhile, what the
     /// consumer sees only grow. The producer knows the number, the consumer searches for it: some 20 looks at most.
     ///

@@ -89,6 +89,15 @@ pub(crate) struct Local {
     no_revoking_before: Cell<Option<Instant>>,
 }
 
+/// A handle of a context, as a `ThreadContext` is one.
+pub(crate) struct StayOpen(Rc<Local>);
+
+impl Drop for StayOpen {
+    fn drop(&mut self) {
+        self.0.drop_handle();
+    }
+}
+
 /// How many times as long as it took to look into others' caches in vain, that is not done again.
 const FRUITLESS: u32 = 10;
 
@@ -322,6 +331,12 @@ impl Local {
     /// One more `ThreadContext`.
     pub(crate) fn add_handle(&self) {
         self.handles.set(self.handles.get() + 1);
+    }
+
+    /// Keeps the context open.
+    pub(crate) fn stay_open(self: &Rc<Self>) -> StayOpen {
+        self.add_handle();
+        StayOpen(Rc::clone(self))
     }
 
     /// One `ThreadContext` less; the last one closes the context.

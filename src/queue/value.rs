@@ -56,6 +56,15 @@ pub(super) fn stamped(words: &[AtomicU64], shape: Shape, position: u64) -> u64 {
     stamp.min(end).saturating_sub(position)
 }
 
+/// The words of the value at `position`, if it is stamped.
+#[allow(clippy::cast_possible_truncation)] // less than a row
+pub(super) fn at(words: &'static [AtomicU64], shape: Shape, position: u64) -> Option<&'static [AtomicU64]> {
+    (stamped(words, shape, position) > 0).then_some(())?;
+    let past = (position - shape.row_start(position)) as usize;
+    let start = shape.offset(words.len(), position) + 1 + past * shape.words();
+    words.get(start..start + shape.words())
+}
+
 /// Clears the rows beyond the one that the window ends in.
 pub(super) fn clear_beyond(words: &[AtomicU64], shape: Shape, end: u64) {
     let rows = words.len() / shape.row_words();

@@ -15,7 +15,11 @@ impl Ring {
 
     /// How many are queued: exact for the consumer, an estimate for observers.
     pub(crate) fn len(&self) -> usize {
-        let head = self.head();
+        self.len_from(self.head())
+    }
+
+    /// As [`len`](Self::len), from where the head was.
+    pub(crate) fn len_from(&self, head: u64) -> usize {
         self.count_between(head, self.find_end(head))
     }
 

@@ -328,8 +328,8 @@ impl<T: ?Sized + Payload> Record<T> {
     /// The record in the block at `granule`, if its header and its place say it is one of this type: then `take` is called.
     ///
     /// # Safety
-    /// With `take` the block becomes `OWNED` by this process, and no record names it; `cache` is one of its contexts', `start` the
-    /// block's start there.
+    /// With `take` the block becomes `OWNED` by this process, and no record names it; or it is queued for this process, and the record is
+    /// never dropped, and looked at only as long as it is. `cache` is one of this process's contexts', `start` the block's start there.
     #[inline(always)]
     pub(crate) unsafe fn from_block(cache: &Cache, granule: u32, start: Start, take: impl FnOnce()) -> Option<Self> {
         // Bounds, class and alignment: the header is shared memory, and a foreign hand may have written it.

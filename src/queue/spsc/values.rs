@@ -2,6 +2,7 @@
 
 use super::{At, End, NotPushed};
 use crate::format::Shape;
+use crate::queue::value;
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::crash::point;
 use crate::sys::prefetch;
@@ -121,5 +122,12 @@ impl End {
         self.rows.rest.set(rest);
         at.step();
         Some(value)
+    }
+}
+
+impl At {
+    /// The words of the value that is queued here, if one is.
+    pub(crate) fn look_at_value(&self, shape: Shape) -> Option<&'static [AtomicU64]> {
+        value::at(self.ring.words, shape, self.position)
     }
 }
