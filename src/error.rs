@@ -331,6 +331,27 @@ pub enum AttachError {
         /// The type it carries.
         theirs: String,
     },
+    /// The channel was made with another number of slots.
+    #[error("channel {id} has {actual} slots, not {asked}; leave ChannelOptions::capacity out to take it as it is")]
+    CapacityMismatch {
+        /// The channel.
+        id: i64,
+        /// Slots asked for.
+        asked: usize,
+        /// Slots it has.
+        actual: usize,
+    },
+    /// The channel was made persistent, and was not to be; or the other way round.
+    #[error(
+        "channel {id} {}; leave ChannelOptions::persistent out to take it as it is, or remove it (Buffer::remove_channel)",
+        if *asked { "goes with its last endpoint, and was to be persistent" } else { "is persistent, and was not to be" }
+    )]
+    PersistenceMismatch {
+        /// The channel.
+        id: i64,
+        /// What was asked for.
+        asked: bool,
+    },
     /// Another endpoint has the role.
     #[error("channel {id} has a {role} already: process {pid}, thread {thread}")]
     RoleTaken {

@@ -295,6 +295,11 @@ impl Endpoint {
         })
     }
 
+    /// Whether the channel stays without endpoints.
+    pub(crate) fn is_persistent(&self) -> bool {
+        self.check().is_ok() && self.entry().is_some_and(directory::is_persistent)
+    }
+
     /// Whether somebody holds the other end who is not known to be dead.
     fn has_peer(&self) -> bool {
         // Asked again: a process that takes over a dead one's slot has its name.
@@ -605,9 +610,12 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
                     break Err(error);
                 }
             }
-            Err(Refused::Taken { channel, .. } | Refused::Kind { channel, .. })
-                if directory::occupants(hold.arena(), channel).any(is_dead) =>
-            {
+            Err(
+                Refused::Taken { channel, .. }
+                | Refused::Kind { channel, .. }
+                | Refused::Capacity { channel, .. }
+                | Refused::Persistence { channel },
+            ) if directory::occupants(hold.arena(), channel).any(is_dead) => {
                 bereave(control, local, channel, &is_dead);
                 met_the_dead = true;
             }
@@ -624,6 +632,14 @@ fn attach(hold: &Hold, local: &Local, id: i64, side: Side, spec: &Spec) -> Resul
             Err(Refused::Kind { theirs, .. }) => {
                 let (ours, theirs) = (spec.kind.to_string(), theirs.to_string());
                 break Err(AttachError::TypeMismatch { id, ours, theirs });
+            }
+            Err(Refused::Capacity { theirs, .. }) => {
+                let asked = spec.capacity_log2.map_or(0, |log2| 1 << log2);
+                let actual = usize::try_from(theirs).unwrap_or(usize::MAX);
+                break Err(AttachError::CapacityMismatch { id, asked, actual });
+            }
+            Err(Refused::Persistence { .. }) => {
+                break Err(AttachError::PersistenceMismatch { id, asked: spec.persistent == Some(true) });
             }
             Err(Refused::NotBacked) => {
                 let free = local.free_bytes(heap::unit::NoUnits::NotBacked);

@@ -13,15 +13,15 @@ use crate::wait::WaitStrategy;
 /// ```
 #[derive(Debug, Clone)]
 pub struct ChannelOptions {
-    capacity: usize,
-    persistent: bool,
+    capacity: Option<usize>,
+    persistent: Option<bool>,
     tag: Option<String>,
     pub(crate) strategy: WaitStrategy,
 }
 
 impl Default for ChannelOptions {
     fn default() -> Self {
-        Self { capacity: 1024, persistent: false, tag: None, strategy: WaitStrategy::Adaptive }
+        Self { capacity: None, persistent: None, tag: None, strategy: WaitStrategy::Adaptive }
     }
 }
 
@@ -45,8 +45,8 @@ impl ChannelOptions {
         Self::default()
     }
 
-    /// Records, or values, the channel can queue: a power of two from 2 to 2^24. Counts for who creates the channel; who attaches
-    /// later gets what is there. Each takes a slot of 8 bytes, or what [its value needs](crate::Message); 0.5 KiB come on top.
+    /// Records, or values, the channel can queue: a power of two from 2 to 2^24. If it is left out, the channel is made with 1024, or is
+    /// taken as it is; a channel that has another number is refused. Each takes a slot of 8 bytes, or what [its value needs](crate::Message); 0.5 KiB come on top.
     ///
     /// ```
     /// # let name = format!("doc-chan-options-cap-{}", std::process::id());
@@ -56,19 +56,22 @@ impl ChannelOptions {
     /// let slots = |n| ChannelOptions::new().capacity(n);
     /// assert!(matches!(ctx.producer_with::<u8>(1, &slots(3)), Err(AttachError::Capacity { capacity: 3, .. })));
     /// let tx = ctx.producer_with::<u8>(1, &slots(4))?;
-    /// let rx = ctx.consumer_with::<u8>(1, &slots(64))?;
+    /// let other = ctx.consumer_with::<u8>(1, &slots(64));
+    /// assert!(matches!(other, Err(AttachError::CapacityMismatch { asked: 64, actual: 4, .. })));
+    /// let rx = ctx.consumer::<u8>(1)?;
     /// assert_eq!((tx.capacity(), rx.capacity()), (4, 4));
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
     #[must_use]
     pub fn capacity(mut self, slots: usize) -> Self {
-        self.capacity = slots;
+        self.capacity = Some(slots);
         self
     }
 
     /// Keeps the channel, with what is queued in it, when its last endpoint leaves; and a consumer that leaves is not missed:
     /// sending goes on, and waits when the channel is full, until the next one comes. The channel goes with
-    /// [`Buffer::remove_channel`](crate::Buffer::remove_channel), or with the buffer. Counts for who creates the channel.
+    /// [`Buffer::remove_channel`](crate::Buffer::remove_channel), or with the buffer. If it is left out, the channel is made without, or is
+    /// taken as it is; a channel that differs is refused.
     ///
     /// ```
     /// # let name = format!("doc-chan-options-persist-{}", std::process::id());
@@ -84,7 +87,7 @@ impl ChannelOptions {
     /// ```
     #[must_use]
     pub fn persistent(mut self, yes: bool) -> Self {
-        self.persistent = yes;
+        self.persistent = Some(yes);
         self
     }
 
@@ -142,9 +145,10 @@ impl ChannelOptions {
         if kind.form != Form::Values && kind.align > 4096 {
             return Err(AttachError::Alignment { align: kind.align as usize });
         }
-        if !self.capacity.is_power_of_two() || !(2..=directory::MAX_CAPACITY).contains(&self.capacity) {
-            return Err(AttachError::Capacity { capacity: self.capacity, max: directory::MAX_CAPACITY });
+        let is_possible = |slots: &usize| slots.is_power_of_two() && (2..=directory::MAX_CAPACITY).contains(slots);
+        if let Some(capacity) = self.capacity.filter(|slots| !is_possible(slots)) {
+            return Err(AttachError::Capacity { capacity, max: directory::MAX_CAPACITY });
         }
-        Ok(Spec { kind, capacity_log2: self.capacity.trailing_zeros(), persistent: self.persistent })
+        Ok(Spec { kind, capacity_log2: self.capacity.map(usize::trailing_zeros), persistent: self.persistent })
     }
 }

@@ -124,6 +124,26 @@ impl<T: ?Sized + Payload, R: Role, M: Message> Channel<T, R, M> {
         self.endpoint.end.capacity()
     }
 
+    /// Whether it stays without endpoints; see [`ChannelOptions::persistent`]. False once the endpoint is detached.
+    ///
+    /// ```
+    /// # let name = format!("doc-chan-persistent-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use ipc_buffer::{AttachError, ChannelOptions};
+    /// let persistent = |yes| ChannelOptions::new().persistent(yes);
+    /// let tx = ctx.producer_with::<u8>(1, &persistent(true))?;
+    /// assert!(tx.is_persistent() && ctx.consumer::<u8>(1)?.is_persistent());
+    /// let other = ctx.consumer_with::<u8>(1, &persistent(false)).unwrap_err();
+    /// assert_eq!(other, AttachError::PersistenceMismatch { id: 1, asked: false });
+    /// # drop(tx);
+    /// # buffer.remove_channel(1)?;
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    pub fn is_persistent(&self) -> bool {
+        self.endpoint.is_persistent()
+    }
+
     /// Records, or values, ever sent through this channel, if this is a producer, or received, if a consumer: counted from 0 when the
     /// channel was made, whoever had the role, and also what was [`Corrupted`](RecvError::Corrupted).
     ///

@@ -208,18 +208,32 @@ fn ring_words(form: Form, size: u64, slots: u64) -> Option<(u64, Option<Shape>)>
     }
 }
 
-/// What a channel is made with, if it has to be made.
+/// What a channel is to be, and is made as, if it has to be made.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
     pub(crate) kind: Kind,
-    pub(crate) capacity_log2: u32,
-    pub(crate) persistent: bool,
+    /// Any, if it is left out.
+    pub(crate) capacity_log2: Option<u32>,
+    /// Either, if it is left out.
+    pub(crate) persistent: Option<bool>,
 }
 
+/// log2 of the slots of a channel that is made by one who has not said how many: 1024.
+const DEFAULT_CAPACITY_LOG2: u32 = 10;
+
 impl Spec {
+    fn new_log2(&self) -> u32 {
+        self.capacity_log2.unwrap_or(DEFAULT_CAPACITY_LOG2)
+    }
+
+    /// Of the channel, if it has to be made.
+    fn slots(&self) -> u64 {
+        1 << self.new_log2()
+    }
+
     /// Bytes of the block that holds the queue, behind its header.
     pub(crate) fn storage_bytes(&self) -> u64 {
-        let words = ring_words(self.kind.form, self.kind.size, 1 << self.capacity_log2).map_or(0, |(words, _)| words);
+        let words = ring_words(self.kind.form, self.kind.size, self.slots()).map_or(0, |(words, _)| words);
         // One granule holds the block's header alone; see `Arena::queue`.
         48 + size_of::<crate::format::SpscHeader>() as u64 + 8 * words
     }
@@ -247,6 +261,15 @@ pub(crate) enum Refused {
     Kind {
         channel: ChannelRef,
         theirs: Kind,
+    },
+    /// It has another number of slots.
+    Capacity {
+        channel: ChannelRef,
+        theirs: u64,
+    },
+    /// It is persistent, or is not.
+    Persistence {
+        channel: ChannelRef,
     },
     /// The role is held, or given up at this moment.
     Taken {
@@ -442,7 +465,7 @@ pub(crate) fn ring(arena: &Arena, entry: &DirectoryEntry) -> Option<Ring> {
 
 /// Empties the ring in a block that is to become a channel's storage: before the lock is taken, for a long one takes its time.
 pub(crate) fn prepare(arena: &Arena, storage: &Block, spec: &Spec) {
-    let words = ring_words(spec.kind.form, spec.kind.size, 1 << spec.capacity_log2).map_or(0, |(words, _)| words);
+    let words = ring_words(spec.kind.form, spec.kind.size, spec.slots()).map_or(0, |(words, _)| words);
     let Some((header, words)) = arena.queue(storage.handle.granule(), words) else { return };
     header.head.store(0, Ordering::Relaxed);
     header.batch.store(0, Ordering::Relaxed);
@@ -485,6 +508,12 @@ pub(crate) fn attach(
         return Err(Refused::Taken { channel, holder, thread, is_leaving });
     }
     let ring = ring(arena, entry).ok_or(Refused::Corrupted)?;
+    if spec.capacity_log2.is_some_and(|log2| 1 << log2 != ring.capacity) {
+        return Err(Refused::Capacity { channel, theirs: ring.capacity });
+    }
+    if spec.persistent.is_some_and(|persistent| persistent != is_persistent(entry)) {
+        return Err(Refused::Persistence { channel });
+    }
     thread_of(entry, side).store(task::thread_id(), Ordering::Relaxed);
     cell(entry, side).store(Word::of(HELD_BY, me).0, Ordering::SeqCst);
     point!("attach: role");
@@ -530,8 +559,8 @@ fn create(arena: &Arena, me: Owner, id: i64, spec: &Spec, storage: &mut Option<B
     point!("create: busy");
     entry.generation.store(channel.generation, Ordering::Relaxed);
     entry.id.store(id.cast_unsigned(), Ordering::Relaxed);
-    entry.capacity_log2.store(spec.capacity_log2, Ordering::Relaxed);
-    let options = spec.kind.form.bits() + u32::from(spec.persistent) * entry::PERSISTENT;
+    entry.capacity_log2.store(spec.new_log2(), Ordering::Relaxed);
+    let options = spec.kind.form.bits() + u32::from(spec.persistent == Some(true)) * entry::PERSISTENT;
     entry.options.store(options, Ordering::Relaxed);
     entry.seen.store(0, Ordering::Relaxed);
     entry.frozen.store(0, Ordering::Relaxed);
