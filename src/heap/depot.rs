@@ -302,7 +302,7 @@ pub(crate) fn provide(arena: &Arena, count: u32) {
 /// Takes `count` off again: the slab or the context is gone. The magazines stay, for the next one.
 pub(crate) fn retire(arena: &Arena, count: u32) {
     let due = &arena.header().magazines_due;
-    let _ = due.try_update(Ordering::Relaxed, Ordering::Relaxed, |due| Some(due.saturating_sub(count)));
+    let _ = due.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |due| Some(due.saturating_sub(count)));
 }
 
 /// Corrects the count of magazines that there should be, which the dead may have left wrong.

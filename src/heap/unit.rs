@@ -265,7 +265,7 @@ pub(crate) fn release(arena: &Arena, head: u32) {
     let freed = give_back(arena, head);
     point!("give back: uncounted");
     let in_use = &arena.header().units_in_use;
-    let _ = in_use.try_update(Ordering::Relaxed, Ordering::Relaxed, |n| Some(n.saturating_sub(freed)));
+    let _ = in_use.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| Some(n.saturating_sub(freed)));
     want::tell(arena);
 }
 

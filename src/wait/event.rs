@@ -259,7 +259,7 @@ pub(crate) fn lie_down<E: Waitable + ?Sized>(ends: &[Rc<E>], bed: impl Fn(&E) ->
         let name = bed.name | more | if often { OFTEN } else { 0 };
         let sign = |old| (old & (flags::GONE | FENCED)) | name;
         // SYNC(wake)
-        let old = end.bell().update(Ordering::SeqCst, Ordering::Relaxed, sign);
+        let (Ok(old) | Err(old)) = end.bell().fetch_update(Ordering::SeqCst, Ordering::Relaxed, |old| Some(sign(old)));
         // Whatever stood there and stands there still.
         if old & sign(old) & (OFTEN | FENCED) == 0 || !waits.fences.get() {
             unknown.push(end);
