@@ -6,10 +6,10 @@
 //!
 //! ```
 //! use bytemuck::{Pod, Zeroable};
-//! use ipc_buffer::Buffer;
+//! use ipc_buffer::{Buffer, Layout};
 //!
 //! #[repr(C)]
-//! #[derive(Clone, Copy, Pod, Zeroable)]
+//! #[derive(Clone, Copy, Pod, Zeroable, Layout)]
 //! struct Sample {
 //!     t_ns: u64,
 //!     value: f64,
@@ -39,7 +39,8 @@
 //!
 //! # What travels
 //! Plain data: any [`bytemuck::Pod`] type, or a slice of one. Nothing a peer writes can make an invalid value, and nothing in
-//! a record can point anywhere. Both ends of a channel must agree on size, alignment and a [tag](ChannelOptions::type_tag).
+//! a record can point anywhere. Both ends of a channel must agree on the type: for a struct that derives [`Layout`], on the names, types
+//! and offsets of its fields; for any other, on its name, size and alignment; or on a [tag](ChannelOptions::type_tag) of their own.
 //!
 //! A channel carries [`Record`]s, or small values by value ([`ValueChannel`]): see [`Message`]. Many at once are a batch, for which
 //! one store does ([`Channel::send_batch`], [`Channel::recv_batch`]).
@@ -97,6 +98,7 @@ mod raw;
 mod record;
 mod select;
 mod stats;
+mod tag;
 mod within;
 
 mod wakers;
@@ -128,6 +130,13 @@ pub mod crash_points {
     pub use crate::sys::crash::{ALL, arm, arm_stop, disarm, passed};
 }
 
+/// What the code that `#[derive(Layout)]` writes needs.
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::tag::{Field, Struct};
+    pub use inventory::submit;
+}
+
 pub use audit::{Audit, Owned, Queued};
 pub use buffer::{Buffer, BufferOptions, ChannelInfo, name_from_path};
 pub use channel::{Channel, ValueChannel};
@@ -146,5 +155,6 @@ pub use record::{Payload, Record, RecordUninit};
 pub use recovery::Reaped;
 pub use select::{Select, Selectable};
 pub use stats::{ClassStats, Stats};
+pub use tag::Layout;
 pub use wait::WaitStrategy;
 pub use within::Within;
