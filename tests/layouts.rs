@@ -58,8 +58,8 @@ fn is_mismatch<E>(result: &Result<E, AttachError>) -> bool {
 
 /// What a channel of `T` is listed with.
 fn listed<T: Pod>(ctx: &ThreadContext, buffer: &Buffer) -> String {
-    let _tx = ctx.producer::<T>(77).unwrap();
-    buffer.channels().unwrap().into_iter().find(|channel| channel.id == 77).expect("it is there").carries
+    let _tx = ctx.producer::<T>(77).expect("an id of its own");
+    buffer.channels().expect("a list").into_iter().find(|channel| channel.id == 77).expect("it is there").carries
 }
 
 #[test]
@@ -140,9 +140,9 @@ fn a_tag_takes_the_place_of_the_fields() {
 
 /// Attaches as `T`, in a process that was started for it.
 fn play<T: Pod>(buffer: &str) -> Result<[u64; 2], AttachError> {
-    let ctx = Buffer::options().must_exist(true).open(buffer).unwrap().context().unwrap();
+    let ctx = Buffer::options().must_exist(true).open(buffer).expect("open").context().expect("a context");
     let mut rx = ctx.consumer::<T>(1)?;
-    Ok(bytemuck::cast(*rx.recv().unwrap()))
+    Ok(bytemuck::cast(*rx.recv().expect("a record")))
 }
 
 #[test]
