@@ -31,7 +31,7 @@ fn item(line: &str) -> Option<&str> {
     let mut words =
         line.trim_start().strip_prefix("pub ")?.split(|c: char| !c.is_alphanumeric() && c != '_' && c != '$');
     match words.find(|word| ["fn", "struct", "enum", "trait", "union", "type", "use"].contains(word))? {
-        "use" => words.filter(|word| !word.is_empty()).last(),
+        "use" => words.rfind(|word| !word.is_empty()),
         _ => words.next(),
     }
 }
