@@ -138,6 +138,7 @@ pub struct Field {
 
 impl Field {
     /// One of type `T` that starts at `offset`.
+    #[doc(hidden)]
     pub const fn new<T: 'static>(name: &'static str, offset: usize) -> Self {
         Self { name, offset, of: Type::of::<T>() }
     }
@@ -152,6 +153,7 @@ pub struct Struct {
 
 impl Struct {
     /// `T`, with all its fields.
+    #[doc(hidden)]
     pub const fn new<T: bytemuck::Pod>(fields: &'static [Field]) -> Self {
         Self { of: Type::of::<T>(), fields }
     }

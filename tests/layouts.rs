@@ -358,6 +358,12 @@ fn structs_of_one_path_are_told_apart() {
         assert_eq!(listed::<Sample>(&ctx, &buffer), "Sample{b:u32@0,a:u32@4} (8 bytes, align 4)");
         assert_eq!(listed::<[Sample; 2]>(&ctx, &buffer), both);
     }
+    {
+        // The size tells this one apart.
+        derived! { block pub struct Sample { a: u32 } }
+        use block::Sample;
+        assert_eq!(listed::<[Sample; 2]>(&ctx, &buffer), "[Sample{a:u32@0}; 2] (8 bytes, align 4)");
+    }
 }
 
 #[test]
