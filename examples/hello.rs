@@ -1,12 +1,12 @@
 //! Two processes, one channel: `cargo run --example hello`.
 use bytemuck::{Pod, Zeroable};
-use ipc_buffer::Buffer;
+use ipc_buffer::{Buffer, Layout};
 use std::{env, process, time::Duration};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 #[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
+#[derive(Clone, Copy, Pod, Zeroable, Layout)]
 struct Sample {
     second: u64,
     celsius: f64,

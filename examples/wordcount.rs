@@ -19,8 +19,8 @@
 use bytemuck::{Pod, Zeroable};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use ipc_buffer::{
-    AllocError, Buffer, Channel, ChannelOptions, Consumer, Producer, Record, RecordUninit, RecvError, RecvTimeoutError,
-    ThreadContext, TryRecvError,
+    AllocError, Buffer, Channel, ChannelOptions, Consumer, Layout, Producer, Record, RecordUninit, RecvError,
+    RecvTimeoutError, ThreadContext, TryRecvError,
 };
 use std::collections::VecDeque;
 use std::error::Error;
@@ -88,7 +88,7 @@ impl Options {
 
 /// What a piece holds. The tallies of two neighbours join into the tally of both.
 #[repr(C)]
-#[derive(Clone, Copy, Default, Pod, Zeroable)]
+#[derive(Clone, Copy, Default, Pod, Zeroable, Layout)]
 struct Tally {
     lines: u64,
     words: u64,

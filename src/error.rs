@@ -321,7 +321,7 @@ pub enum AllocError {
 pub enum AttachError {
     /// The channel carries another type.
     #[error(
-        "channel {id} carries {theirs}, not {ours}; agree on one type, in records or by value (if only the names differ, on one ChannelOptions::type_tag)"
+        "channel {id} carries {theirs}, not {ours}; agree on one type, in records or by value, and derive Layout for it at both ends or at none (if only names differ, agree on one ChannelOptions::type_tag)"
     )]
     TypeMismatch {
         /// The channel.

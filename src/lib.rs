@@ -6,10 +6,10 @@
 //!
 //! ```
 //! use bytemuck::{Pod, Zeroable};
-//! use ipc_buffer::Buffer;
+//! use ipc_buffer::{Buffer, Layout};
 //!
 //! #[repr(C)]
-//! #[derive(Clone, Copy, Pod, Zeroable)]
+//! #[derive(Clone, Copy, Pod, Zeroable, Layout)]
 //! struct Sample {
 //!     t_ns: u64,
 //!     value: f64,
@@ -39,7 +39,8 @@
 //!
 //! # What travels
 //! Plain data: any [`bytemuck::Pod`] type, or a slice of one. Nothing a peer writes can make an invalid value, and nothing in
-//! a record can point anywhere. Both ends of a channel must agree on size, alignment and a [tag](ChannelOptions::type_tag).
+//! a record can point anywhere. Both ends of a channel must agree on the type: for a struct that derives [`Layout`], on the names, types
+//! and offsets of its fields; for any other, on its name, size and alignment; or on a [tag](ChannelOptions::type_tag) of their own.
 //!
 //! A channel carries [`Record`]s, or small values by value ([`ValueChannel`]): see [`Message`]. Many at once are a batch, for which
 //! one store does ([`Channel::send_batch`], [`Channel::recv_batch`]).
@@ -111,10 +112,17 @@ pub mod crash_points {
     pub use crate::sys::crash::{ALL, arm, arm_stop, disarm, passed};
 }
 
+/// What the code that `#[derive(Layout)]` writes needs.
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::channel::tag::{Field, Struct};
+    pub use inventory::submit;
+}
+
 pub use buffer::{Buffer, BufferOptions, ChannelInfo, ThreadContext, name_from_path};
 pub use channel::{
-    Channel, ChannelOptions, Consumer, IntoIter, Iter, Message, Peek, PeekBatch, Producer, Role, Select, Selectable,
-    TryIter, ValueChannel,
+    Channel, ChannelOptions, Consumer, IntoIter, Iter, Layout, Message, Peek, PeekBatch, Producer, Role, Select,
+    Selectable, TryIter, ValueChannel,
 };
 #[cfg(feature = "async")]
 pub use channel::{RecvFut, RecvStream, SendFut, SendSink};

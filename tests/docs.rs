@@ -30,8 +30,10 @@ fn exports() -> BTreeMap<String, BTreeSet<String>> {
 fn item(line: &str) -> Option<&str> {
     let mut words =
         line.trim_start().strip_prefix("pub ")?.split(|c: char| !c.is_alphanumeric() && c != '_' && c != '$');
-    words.find(|word| ["fn", "struct", "enum", "trait", "union", "type"].contains(word))?;
-    words.next()
+    match words.find(|word| ["fn", "struct", "enum", "trait", "union", "type", "use"].contains(word))? {
+        "use" => words.rfind(|word| !word.is_empty()),
+        _ => words.next(),
+    }
 }
 
 /// Whether a doc comment has an example that runs, `doc` being its lines without the slashes.

@@ -21,4 +21,5 @@ pub use message::Message;
 pub use options::ChannelOptions;
 pub use peek::{Peek, PeekBatch};
 pub use select::{Select, Selectable};
+pub use tag::Layout;
 pub use typed::{Channel, ValueChannel};

@@ -26,7 +26,7 @@ impl Default for ChannelOptions {
 }
 
 impl ChannelOptions {
-    /// 1024 slots, not persistent, the type's own name as its tag.
+    /// 1024 slots, not persistent, the type's own name, with the fields if it derives [`Layout`](macro@crate::Layout), as its tag.
     ///
     /// ```
     /// # let name = format!("doc-chan-options-new-{}", std::process::id());
@@ -92,8 +92,9 @@ impl ChannelOptions {
     }
 
     /// What both ends must agree on besides size and alignment. The default is the type's name without its
-    /// path (`Sample`, `f64`), so that two programs may define the same type in different places. Choose a tag to tell
-    /// revisions of a layout apart, or to rename a type.
+    /// path (`Sample`, `f64`), so that two programs may define the same type in different places; and the fields of a struct
+    /// that derives [`Layout`](macro@crate::Layout) (`Sample{t_ns:u64@0,value:f64@8}`), so that they define the same one. Without the derive,
+    /// nobody compares fields. Choose a tag to tell revisions of such a layout apart, or to rename a type or a field.
     ///
     /// ```
     /// # let name = format!("doc-chan-options-tag-{}", std::process::id());

@@ -63,7 +63,8 @@ use sealed::Clue;
 
 /// What a record can hold and a channel can carry: any plain-data type (`bytemuck::Pod`), or a slice of one.
 ///
-/// Sealed: derive [`bytemuck::Pod`] for a type, and both forms work.
+/// Sealed: derive [`bytemuck::Pod`] for a type, and both forms work; and [`Layout`](macro@crate::Layout), so that both ends agree on its
+/// fields.
 ///
 /// ```
 /// # let name = format!("doc-payload-{}", std::process::id());
