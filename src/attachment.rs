@@ -21,22 +21,30 @@
 //!
 //! # After fork
 //! The child gets a fresh registry; every inherited attachment is marked and its mapping made copy-on-write
-//! ([`Segment::abandon`]): drops do nothing, writes reach nobody, reads see what the parent's pages hold until they are written
+//! ([`Segment::abandon`]): drops reach nobody, writes reach nobody, reads see what the parent's pages hold until they are written
 //! here. What some other thread was about to open or to leave at that moment is closed and unmapped (`sys::shm`): no handle
 //! leads there. The parent notices nothing.
+//!
+//! The child has copies of the parent's handles, and so of their counts: holds and records go on being counted, and with the last of them
+//! the view is unmapped, in that child or in one that it forks. The forking thread's contexts add up what they have counted as they become
+//! inert, by private words alone. What other threads had counted nobody can tell any more; but their contexts have holds, which nobody
+//! is left to drop. So where other threads had handles, or handles are forgotten, that generation's view stays: its addresses, and as long
+//! as the file has no name either, its memory.
 //!
 //! # If the lease is lost
 //! A process that others have reaped though it lives (a checkpoint was restored, say) owns nothing here any more. Every slow path
 //! looks whether its process slot still is what this process took, and answers `Evicted` if not; as after a fork, drops do
 //! nothing. The mapping stays, since nobody knows how many records still lead there; who opens the buffer anew gets a new attachment.
+//! Once this was seen it stays so, whatever the slot says later: handles have gone uncounted by then.
 //! The fast paths don't look. So until the first slow path, at most what the caches and rings at hand have room for is written
 //! where it is another's.
 //!
 //! # Invariants
-//! 1. An attachment is freed only by who has taken it off the list, under the registry's lock, when `holds` was 0 and `records` was 0:
+//! 1. An attachment is freed only by who has taken it off a list, under the registry's lock, when `holds` was 0 and `records` was 0:
 //!    so no hold and no record of this process is left, and without the list none can be made. `holds` is raised from 0 under that
 //!    lock only.
-//! 2. In a forked child no inherited attachment is ever freed.
+//! 2. Of an inherited attachment, nothing but its view is given back: its descriptors and pinned pages went at the fork, and their numbers
+//!    and addresses may be others' by now.
 //! 3. As long as a record exists, its attachment has a hold, or `records` is not 0. For `records` and the balances of this attachment's
 //!    caches add up to its records plus the blocks cached, by private words alone; a cache is in use only while somebody has a
 //!    hold, and is empty, and its balance added to `records`, when that hold goes.
@@ -63,7 +71,7 @@ use crate::sys::shm::{self, Kept};
 use crate::waiter;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::cell::Cell;
-use std::mem::ManuallyDrop;
+use std::mem::{self, ManuallyDrop};
 use std::ops::Deref;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
@@ -98,6 +106,9 @@ pub(crate) struct Attachment {
     /// The name was a dead process's before; see `participant::adopt`.
     adopted: bool,
     forked: AtomicBool,
+    /// The process was found to be evicted; or it was forked where its records could not be counted. Holds and records go uncounted from
+    /// then on, so it stays.
+    uncounted: AtomicBool,
     /// Holds alive; only raised from 0 under the registry's lock.
     holds: AtomicUsize,
     /// What closed caches have counted; see "Records".
@@ -122,6 +133,8 @@ struct Registry {
 #[derive(Default)]
 struct List {
     attachments: Vec<Entry>,
+    /// The parent's, and its parents', to which handles of this process still lead.
+    inherited: Vec<Entry>,
     /// Names that a thread is about to attach to.
     opening: Vec<String>,
 }
@@ -144,6 +157,21 @@ impl List {
     fn named(&self, name: &str) -> Option<&Attachment> {
         let is_it = |it: &&Attachment| it.segment.name() == name && it.check().is_ok() && it.segment.is_named();
         self.attachments().find(is_it)
+    }
+
+    /// Takes an inherited attachment away, if no handle leads there any more.
+    fn let_go_if_unused(&mut self, at: usize) {
+        // SAFETY: listed, and the lock is held, so not freed (invariant 1).
+        let this = unsafe { self.inherited[at].0.as_ref() };
+        // SYNC(hold)
+        if this.holds.load(Ordering::Acquire) != 0 || this.records.load(Ordering::Relaxed) != 0 {
+            return;
+        }
+        let Entry(attachment) = self.inherited.swap_remove(at);
+        // SAFETY: invariant 1, by the checks above; it was boxed in `attach`, and is in no list any more.
+        let attachment = unsafe { Box::from_raw(attachment.as_ptr()) };
+        // Under the lock: who forks has the entry and the view, or neither.
+        attachment.segment.let_go();
     }
 
     /// The attachment that is mapped at `address`, and the granule that lies there.
@@ -191,12 +219,14 @@ impl Clone for Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if self.check().is_err() {
+        let is_inherited = self.check() == Err(BufferError::Forked);
+        // Asked after the check, which may find it out.
+        if self.uncounted.load(Ordering::Relaxed) {
             return;
         }
         // SYNC(hold): Release of this holder's accesses, Acquire of everyone's by the one who detaches.
         if self.holds.fetch_sub(1, Ordering::AcqRel) == 1 {
-            detach_if_unused(self.0);
+            if is_inherited { let_go_if_unused(self.0) } else { detach_if_unused(self.0) }
         }
     }
 }
@@ -225,6 +255,15 @@ fn detach_if_unused(attachment: NonNull<Attachment>) {
     // SAFETY: invariant 1, by the checks above; it was boxed in `attach`, and is in no list any more.
     let attachment = unsafe { Box::from_raw(attachment.as_ptr()) };
     attachment.leave();
+}
+
+/// Takes the view of an inherited attachment away if nothing of it is left, after its last hold was dropped.
+#[cold]
+fn let_go_if_unused(attachment: NonNull<Attachment>) {
+    let mut list = REGISTRY.get().list.lock();
+    if let Some(at) = list.inherited.iter().position(|entry| entry.0 == attachment) {
+        list.let_go_if_unused(at);
+    }
 }
 
 /// Attaches to the segment `name`, or counts one more hold on the attachment this process has.
@@ -296,6 +335,7 @@ fn attach(name: &str, wish: &Wish, give_up: Instant) -> Result<Box<Attachment>, 
         searching: Mutex::new(()),
         adopted,
         forked: AtomicBool::new(false),
+        uncounted: AtomicBool::new(false),
         holds: AtomicUsize::new(1),
         records: AtomicI64::new(0),
         fenced,
@@ -408,7 +448,7 @@ impl<'a> Turns<'a> {
 
     /// The control lock, when others have had it who waited while this one had it for long.
     pub(crate) fn turn(&mut self) -> Result<&Control<'a>, BufferError> {
-        let patience = std::mem::take(&mut self.patience);
+        let patience = mem::take(&mut self.patience);
         let control = match self.control.take() {
             Some(control) => control.breathe(patience)?,
             None => self.attachment.control_within(patience)?,
@@ -459,11 +499,24 @@ impl Attachment {
     pub(crate) fn check(&self) -> Result<(), BufferError> {
         if self.forked.load(Ordering::Relaxed) {
             Err(BufferError::Forked)
-        } else if participant::is_registered(self.arena(), self.me, self.pid) {
+        } else if !self.uncounted.load(Ordering::Relaxed)
+            && participant::is_registered(self.arena(), self.me, self.pid)
+        {
             Ok(())
         } else {
+            self.stay();
             Err(BufferError::Evicted)
         }
+    }
+
+    /// From here on handles go uncounted.
+    pub(crate) fn stay(&self) {
+        self.uncounted.store(true, Ordering::Relaxed);
+    }
+
+    /// In a forked child, whose thread has it from its parent: adds what an inert context has counted.
+    pub(crate) fn add_records(&self, count: i64) {
+        self.records.fetch_add(count, Ordering::Relaxed);
     }
 
     /// Takes the control lock; repairs the directory if its last holder died inside.
@@ -644,14 +697,14 @@ fn hold_at(address: usize) -> Option<(Hold, u32)> {
     Some((Hold(NonNull::from(attachment)), granule))
 }
 
-/// Frees a block that was dropped in a thread without a context of its buffer. Does nothing in a forked child with what it has
-/// inherited: no attachment of the child is mapped there.
+/// Frees a block that was dropped in a thread without a context of its buffer. In a forked child, what it has inherited is counted only: no
+/// attachment of the child is mapped there.
 ///
 /// # Safety
 /// `address` is inside the block of a record which existed until now: so its attachment is not freed (invariant 3).
 #[cold]
 pub(crate) unsafe fn free_homeless(address: usize, known: Known) {
-    let Some((hold, granule)) = hold_at(address) else { return };
+    let Some((hold, granule)) = hold_at(address) else { return forget_inherited(address) };
     if hold.check().is_err() {
         return;
     }
@@ -678,6 +731,20 @@ pub(crate) unsafe fn free_homeless(address: usize, known: Known) {
     }
 }
 
+/// Counts a record that was inherited, and is no more.
+fn forget_inherited(address: usize) {
+    let mut list = REGISTRY.get().list.lock();
+    // SAFETY: listed, and the lock is held, so not freed (invariant 1).
+    let is_it = |entry: &Entry| unsafe { entry.0.as_ref() }.arena().extent().granule(address).is_some();
+    let Some(at) = list.inherited.iter().position(is_it) else { return };
+    // SAFETY: as above.
+    let this = unsafe { list.inherited[at].0.as_ref() };
+    if !this.uncounted.load(Ordering::Relaxed) {
+        this.records.fetch_sub(1, Ordering::Relaxed);
+        list.let_go_if_unused(at);
+    }
+}
+
 /// What nobody changes while a thread forks.
 type Still = (MutexGuard<'static, List>, MutexGuard<'static, Kept>);
 
@@ -687,7 +754,7 @@ thread_local! {
     static ACROSS_FORK: Cell<Option<ManuallyDrop<Still>>> = const { Cell::new(None) };
 }
 
-const _: () = assert!(!std::mem::needs_drop::<Cell<Option<ManuallyDrop<Still>>>>());
+const _: () = assert!(!mem::needs_drop::<Cell<Option<ManuallyDrop<Still>>>>());
 
 /// Run before `main`, while there is one thread: where a thread forks while another one opens the first buffer, the hooks must be there
 /// already, or the child finds the registry locked by somebody who is not there.
@@ -718,7 +785,7 @@ extern "C" fn after_fork_in_parent() {
 
 extern "C" fn after_fork_in_child() {
     barrier::forget();
-    local::abandon_all();
+    let are_counted = local::abandon_all();
     // The old lists stay locked for ever (unlocking could want to wake threads that are not here), and nobody looks at them
     // again.
     let Some(mut still) = ACROSS_FORK.take() else { return };
@@ -727,9 +794,20 @@ extern "C" fn after_fork_in_child() {
     shm::leave();
     #[cfg(feature = "async")]
     waiter::leave();
-    for attachment in list.attachments() {
+    let mut inherited = mem::take(&mut list.inherited);
+    for entry in mem::take(&mut list.attachments) {
+        // SAFETY: it was listed, and the lock is held, so not freed (invariant 1).
+        let attachment = unsafe { entry.0.as_ref() };
+        if !are_counted || attachment.check().is_err() {
+            attachment.stay();
+        }
         attachment.forked.store(true, Ordering::Relaxed);
-        attachment.segment.abandon(kept);
+        // Else it was about to be left, and no handle leads there: its mapping goes with what is kept.
+        if attachment.holds.load(Ordering::Acquire) != 0 || attachment.records.load(Ordering::Relaxed) != 0 {
+            attachment.segment.abandon(kept);
+            inherited.push(entry);
+        }
     }
     kept.let_go();
+    REGISTRY.get().list.lock().inherited = inherited;
 }

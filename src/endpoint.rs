@@ -135,6 +135,16 @@ impl Attached for Endpoint {
         }
     }
 
+    /// By where it stands now and where it stood at first, whatever the channel's words say.
+    fn records(&self) -> i64 {
+        let Some(from) = self.from else { return 0 };
+        let moved = self.end.position().wrapping_sub(from).cast_signed();
+        match self.side {
+            Side::Producer => moved.wrapping_neg(),
+            Side::Consumer => moved.wrapping_sub(self.skipped.get().cast_signed()),
+        }
+    }
+
     fn abandon(&self) {
         self.attached.set(false);
         self.look_again();
@@ -181,17 +191,6 @@ impl Attached for Endpoint {
 }
 
 impl Endpoint {
-    /// Records that came into this process's hands by this end, less those that went: by where it stands now and where it
-    /// stood at first, whatever the channel's words say.
-    fn records(&self) -> i64 {
-        let Some(from) = self.from else { return 0 };
-        let moved = self.end.position().wrapping_sub(from).cast_signed();
-        match self.side {
-            Side::Producer => moved.wrapping_neg(),
-            Side::Consumer => moved.wrapping_sub(self.skipped.get().cast_signed()),
-        }
-    }
-
     /// Takes the role of `R` in channel `id`, which is made if there is none.
     pub(crate) fn attach<R: Role>(
         local: &Rc<Local>,

@@ -34,7 +34,7 @@ const PAGE: usize = 4096;
 const PIECE: u64 = 1 << 20;
 
 /// A shared mapping of a file from its start on, which a forked child takes away, unless it [puts another in its
-/// place](Self::make_private). Nobody drops one in a child that has inherited it.
+/// place](Self::make_private): only that one is ever dropped there.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     base: NonNull<u8>,
