@@ -499,8 +499,7 @@ impl Attachment {
     pub(crate) fn check(&self) -> Result<(), BufferError> {
         if self.forked.load(Ordering::Relaxed) {
             Err(BufferError::Forked)
-        } else if !self.uncounted.load(Ordering::Relaxed)
-            && participant::is_registered(self.arena(), self.me, self.pid)
+        } else if !self.uncounted.load(Ordering::Relaxed) && participant::is_registered(self.arena(), self.me, self.pid)
         {
             Ok(())
         } else {
@@ -546,6 +545,7 @@ impl Attachment {
         let control = Control { attachment: self, threads: Some(threads), since: Instant::now() };
         point!("control: named");
         if dirty {
+            self.arena().lift_limits();
             directory::rebuild_index(self.arena());
         }
         Ok(control)

@@ -259,7 +259,7 @@ impl Endpoint {
         }
     }
 
-    /// Waits until the other end is attached; false if it did not come in time.
+    /// Waits until the other end is attached; false if it did not come in time, or can't come any more.
     pub(crate) fn wait_for_peer(&self, timeout: Duration) -> bool {
         let Some(hold) = self.local.hold() else { return false };
         let version = &hold.arena().header().directory_version;
@@ -272,7 +272,11 @@ impl Endpoint {
                 let left = deadline.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
                 recovery::reap(&hold, Effort::A_MOMENT.within(left));
             }
-            self.has_peer().then_some(true)
+            if self.has_peer() {
+                return Some(true);
+            }
+            // To a removed channel nobody comes.
+            self.entry().is_none_or(directory::is_removed).then_some(false)
         };
         wait::for_change(version, deadline, ready).unwrap_or(false)
     }

@@ -230,6 +230,13 @@ pub(crate) fn next_backed(file: Number, from: u64, to: u64) -> Option<u64> {
     seek(file.get()?, SeekFrom::Data(from)).ok().filter(|at| *at < to)
 }
 
+/// As far as memory lies behind the file from `from` on, where there is some: `to` at most, and no more than is returned in a fraction of
+/// a millisecond.
+pub(crate) fn backed_to(file: Number, from: u64, to: u64) -> u64 {
+    let to = to.min(from + PIECE);
+    file.get().and_then(|fd| seek(fd, SeekFrom::Hole(from)).ok()).map_or(to, |hole| hole.min(to))
+}
+
 /// Keeps an open file description, and with it the locks that it bears, until it is dropped, or the process ends, whoever closes the
 /// descriptors: by a page mapped through it, which nobody can access, and which a forked child takes away.
 #[derive(Debug)]
