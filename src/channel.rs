@@ -312,7 +312,7 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Producer, M> {
     }
 
     /// Waits until a consumer is attached; false if none came in time. Also at once when none can come any more: the channel was removed, or this
-    /// end is inert; which of them, the next try to send says.
+    /// end is inert; which of them, the next operation that would have to wait says.
     ///
     /// ```
     /// # let name = format!("doc-wait-consumer-{}", std::process::id());
@@ -557,7 +557,7 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     }
 
     /// Waits until a producer is attached; false if none came in time. Also at once when none can come any more: the channel was removed, or this
-    /// end is inert; which of them, the next try to receive says.
+    /// end is inert; which of them, the next operation that would have to wait says.
     ///
     /// ```
     /// # let name = format!("doc-wait-producer-{}", std::process::id());

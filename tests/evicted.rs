@@ -27,6 +27,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("drops_touch_nothing", drops_touch_nothing),
     ("whoever_waits_is_told", whoever_waits_is_told),
     ("whoever_sleeps_is_told", whoever_sleeps_is_told),
+    ("whoever_waits_for_memory_is_told", whoever_waits_for_memory_is_told),
     #[cfg(feature = "async")]
     ("a_parked_future_is_told", a_parked_future_is_told),
     ("what_was_seen_once_stays_so", what_was_seen_once_stays_so),
@@ -49,8 +50,15 @@ fn lose_the_lease(name: &Name) {
     assert!(lost > 0, "{maps}");
 }
 
-/// Runs `part` in a process that loses its lease and is reaped when it says so, with what it says it with.
+/// As [`reaped_alive`]: nothing is lost by it.
 fn evicted(name: &Name, part: impl FnOnce(&Buffer, &mut dyn FnMut())) -> Buffer {
+    let observer = reaped_alive(name, part);
+    sound(&observer);
+    observer
+}
+
+/// Runs `part` in a process that loses its lease and is reaped when it says so, with what it says it with.
+fn reaped_alive(name: &Name, part: impl FnOnce(&Buffer, &mut dyn FnMut())) -> Buffer {
     let observer = Buffer::options().capacity(8 << 20).open(name).unwrap();
     let (mut told, mut says) = pipe().unwrap();
     let (mut hears, mut tells) = pipe().unwrap();
@@ -69,7 +77,6 @@ fn evicted(name: &Name, part: impl FnOnce(&Buffer, &mut dyn FnMut())) -> Buffer 
     assert_eq!(observer.reap().unwrap().processes, 1);
     tell(&mut says);
     child.succeeds();
-    sound(&observer);
     observer
 }
 
@@ -166,19 +173,22 @@ fn whoever_waits_is_told(name: &Name) {
 /// Every way to sleep, begun before. The other ends are this process's, so it may see them reaped before it sees that it is, too: then they
 /// have left.
 fn whoever_sleeps_is_told(name: &Name) {
-    type Sleep = fn(&Buffer, &ThreadContext) -> bool;
-    fn full(ctx: &ThreadContext, id: i64) -> (ValueChannel<u64, Producer>, ValueChannel<u64, Consumer>) {
-        let mut tx = ctx.value_producer_with::<u64>(id, &ChannelOptions::new().capacity(2)).unwrap();
-        while tx.try_send(0).is_ok() {}
-        (tx, ctx.value_consumer::<u64>(id).unwrap())
+    type Sleep = fn(&Buffer, &ThreadContext, &dyn Fn()) -> bool;
+    type Ends = (ValueChannel<u64, Producer>, ValueChannel<u64, Consumer>);
+    fn ends(ctx: &ThreadContext, id: i64, strategy: WaitStrategy) -> Ends {
+        let options = ChannelOptions::new().capacity(4).wait_strategy(strategy);
+        (ctx.value_producer_with(id, &options).unwrap(), ctx.value_consumer_with(id, &options).unwrap())
     }
-    fn empty(ctx: &ThreadContext, id: i64) -> (ValueChannel<u64, Producer>, ValueChannel<u64, Consumer>) {
-        (ctx.value_producer(id).unwrap(), ctx.value_consumer(id).unwrap())
+    fn recv(ctx: &ThreadContext, id: i64, strategy: WaitStrategy, ready: &dyn Fn()) -> bool {
+        let (_tx, mut rx) = ends(ctx, id, strategy);
+        ready();
+        rx.recv().is_err_and(|error| is_told(error.into()))
     }
-    fn select(ctx: &ThreadContext, ids: std::ops::Range<i64>) -> bool {
-        let mut ends: Vec<_> = ids.map(|id| empty(ctx, id)).collect();
+    fn select(ctx: &ThreadContext, ids: std::ops::Range<i64>, ready: &dyn Fn()) -> bool {
+        let mut ends: Vec<_> = ids.map(|id| ends(ctx, id, WaitStrategy::Adaptive)).collect();
         let mut select = Select::new();
         ends.iter().for_each(|(_, rx)| _ = select.recv(rx));
+        ready();
         let number = select.ready().unwrap();
         ends[number].1.try_recv().is_err_and(|error| is_told(error.into()))
     }
@@ -186,42 +196,41 @@ fn whoever_sleeps_is_told(name: &Name) {
         matches!(error, Error::Evicted | Error::Disconnected)
     }
     const SLEEPS: &[(&str, Sleep)] = &[
-        ("recv", |_, ctx| empty(ctx, 1).1.recv().is_err_and(|error| is_told(error.into()))),
-        ("spin", |_, ctx| {
-            let options = ChannelOptions::new().wait_strategy(WaitStrategy::Spin);
-            let (_tx, mut rx) = (ctx.value_producer::<u64>(2), ctx.value_consumer_with::<u64>(2, &options).unwrap());
-            rx.recv().is_err_and(|error| is_told(error.into()))
+        ("recv", |_, ctx, ready| recv(ctx, 1, WaitStrategy::Adaptive, ready)),
+        ("recv, spinning", |_, ctx, ready| recv(ctx, 2, WaitStrategy::Spin, ready)),
+        ("send", |_, ctx, ready| {
+            let (mut tx, _rx) = ends(ctx, 3, WaitStrategy::Adaptive);
+            while tx.try_send(0).is_ok() {}
+            ready();
+            tx.send(1).is_err_and(|error| is_told(error.into()))
         }),
-        ("send", |_, ctx| full(ctx, 3).0.send(1).is_err_and(|error| is_told(error.into()))),
-        ("select", |_, ctx| select(ctx, 10..12)),
-        ("select among many", |_, ctx| select(ctx, 100..200)),
-        ("wait for a consumer", |_, ctx| {
+        ("select", |_, ctx, ready| select(ctx, 10..12, ready)),
+        ("select among many", |_, ctx, ready| select(ctx, 100..200, ready)),
+        ("wait for a consumer", |_, ctx, ready| {
             let mut tx = ctx.value_producer::<u64>(4).unwrap();
+            ready();
             let came = tx.wait_for_consumer(Duration::MAX);
             !came && (0..2000).find_map(|i| tx.try_send(i).err()).is_some_and(|error| is_told(error.into()))
         }),
-        ("wait for a channel", |buffer, _| buffer.wait_for_channel(99, Duration::MAX) == Err(BufferError::Evicted)),
-        ("wait for memory", |_, ctx| {
-            let all = ctx.within(Duration::MAX).slice_uninit::<u8>(7 << 20);
-            matches!(all.map(drop), Err(AllocError::Evicted))
+        ("wait for a channel", |buffer, _, ready| {
+            ready();
+            buffer.wait_for_channel(99, Duration::MAX) == Err(BufferError::Evicted)
         }),
     ];
     let observer = evicted(name, |buffer, lose| {
-        let _hoard = buffer.context().unwrap().slice_zeroed::<u8>(4 << 20).unwrap();
         std::thread::scope(|scope| {
             let start = |(what, sleep): &(&'static str, Sleep)| {
                 let (what, sleep) = (*what, *sleep);
                 let (starts, started) = std::sync::mpsc::channel();
                 let thread = scope.spawn(move || {
                     let ctx = buffer.context().unwrap();
-                    starts.send(()).unwrap();
-                    (what, sleep(buffer, &ctx))
+                    (what, sleep(buffer, &ctx, &|| starts.send(()).unwrap()))
                 });
                 started.recv().unwrap();
                 thread
             };
             let threads: Vec<_> = SLEEPS.iter().map(start).collect();
-            std::thread::sleep(Duration::from_millis(500));
+            std::thread::sleep(Duration::from_millis(300));
             assert!(threads.iter().all(|thread| !thread.is_finished()));
             lose();
             for thread in threads {
@@ -231,6 +240,24 @@ fn whoever_sleeps_is_told(name: &Name) {
         });
     });
     common::all_free(&observer);
+}
+
+fn whoever_waits_for_memory_is_told(name: &Name) {
+    let hoarder = Buffer::options().capacity(8 << 20).open(name).unwrap();
+    let hoard = hoarder.context().unwrap().slice_zeroed::<u8>(4 << 20).unwrap();
+    // It may be anywhere in a search for memory when it is reaped.
+    let observer = reaped_alive(name, |buffer, lose| {
+        let theirs = buffer.clone();
+        let waits = std::thread::spawn(move || {
+            let ctx = theirs.context().unwrap();
+            ctx.within(Duration::MAX).slice_zeroed::<u8>(7 << 20).map(drop)
+        });
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!waits.is_finished());
+        lose();
+        assert_eq!(waits.join().unwrap(), Err(AllocError::Evicted));
+    });
+    drop((hoard, hoarder, observer));
 }
 
 /// Nobody polls it before it is woken.

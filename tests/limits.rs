@@ -252,8 +252,8 @@ fn a_file_that_is_filled(name: &Name) {
     let memory = || fs::metadata(name.path()).unwrap().blocks() * 512;
     let buffer = Buffer::options().capacity(32 << 20).open(name).unwrap();
     let kept = buffer.context().unwrap().slice_uninit::<u8>(1 << 20).unwrap().fill_with(|_| 9);
-    let file = fs::File::options().write(true).open(name.path()).unwrap();
-    let size = i64::try_from(file.metadata().unwrap().len()).unwrap();
+    let file = fs::File::options().read(true).write(true).open(name.path()).unwrap();
+    let size = usize::try_from(file.metadata().unwrap().len()).unwrap();
     let (mut hears, mut tells) = pipe().unwrap();
     let (told, says) = pipe().unwrap();
     let Some(peer) = fork() else {
@@ -278,7 +278,14 @@ fn a_file_that_is_filled(name: &Name) {
     };
     drop((tells, told));
     assert!(hear(&mut hears));
-    let fill = || assert_eq!(unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, size) }, 0);
+    // As a core dump reads it, or mlockall(2).
+    let fill = || {
+        let (access, flags) = (libc::PROT_READ, libc::MAP_SHARED);
+        let view = unsafe { libc::mmap(std::ptr::null_mut(), size, access, flags, file.as_raw_fd(), 0) };
+        assert_ne!(view, libc::MAP_FAILED);
+        (0..size).step_by(4096).for_each(|at| _ = unsafe { view.cast::<u8>().add(at).read_volatile() });
+        unsafe { libc::munmap(view, size) };
+    };
     for _ in 0..10 {
         fill();
         buffer.trim().unwrap();

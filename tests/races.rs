@@ -34,7 +34,7 @@ fn main() {
 
 fn two_threads_reap_at_once(name: &Name) {
     let buffer = Buffer::options().capacity(64 << 20).open(name).unwrap();
-    for round in 0..200 {
+    for round in 0..if cfg!(debug_assertions) { 40 } else { 200 } {
         Forked::killed_after(|| {
             let b = Buffer::open(name).unwrap();
             let full = Barrier::new(25);
