@@ -498,7 +498,7 @@ const ACTS: &[(&str, Act)] = &[
         // Memory that somebody has filled holes with, beyond all frontiers.
         let file = std::fs::File::options().write(true).open(format!("/dev/shm/{}", v.buffer.name())).unwrap();
         let data = file.metadata().unwrap().len() - CAPACITY;
-        std::os::unix::fs::FileExt::write_all_at(&file, &[1; 8192], data - (2 << 20)).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[0; 8192], data - (2 << 20)).unwrap();
         arm();
         v.buffer.trim().unwrap();
         forget(v);

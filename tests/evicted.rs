@@ -14,8 +14,8 @@ mod scenarios;
 
 use common::{Name, sound};
 use ipc_buffer::{
-    AllocError, AttachError, Buffer, BufferError, ChannelOptions, Consumer, Error, Producer, RecvError, Select,
-    SendError, ThreadContext, TryRecvError, TrySendError, ValueChannel, WaitStrategy,
+    AllocError, AttachError, Buffer, BufferError, ChannelOptions, Consumer, Error, Producer, Select, ThreadContext,
+    TryRecvError, TrySendError, ValueChannel, WaitStrategy,
 };
 use scenarios::{Scenario, end, fork, hear, tell};
 use std::io::pipe;
@@ -264,6 +264,7 @@ fn whoever_waits_for_memory_is_told(name: &Name) {
 #[cfg(feature = "async")]
 fn a_parked_future_is_told(name: &Name) {
     use executor::Bell;
+    use ipc_buffer::{RecvError, SendError};
     use std::task::Poll;
     let observer = Buffer::options().capacity(8 << 20).open(name).unwrap();
     let ctx = observer.context().unwrap();
