@@ -1,7 +1,7 @@
 //! A process table full of the dead: who comes next must get in, and give back what they had.
 //!
 //! No harness: see `common/scenarios.rs`.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unreachable_pub)]
 #![allow(unsafe_code)] // a byte lock
 
 mod common;

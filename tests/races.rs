@@ -1,6 +1,7 @@
 //! Races and edges found by review.
 //!
 //! No harness: see `common/scenarios.rs`.
+#![allow(clippy::unwrap_used, unreachable_pub)]
 #![allow(unsafe_code, clippy::undocumented_unsafe_blocks, clippy::multiple_unsafe_ops_per_block)]
 #![allow(clippy::cast_possible_truncation)]
 mod common;
