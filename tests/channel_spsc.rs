@@ -795,3 +795,35 @@ fn a_persistent_channel_queues_for_the_next_consumer() {
     assert!(buffer.remove_channel(1).unwrap());
     common::all_free(&buffer);
 }
+
+/// Symptom: who waits for the other end of a channel that is removed meanwhile waits out its time, or for ever.
+#[test]
+fn who_waits_for_an_end_that_cannot_come_is_told() {
+    let _dog = common::watchdog();
+    let name = Name::new("removed-meanwhile");
+    let buffer = Buffer::open(&name).unwrap();
+    let waits = |sends: bool| {
+        let buffer = buffer.clone();
+        std::thread::spawn(move || {
+            let ctx = buffer.context().unwrap();
+            if sends {
+                let mut tx = ctx.producer::<u64>(1).unwrap();
+                assert!(!tx.wait_for_consumer(Duration::MAX));
+                let refused = (0..).find_map(|i| tx.try_send(ctx.record(i).unwrap()).err()).unwrap();
+                assert!(matches!(refused, TrySendError::Disconnected(_)), "{refused:?}");
+            } else {
+                let mut rx = ctx.consumer::<u64>(2).unwrap();
+                assert!(!rx.wait_for_producer(Duration::MAX));
+                assert_eq!(rx.try_recv().unwrap_err(), TryRecvError::Recv(RecvError::Disconnected));
+            }
+        })
+    };
+    let threads = [waits(true), waits(false)];
+    for id in [1, 2] {
+        assert!(buffer.wait_for_channel(id, Duration::MAX).unwrap());
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(buffer.remove_channel(id).unwrap());
+    }
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    common::all_free(&buffer);
+}

@@ -494,6 +494,15 @@ const ACTS: &[(&str, Act)] = &[
         v.buffer.trim().unwrap();
         forget(v);
     }),
+    ("trim tables", |v, arm| {
+        // Memory that somebody has filled holes with, beyond all frontiers.
+        let file = std::fs::File::options().write(true).open(format!("/dev/shm/{}", v.buffer.name())).unwrap();
+        let data = file.metadata().unwrap().len() - CAPACITY;
+        std::os::unix::fs::FileExt::write_all_at(&file, &[0; 8192], data - (2 << 20)).unwrap();
+        arm();
+        v.buffer.trim().unwrap();
+        forget(v);
+    }),
     ("trim mixed", |v, arm| {
         v.mix();
         v.ctx.flush();
@@ -786,6 +795,8 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("trim", "trim: claimed", &[1, 2]),
     ("trim", "trim: unmarked", &[1]),
     ("trim", "trim: punched", &[1]),
+    ("trim tables", "trim: limited", &[1]),
+    ("trim tables", "trim: beyond", &[1]),
     ("trim mixed", "empty: heads", &[1]),
     ("trim mixed", "drop: cleared", &[1, 2]),
     ("trim mixed", "drop: owned", &[1, 2]),

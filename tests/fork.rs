@@ -37,6 +37,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("more_than_the_machine_has", more_than_the_machine_has),
     ("where_private_memory_is_refused", where_private_memory_is_refused),
     ("generations_keep_no_descriptors", generations_keep_no_descriptors),
+    ("generations_keep_no_mappings", generations_keep_no_mappings),
+    ("the_view_goes_with_the_last_handle", the_view_goes_with_the_last_handle),
+    ("the_view_stays_with_what_is_held", the_view_stays_with_what_is_held),
+    ("the_view_stays_with_other_threads", the_view_stays_with_other_threads),
     ("fork_under_load", fork_under_load),
     ("many_threads_fork", many_threads_fork),
     ("fork_while_opening_and_closing", fork_while_opening_and_closing),
@@ -832,5 +836,199 @@ fn generations_keep_no_descriptors(name: &Name) {
     next(name, 4, 0);
     let buffer = Buffer::open(name).unwrap();
     buffer.reap().unwrap();
+    all_free(&buffer);
+}
+
+/// Bytes of the segment's mappings.
+fn mapped(name: &Name) -> u64 {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let bytes = |line: &str| {
+        let (from, to) = line.split(' ').next()?.split_once('-')?;
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        Some(number(to)? - number(from)?)
+    };
+    maps.lines().filter(|line| line.contains(&name.0)).filter_map(bytes).sum()
+}
+
+/// Fifty of them, one inside the other: each opens the buffer, uses it, and forks the next, which drops what it has of it.
+fn generations_keep_no_mappings(name: &Name) {
+    fn next(name: &Name, left: u64, before: Option<((usize, usize), u64)>) {
+        let buffer = Buffer::options().capacity(32 << 20).open(name).unwrap();
+        let context = buffer.context().unwrap();
+        let id = left.cast_signed();
+        let (mut tx, mut rx) = (context.producer::<u64>(id).unwrap(), context.consumer::<u64>(id).unwrap());
+        for value in 0..20 {
+            tx.send(context.record(value).unwrap()).unwrap();
+        }
+        let received: Vec<_> = rx.try_recv_batch(10).unwrap();
+        let large = context.slice_uninit::<u64>(1000).unwrap().fill_with(|_| left);
+        drop(context.record(1_u64).unwrap());
+        let now = (handles(name), mapped(name));
+        assert!(before.is_none_or(|before| before == now), "{left} left: {before:?}, {now:?}");
+        if left > 0 {
+            let Some(child) = fork() else {
+                assert!(large.iter().all(|word| *word == left) && received.len() == 10);
+                match left % 3 {
+                    0 => drop((large, received, tx, rx, context, buffer)),
+                    1 => drop((buffer, context, rx, tx, received, large)),
+                    _ => {
+                        std::thread::spawn(move || drop((received, large, buffer))).join().unwrap();
+                        drop((rx, tx, context));
+                    }
+                }
+                end_after(|| next(name, left - 1, Some(now)))
+            };
+            child.succeeds();
+        }
+    }
+    next(name, 50, None);
+    let buffer = Buffer::open(name).unwrap();
+    buffer.reap().unwrap();
+    all_free(&buffer);
+}
+
+/// Of all kinds, in any order: as long as one is there it can be read, and then nothing of the segment is mapped any more.
+fn the_view_goes_with_the_last_handle(name: &Name) {
+    furnish!(name => buffer, context, tx, rx, record, slice);
+    // By ways that count: received, sent, freed by another context than made it, by none, from a context that is closed.
+    let received = rx.recv().unwrap();
+    let mixed: Vec<_> = (0..700_u64).map(|i| context.record(i).unwrap()).collect();
+    tx.send(context.record(5).unwrap()).unwrap();
+    drop(context.slice_zeroed::<u8>(200_000).unwrap());
+    let elsewhere = {
+        let (buffer, freed) = (buffer.clone(), mixed);
+        let thread = std::thread::spawn(move || {
+            let mut freed = freed;
+            drop(freed.split_off(500));
+            let context = buffer.context().unwrap();
+            drop(freed.split_off(300));
+            (context.record(77_u64).unwrap(), freed)
+        });
+        thread.join().unwrap()
+    };
+    let select = {
+        let mut select = Select::new();
+        select.recv(&rx);
+        select
+    };
+    type Handle = (&'static str, Box<dyn FnOnce()>);
+    let handles = |seed: usize| {
+        move |mut all: Vec<Handle>| {
+            let turn = seed % all.len();
+            all.rotate_left(turn);
+            if seed % 2 == 1 {
+                all.reverse();
+            }
+            all
+        }
+    };
+    let address = std::ptr::from_ref(&*record).addr();
+    macro_rules! handle {
+        ($handle:ident) => {
+            (stringify!($handle), Box::new(move || drop($handle)) as Box<dyn FnOnce()>)
+        };
+    }
+    let (mut up, mut ready) = pipe().unwrap();
+    for seed in 0..8 {
+        let Some(child) = fork() else {
+            assert_eq!((*record, *received, *elsewhere.0, slice[299_999]), (7, 0, 77, 299_999));
+            let all = vec![
+                handle!(buffer),
+                handle!(context),
+                handle!(tx),
+                handle!(rx),
+                handle!(record),
+                handle!(slice),
+                handle!(received),
+                handle!(elsewhere),
+                handle!(select),
+            ];
+            let view = mapped(name);
+            assert!(view > 1 << 30);
+            for (what, handle) in handles(seed)(all) {
+                assert_eq!(mapped(name), view, "before {what} is dropped");
+                // SAFETY: a view of the segment is mapped there as long as any handle is left.
+                assert_eq!(unsafe { (address as *const u64).read_volatile() }, 7);
+                handle();
+            }
+            assert_eq!((mapped(name), self::handles(name)), (0, (0, 0)));
+            // The same place may be the next one's.
+            let anew = Buffer::open(name).unwrap();
+            drop(anew.context().unwrap().record(1_u64).unwrap());
+            drop(anew);
+            tell(&mut ready);
+            end()
+        };
+        assert!(hear(&mut up));
+        child.succeeds();
+    }
+    assert_eq!((*record, rx.try_iter().count()), (7, 5));
+    drop((select, tx, rx, record, slice, received, elsewhere, context));
+    all_free(&buffer);
+}
+
+/// One view for each generation that has left something: a grandchild that drops it is rid of it.
+fn the_view_stays_with_what_is_held(name: &Name) {
+    let buffer = Buffer::options().capacity(1 << 20).open(name).unwrap();
+    let context = buffer.context().unwrap();
+    let kept = context.record(1_u64).unwrap();
+    let one = mapped(name);
+    let Some(child) = fork() else {
+        drop((context, buffer));
+        assert!(mapped(name) > 0 && *kept == 1);
+        let view = mapped(name);
+        let buffer = Buffer::open(name).unwrap();
+        assert_eq!((mapped(name), handles(name).0), (one + view, 2));
+        let mine = buffer.context().unwrap().record(2_u64).unwrap();
+        std::mem::forget(buffer.context().unwrap().record(3_u64).unwrap());
+        let Some(grandchild) = fork() else {
+            assert_eq!((mapped(name), *kept, *mine), (2 * view, 1, 2));
+            drop(kept);
+            assert_eq!((mapped(name), *mine), (view, 2));
+            // A record is forgotten, so this one stays.
+            drop((mine, buffer));
+            assert_eq!(mapped(name), view);
+            end()
+        };
+        grandchild.succeeds();
+        drop(kept);
+        assert_eq!((mapped(name), *mine), (one, 2));
+        end()
+    };
+    child.succeeds();
+    assert_eq!(*kept, 1);
+    drop((kept, context));
+    buffer.reap().unwrap();
+    all_free(&buffer);
+}
+
+/// What other threads had is anybody's guess.
+fn the_view_stays_with_other_threads(name: &Name) {
+    let buffer = Buffer::options().capacity(1 << 20).open(name).unwrap();
+    let (theirs, shared) = (buffer.clone(), Arc::new(Mutex::new(Vec::new())));
+    let (mut up, mut ready) = pipe().unwrap();
+    let (mut heard, told) = pipe().unwrap();
+    let filled = Arc::clone(&shared);
+    let thread = std::thread::spawn(move || {
+        let context = theirs.context().unwrap();
+        filled.lock().unwrap().extend((0..10_u64).map(|i| context.record(i).unwrap()));
+        tell(&mut ready);
+        let _ = hear(&mut heard);
+    });
+    assert!(hear(&mut up));
+    let Some(child) = fork() else {
+        drop(buffer);
+        let view = mapped(name);
+        let mut records = std::mem::take(&mut *shared.lock().unwrap());
+        while let Some(record) = records.pop() {
+            assert_eq!(*record, records.len() as u64);
+        }
+        assert!(view > 0 && mapped(name) == view);
+        end()
+    };
+    child.succeeds();
+    drop(told);
+    thread.join().unwrap();
+    shared.lock().unwrap().clear();
     all_free(&buffer);
 }

@@ -1,41 +1,50 @@
 //! A process table full of the dead: who comes next must get in, and give back what they had.
-#![allow(clippy::unwrap_used)]
+//!
+//! No harness: see `common/scenarios.rs`.
+#![allow(clippy::unwrap_used, unreachable_pub)]
 #![allow(unsafe_code)] // a byte lock
 
 mod common;
+#[path = "common/scenarios.rs"]
+mod scenarios;
 
 use common::Name;
 use common::forked::Forked;
 use ipc_buffer::{Buffer, OpenError};
+use scenarios::Scenario;
 use std::os::fd::AsRawFd;
 
 const PROCESSES: i64 = 512;
 
-#[test]
-fn a_table_full_of_the_living_is_an_error() {
-    let _dog = common::watchdog();
-    let name = Name::new("full");
+const SCENARIOS: &[(&str, Scenario)] = &[
+    ("a_table_full_of_the_living_is_an_error", a_table_full_of_the_living_is_an_error),
+    ("what_the_dead_had_is_given_back", what_the_dead_had_is_given_back),
+    ("who_takes_over_a_dead_ones_name_is_alive", who_takes_over_a_dead_ones_name_is_alive),
+];
+
+fn main() {
+    scenarios::main("full", SCENARIOS)
+}
+
+fn a_table_full_of_the_living_is_an_error(name: &Name) {
     let children: Vec<Forked> =
-        (0..PROCESSES).map(|_| Forked::after(|| std::mem::forget(Buffer::open(&name).unwrap()))).collect();
-    let error = Buffer::open(&name).unwrap_err();
+        (0..PROCESSES).map(|_| Forked::after(|| std::mem::forget(Buffer::open(name).unwrap()))).collect();
+    let error = Buffer::open(name).unwrap_err();
     assert!(matches!(error, OpenError::TooManyProcesses { limit: 512, .. }), "{error}");
     drop(children);
     // All of them are dead now.
-    let buffer = Buffer::open(&name).unwrap();
+    let buffer = Buffer::open(name).unwrap();
     common::all_free(&buffer);
     drop(buffer);
     assert!(!name.exists());
 }
 
 /// With records, roles and queued records; twice, so that a slot that was taken over is taken over again.
-#[test]
-fn what_the_dead_had_is_given_back() {
-    let _dog = common::watchdog();
-    let name = Name::new("adopt");
+fn what_the_dead_had_is_given_back(name: &Name) {
     for _ in 0..2 {
         let child = |i: i64| {
             Forked::after(|| {
-                let Ok(buffer) = Buffer::open(&name) else { return };
+                let Ok(buffer) = Buffer::open(name) else { return };
                 if i % 5 == 0 {
                     let ctx = buffer.context().unwrap();
                     let mut tx = ctx.producer::<u64>(i).unwrap();
@@ -47,27 +56,24 @@ fn what_the_dead_had_is_given_back() {
         };
         drop((0..PROCESSES).map(child).collect::<Vec<_>>());
     }
-    let buffer = Buffer::open(&name).unwrap();
+    let buffer = Buffer::open(name).unwrap();
     common::all_free(&buffer);
     drop(buffer);
     assert!(!name.exists());
 }
 
 /// Symptom, were it so: a peer that was seen dead stays dead for the one at the other end, though somebody has its place, and its name.
-#[test]
-fn who_takes_over_a_dead_ones_name_is_alive() {
-    let _dog = common::watchdog();
-    let name = Name::new("name");
-    let buffer = Buffer::open(&name).unwrap();
+fn who_takes_over_a_dead_ones_name_is_alive(name: &Name) {
+    let buffer = Buffer::open(name).unwrap();
     let ctx = buffer.context().unwrap();
     let mut rx = ctx.consumer::<u64>(1).unwrap();
     // The first in the table but for this one.
     let dead = Forked::after(|| {
-        let ctx = Buffer::open(&name).unwrap().context().unwrap();
+        let ctx = Buffer::open(name).unwrap().context().unwrap();
         std::mem::forget((ctx.producer::<u64>(1).unwrap(), ctx));
     });
     let others: Vec<Forked> =
-        (2..PROCESSES).map(|_| Forked::after(|| std::mem::forget(Buffer::open(&name).unwrap()))).collect();
+        (2..PROCESSES).map(|_| Forked::after(|| std::mem::forget(Buffer::open(name).unwrap()))).collect();
     // Nobody reaps meanwhile.
     let file = std::fs::File::options().read(true).write(true).open(name.path()).unwrap();
     // SAFETY: plain integers; zeroes are valid.
@@ -82,7 +88,7 @@ fn who_takes_over_a_dead_ones_name_is_alive() {
     // SAFETY: as above.
     assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw mut lock) }, 0);
     let heir = Forked::after(|| {
-        let ctx = Buffer::open(&name).unwrap().context().unwrap();
+        let ctx = Buffer::open(name).unwrap().context().unwrap();
         let mut tx = ctx.producer::<u64>(1).unwrap();
         tx.send(ctx.record(7).unwrap()).unwrap();
         std::mem::forget((tx, ctx));

@@ -181,25 +181,31 @@ fn polling_without_waiting_finds_the_dead_too() {
     work::end(buffer, &name);
 }
 
-/// The parts of `killed_at_any_moment`: each runs until it is killed.
+/// The parts of `killed_at_any_moment`: each runs until it is killed, and says when its ends are there.
 fn play(role: &str, ctx: &ThreadContext, seed: u64) {
+    let ready = || ctx.producer::<u64>(READY).unwrap();
     match role {
         // Sends 0, 1, 2, ... for ever.
         "producer" => {
             let mut tx = ctx.producer_with::<[u64]>(1, &slots(64)).unwrap();
+            let _ready = ready();
             for i in 0.. {
                 let Ok(()) = tx.send(work::numbered(ctx, i, 300)) else { return };
             }
         }
         "consumer" => {
-            for record in ctx.consumer_with::<[u64]>(1, &slots(64)).unwrap() {
+            let rx = ctx.consumer_with::<[u64]>(1, &slots(64)).unwrap();
+            let _ready = ready();
+            for record in rx {
                 work::number(&record);
             }
         }
         // Sends on what it receives.
         "echo" => {
             let mut back = ctx.producer_with::<[u64]>(2, &slots(64)).unwrap();
-            for record in ctx.consumer_with::<[u64]>(1, &slots(64)).unwrap() {
+            let rx = ctx.consumer_with::<[u64]>(1, &slots(64)).unwrap();
+            let _ready = ready();
+            for record in rx {
                 let Ok(()) = back.send(record) else { return };
             }
         }
@@ -207,6 +213,7 @@ fn play(role: &str, ctx: &ThreadContext, seed: u64) {
         _ => {
             let mut rng = work::Rng::new(seed);
             let mut held = Vec::new();
+            let _ready = ready();
             loop {
                 let id = rng.below(20) as i64 + 100;
                 let mut tx = ctx.producer_with::<[u64]>(id, &slots(4)).unwrap();
@@ -305,7 +312,6 @@ fn killed_at_any_moment() {
     if let Some((role, buffer)) = common::role() {
         let (role, seed) = role.split_once(' ').unwrap();
         let ctx = Buffer::open(&buffer).unwrap().context().unwrap();
-        let _ready = ctx.producer::<u64>(READY).unwrap();
         return play(role, &ctx, seed.parse().unwrap());
     }
     let name = Name::new("moment");

@@ -11,9 +11,12 @@ mod scenarios;
 
 use common::Name;
 use ipc_buffer::{Buffer, OpenError};
-use scenarios::{Scenario, end, fork};
+use scenarios::{Scenario, end, fork, hear, tell};
 use std::fs;
+use std::io::{PipeReader, Read, pipe};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 const SCENARIOS: &[(&str, Scenario)] = &[
     ("the_size_of_files", the_size_of_files),
@@ -23,6 +26,8 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("an_odd_umask", an_odd_umask),
     ("all_memory_locked", all_memory_locked),
     ("memory_that_nobody_asked_for", memory_that_nobody_asked_for),
+    ("a_file_that_is_filled", a_file_that_is_filled),
+    ("nobody_waits_for_anothers_reservation", nobody_waits_for_anothers_reservation),
     ("mounts_of_all_kinds", mounts_of_all_kinds),
     ("a_control_group_is_read", a_control_group_is_read),
     ("main_shows_what_helps", main_shows_what_helps),
@@ -239,6 +244,130 @@ fn memory_that_nobody_asked_for(name: &Name) {
     // What is used next is empty, as ever.
     let zeroes = buffer.context().unwrap().slice_zeroed::<u8>(40 << 20).unwrap();
     assert!(zeroes.iter().all(|byte| *byte == 0));
+}
+
+/// All of it filled, again and again, while others allocate: what is beyond the frontiers of the tables is returned too, and nobody's page
+/// is taken away.
+fn a_file_that_is_filled(name: &Name) {
+    let memory = || fs::metadata(name.path()).unwrap().blocks() * 512;
+    let buffer = Buffer::options().capacity(32 << 20).open(name).unwrap();
+    let kept = buffer.context().unwrap().slice_uninit::<u8>(1 << 20).unwrap().fill_with(|_| 9);
+    let file = fs::File::options().read(true).write(true).open(name.path()).unwrap();
+    let size = usize::try_from(file.metadata().unwrap().len()).unwrap();
+    let (mut hears, mut tells) = pipe().unwrap();
+    let (told, says) = pipe().unwrap();
+    let Some(peer) = fork() else {
+        drop((hears, says));
+        let buffer = Buffer::open(name).unwrap();
+        // Contexts that come, each with magazines of its own, until all is taken, and go.
+        for round in 0_u64.. {
+            let ctx = buffer.context().unwrap();
+            let sizes = (0..).map(|i| 8 << (i % 12));
+            let fill = |len| Some(ctx.slice_uninit::<u64>(len).ok()?.fill_with(|_| round));
+            let mine: Vec<_> = sizes.map_while(fill).collect();
+            assert!(mine.iter().all(|record| record.iter().all(|word| *word == round)), "round {round}");
+            drop((mine, ctx));
+            if round == 0 {
+                tell(&mut tells);
+            }
+            if round > 0 && has_news(&told) {
+                break;
+            }
+        }
+        end()
+    };
+    drop((tells, told));
+    assert!(hear(&mut hears));
+    // As a core dump reads it, or mlockall(2).
+    let fill = || {
+        let (access, flags) = (libc::PROT_READ, libc::MAP_SHARED);
+        let view = unsafe { libc::mmap(std::ptr::null_mut(), size, access, flags, file.as_raw_fd(), 0) };
+        assert_ne!(view, libc::MAP_FAILED);
+        (0..size).step_by(4096).for_each(|at| _ = unsafe { view.cast::<u8>().add(at).read_volatile() });
+        unsafe { libc::munmap(view, size) };
+    };
+    for _ in 0..10 {
+        fill();
+        buffer.trim().unwrap();
+    }
+    drop(says);
+    peer.succeeds();
+    common::sound(&buffer);
+    buffer.trim().unwrap();
+    let before = memory();
+    fill();
+    let filled = memory();
+    let returned = buffer.trim().unwrap();
+    let after = memory();
+    // All but some room behind the frontiers.
+    assert!(returned >= filled - after && after < before + (1 << 20), "{before}, {filled}, {returned}, {after}");
+    assert!(kept.iter().all(|byte| *byte == 9));
+    drop(kept);
+    common::all_free(&buffer);
+}
+
+/// Whether something was said, or the other end of the pipe is closed.
+fn has_news(pipe: &PipeReader) -> bool {
+    let mut poll = libc::pollfd { fd: pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+}
+
+/// Bytes that the machine can give, to files in /dev/shm too.
+fn free_memory() -> u64 {
+    let facts = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = facts.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB"));
+    let available = available.and_then(|number| number.parse::<u64>().ok()).map_or(0, |kib| kib << 10);
+    let mut mount: libc::statvfs = unsafe { std::mem::zeroed() };
+    let known = unsafe { libc::statvfs(c"/dev/shm".as_ptr(), &raw mut mount) } == 0;
+    if known { available.min(mount.f_bavail * mount.f_frsize) } else { 0 }
+}
+
+/// One makes a record of 2 GiB. A peer makes records meanwhile, each of new memory, and can be killed.
+fn nobody_waits_for_anothers_reservation(name: &Name) {
+    const RECORDS: u32 = 20;
+    let buffer = Buffer::options().capacity(3 << 30).open(name).unwrap();
+    let limit = buffer.stats().unwrap().memory_limit_bytes.unwrap_or(u64::MAX);
+    if free_memory().min(limit) < 6 << 30 {
+        eprintln!("skipped: this takes 3 GiB of memory, of 6 that are free");
+        return;
+    }
+    // By address, and by descriptor.
+    for old_kernel in [false, true] {
+        if old_kernel {
+            unsafe { std::env::set_var("IPC_BUFFER_NO_POPULATE", "1") };
+        }
+        let (mut makes, mut comes) = pipe().unwrap();
+        let Some(large) = fork() else {
+            let ctx = Buffer::open(name).unwrap().context().unwrap();
+            tell(&mut comes);
+            let record = ctx.slice_uninit::<u8>(2 << 30);
+            tell(&mut comes);
+            std::mem::forget(record.unwrap());
+            end()
+        };
+        let (mut counts, mut counted) = pipe().unwrap();
+        let Some(peer) = fork() else {
+            let ctx = Buffer::open(name).unwrap().context().unwrap();
+            let within = ctx.within(Duration::from_millis(10));
+            loop {
+                std::mem::forget(within.slice_uninit::<u8>(200_000));
+                tell(&mut counted);
+            }
+        };
+        drop((comes, counted));
+        assert!(hear(&mut makes) && hear(&mut counts));
+        let mut made = 0;
+        while made < RECORDS && !has_news(&makes) {
+            made += u32::from(has_news(&counts) && counts.read(&mut [0]).unwrap() == 1);
+        }
+        peer.kill();
+        let is_over = has_news(&makes);
+        assert!(made == RECORDS && !is_over, "{made} records by the time of the large one, over: {is_over}");
+        large.kill();
+        buffer.reap().unwrap();
+        common::all_free(&buffer);
+        buffer.trim().unwrap();
+    }
 }
 
 /// Mounts `kind` there, for this process alone; false if it may not.

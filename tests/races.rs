@@ -1,21 +1,43 @@
 //! Races and edges found by review.
+//!
+//! No harness: see `common/scenarios.rs`.
+#![allow(clippy::unwrap_used, unreachable_pub)]
 #![allow(unsafe_code, clippy::undocumented_unsafe_blocks, clippy::multiple_unsafe_ops_per_block)]
 #![allow(clippy::cast_possible_truncation)]
 mod common;
+#[path = "common/scenarios.rs"]
+mod scenarios;
 use common::Name;
 use common::forked::{Forked, die};
 use ipc_buffer::Buffer;
+use scenarios::Scenario;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-#[test]
-fn two_threads_reap_at_once() {
-    let _dog = common::watchdog();
-    let name = Name::new("reap2");
-    let buffer = Buffer::options().capacity(64 << 20).open(&name).unwrap();
-    for round in 0..200 {
+const SCENARIOS: &[(&str, Scenario)] = &[
+    ("two_threads_reap_at_once", two_threads_reap_at_once),
+    ("last_hold_goes_while_records_go", last_hold_goes_while_records_go),
+    ("a_producer_leaves_while_its_records_come_back", a_producer_leaves_while_its_records_come_back),
+    (
+        "a_run_that_says_it_is_longer_than_the_buffer_is_refused",
+        a_run_that_says_it_is_longer_than_the_buffer_is_refused,
+    ),
+    ("an_audit_under_traffic_does_not_panic", an_audit_under_traffic_does_not_panic),
+    ("a_forked_child_gets_no_memory", a_forked_child_gets_no_memory),
+    ("a_dead_producers_role_is_free_while_somebody_reaps", a_dead_producers_role_is_free_while_somebody_reaps),
+    ("a_role_that_could_not_be_given_up_is_reaped", a_role_that_could_not_be_given_up_is_reaped),
+    ("a_fork_from_a_late_destructor_is_seen", a_fork_from_a_late_destructor_is_seen),
+];
+
+fn main() {
+    scenarios::main("races", SCENARIOS)
+}
+
+fn two_threads_reap_at_once(name: &Name) {
+    let buffer = Buffer::options().capacity(64 << 20).open(name).unwrap();
+    for round in 0..if cfg!(debug_assertions) { 40 } else { 200 } {
         Forked::killed_after(|| {
-            let b = Buffer::open(&name).unwrap();
+            let b = Buffer::open(name).unwrap();
             let full = Barrier::new(25);
             std::thread::scope(|s| {
                 for _ in 0..24 {
@@ -80,12 +102,9 @@ fn two_threads_reap_at_once() {
     }
 }
 
-#[test]
-fn last_hold_goes_while_records_go() {
-    let _dog = common::watchdog();
+fn last_hold_goes_while_records_go(name: &Name) {
     for _ in 0..2000 {
-        let name = Name::new("homeless");
-        let buffer = Buffer::options().capacity(1 << 20).open(&name).unwrap();
+        let buffer = Buffer::options().capacity(1 << 20).open(name).unwrap();
         let ctx = buffer.context().unwrap();
         let one = ctx.record(1_u64).unwrap();
         let two = ctx.record(2_u64).unwrap();
@@ -109,14 +128,11 @@ fn last_hold_goes_while_records_go() {
     }
 }
 
-#[test]
-fn a_producer_leaves_while_its_records_come_back() {
-    let _dog = common::watchdog();
-    let name = Name::new("echo");
-    let buffer = Buffer::options().capacity(16 << 20).open(&name).unwrap();
+fn a_producer_leaves_while_its_records_come_back(name: &Name) {
+    let buffer = Buffer::options().capacity(16 << 20).open(name).unwrap();
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        let b = Buffer::open(&name).unwrap();
+        let b = Buffer::open(name).unwrap();
         let ctx = b.context().unwrap();
         let mut back = ctx.producer::<u64>(1).unwrap();
         let mut there = ctx.consumer::<u64>(0).unwrap();
@@ -164,10 +180,8 @@ fn a_producer_leaves_while_its_records_come_back() {
     });
 }
 
-#[test]
-fn a_run_that_says_it_is_longer_than_the_buffer_is_refused() {
-    let name = Name::new("hostile");
-    let buffer = Buffer::options().capacity(1 << 20).open(&name).unwrap();
+fn a_run_that_says_it_is_longer_than_the_buffer_is_refused(name: &Name) {
+    let buffer = Buffer::options().capacity(1 << 20).open(name).unwrap();
     let ctx = buffer.context().unwrap();
     let mut tx = ctx.producer::<[u8]>(1).unwrap();
     let mut rx = ctx.consumer::<[u8]>(1).unwrap();
@@ -193,11 +207,8 @@ fn a_run_that_says_it_is_longer_than_the_buffer_is_refused() {
     let _ = buffer.audit().unwrap();
 }
 
-#[test]
-fn an_audit_under_traffic_does_not_panic() {
-    let _dog = common::watchdog();
-    let name = Name::new("audit");
-    let buffer = Buffer::options().capacity(16 << 20).open(&name).unwrap();
+fn an_audit_under_traffic_does_not_panic(name: &Name) {
+    let buffer = Buffer::options().capacity(16 << 20).open(name).unwrap();
     let stop = AtomicBool::new(false);
     std::thread::scope(|s| {
         s.spawn(|| {
@@ -217,10 +228,8 @@ fn an_audit_under_traffic_does_not_panic() {
     });
 }
 
-#[test]
-fn a_forked_child_gets_no_memory() {
-    let name = Name::new("forkpop");
-    let buffer = Buffer::open(&name).unwrap();
+fn a_forked_child_gets_no_memory(name: &Name) {
+    let buffer = Buffer::open(name).unwrap();
     let ctx = buffer.context().unwrap();
     drop(ctx.record(1_u64).unwrap());
     ctx.flush();
@@ -234,16 +243,13 @@ fn a_forked_child_gets_no_memory() {
     assert_eq!(status, 0);
 }
 
-#[test]
-fn a_dead_producers_role_is_free_while_somebody_reaps() {
-    let _dog = common::watchdog();
-    let name = Name::new("roletaken");
-    let buffer = Buffer::options().capacity(16 << 20).open(&name).unwrap();
+fn a_dead_producers_role_is_free_while_somebody_reaps(name: &Name) {
+    let buffer = Buffer::options().capacity(16 << 20).open(name).unwrap();
     let ctx = buffer.context().unwrap();
     let _rx = ctx.consumer::<u64>(1).unwrap();
     for round in 0..300 {
         Forked::killed_after(|| {
-            let b = Buffer::open(&name).unwrap();
+            let b = Buffer::open(name).unwrap();
             let ctx = b.context().unwrap();
             let _tx = ctx.producer::<u64>(1).unwrap();
             die();
@@ -261,11 +267,8 @@ fn a_dead_producers_role_is_free_while_somebody_reaps() {
     }
 }
 
-#[test]
-fn a_role_that_could_not_be_given_up_is_reaped() {
-    let _dog = common::watchdog();
-    let name = Name::new("busyleave");
-    let buffer = Buffer::open(&name).unwrap();
+fn a_role_that_could_not_be_given_up_is_reaped(name: &Name) {
+    let buffer = Buffer::open(name).unwrap();
     let ctx = buffer.context().unwrap();
     let _rx = ctx.consumer::<u64>(1).unwrap();
     // Another description holds the control byte, as a process stopped inside the lock does.
@@ -277,7 +280,7 @@ fn a_role_that_could_not_be_given_up_is_reaped() {
     }
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        let b = Buffer::open(&name).unwrap();
+        let b = Buffer::open(name).unwrap();
         let ctx = b.context().unwrap();
         let tx = ctx.producer::<u64>(1).unwrap();
         unsafe {
@@ -315,10 +318,8 @@ fn a_role_that_could_not_be_given_up_is_reaped() {
     assert!(tx.is_ok(), "{}", tx.unwrap_err());
 }
 
-#[test]
-fn a_fork_from_a_late_destructor_is_seen() {
-    let name = Name::new("latefork");
-    let buffer = Buffer::open(&name).unwrap();
+fn a_fork_from_a_late_destructor_is_seen(name: &Name) {
+    let buffer = Buffer::open(name).unwrap();
     static OK: AtomicBool = AtomicBool::new(false);
     extern "C" fn late(arg: *mut libc::c_void) {
         let buffer = unsafe { &*arg.cast::<Buffer>() };

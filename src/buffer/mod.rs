@@ -568,7 +568,7 @@ impl Buffer {
             // What the walk has just freed sits in this cache; what others cache keeps its slabs.
             cache.flush();
             reclaim::empty_slabs(cache, &mut turn);
-            unit::trim(cache.arena(), cache.me(), &mut turn) * UNIT
+            unit::trim(cache.arena(), cache.me(), &mut turn)
         })?;
         stuck.map_or(Ok(returned), Err)
     }

@@ -138,6 +138,16 @@ impl Attached for Endpoint {
         }
     }
 
+    /// By where it stands now and where it stood at first, whatever the channel's words say.
+    fn records(&self) -> i64 {
+        let Some(from) = self.from else { return 0 };
+        let moved = self.end.position().wrapping_sub(from).cast_signed();
+        match self.side {
+            Side::Producer => moved.wrapping_neg(),
+            Side::Consumer => moved.wrapping_sub(self.skipped.get().cast_signed()),
+        }
+    }
+
     fn abandon(&self) {
         self.attached.set(false);
         self.look_again();
@@ -184,17 +194,6 @@ impl Attached for Endpoint {
 }
 
 impl Endpoint {
-    /// Records that came into this process's hands by this end, less those that went: by where it stands now and where it
-    /// stood at first, whatever the channel's words say.
-    fn records(&self) -> i64 {
-        let Some(from) = self.from else { return 0 };
-        let moved = self.end.position().wrapping_sub(from).cast_signed();
-        match self.side {
-            Side::Producer => moved.wrapping_neg(),
-            Side::Consumer => moved.wrapping_sub(self.skipped.get().cast_signed()),
-        }
-    }
-
     /// Takes the role of `R` in channel `id`, which is made if there is none.
     pub(crate) fn attach<R: Role>(
         local: &Rc<Local>,
@@ -263,7 +262,7 @@ impl Endpoint {
         }
     }
 
-    /// Waits until the other end is attached; false if it did not come in time.
+    /// Waits until the other end is attached; false if it did not come in time, or can't come any more.
     pub(crate) fn wait_for_peer(&self, timeout: Duration) -> bool {
         let Some(hold) = self.local.hold() else { return false };
         let version = &hold.arena().header().directory_version;
@@ -276,7 +275,11 @@ impl Endpoint {
                 let left = deadline.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
                 recovery::reap(&hold, Effort::A_MOMENT.within(left));
             }
-            self.has_peer().then_some(true)
+            if self.has_peer() {
+                return Some(true);
+            }
+            // To a removed channel nobody comes.
+            self.entry().is_none_or(directory::is_removed).then_some(false)
         };
         wait::for_change(version, deadline, ready).unwrap_or(false)
     }

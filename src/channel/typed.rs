@@ -334,7 +334,8 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Producer, M> {
         self.endpoint.has_live_peer()
     }
 
-    /// Waits until a consumer is attached; false if none came in time.
+    /// Waits until a consumer is attached; false if none came in time. Also at once when none can come any more: the channel was removed, or this
+    /// end is inert; which of them, the next operation that would have to wait says.
     ///
     /// ```
     /// # let name = format!("doc-wait-consumer-{}", std::process::id());
@@ -539,7 +540,8 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
         self.endpoint.has_live_peer()
     }
 
-    /// Waits until a producer is attached; false if none came in time.
+    /// Waits until a producer is attached; false if none came in time. Also at once when none can come any more: the channel was removed, or this
+    /// end is inert; which of them, the next operation that would have to wait says.
     ///
     /// ```
     /// # let name = format!("doc-wait-producer-{}", std::process::id());

@@ -103,6 +103,7 @@ impl Geometry {
             size_of::<SpscHeader>() as u64,
             std::mem::offset_of!(ContextSlot, stolen) as u64,
             std::mem::offset_of!(Header, units_freed) as u64,
+            std::mem::offset_of!(Header, magazine_limit) as u64,
             std::mem::offset_of!(Recent, searched) as u64,
             Shape::of(8).ring_words(1024),
             u64::from(class::granules(class::COUNT - 1)),

@@ -63,7 +63,12 @@ pub(crate) struct Header {
     pub(crate) searcher_pid: AtomicU64,
     /// Context slots that were ever in use: `[0, context_top)`. Only grows.
     pub(crate) context_top: AtomicU32,
-    _pad2: [AtomicU32; 7],
+    /// As far as `unit_top` may be raised while what lies beyond is trimmed; 0 when it is not. Written under the control lock; see
+    /// `Arena::trim_beyond`.
+    pub(crate) unit_limit: AtomicU32,
+    /// The same for `magazine_top`.
+    pub(crate) magazine_limit: AtomicU32,
+    _pad2: [AtomicU32; 5],
 
     /// Raised at every change of a channel's endpoints; waiters for channels and peers sleep on it.
     pub(crate) directory_version: AtomicU32,

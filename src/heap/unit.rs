@@ -21,9 +21,9 @@
 //! what others have learned before may keep them from looking there, until reaping [`recount`]s, which tells.
 
 use crate::format::class;
-use crate::format::{Owner, Word};
+use crate::format::{Owner, UNIT, Word};
 use crate::heap::want;
-use crate::segment::arena::Arena;
+use crate::segment::arena::{Arena, Table};
 use crate::sync::{AtomicU64, Ordering};
 use crate::sys::crash::point;
 use crate::sys::memory::NotBacked;
@@ -376,16 +376,35 @@ pub(crate) fn is_trim_due(arena: &Arena) -> bool {
     arena.header().trimmed.load(Ordering::Relaxed) != freed(arena)
 }
 
-/// Returns the memory of free units to the system, and of those that nobody has asked any for; says how many units that were. Before each
+/// Returns the memory of free units to the system, and whatever has got some that nobody has asked for; says how many bytes that were. Before each
 /// step `turn` sees to it that the caller has the control lock, for others look at headers under it; false if it can't be had any more.
 pub(crate) fn trim(arena: &Arena, me: Owner, turn: &mut dyn FnMut() -> bool) -> u64 {
     let seen = freed(arena);
     // What this gives back itself, it has seen.
-    let (mut own, mut returned) = (0, 0);
-    if trim_strays(arena, me, turn, &mut own, &mut returned) && trim_backed(arena, me, turn, &mut own, &mut returned) {
+    let (mut own, mut returned, mut bytes) = (0, 0, 0);
+    if trim_strays(arena, me, turn, &mut own, &mut returned)
+        && trim_backed(arena, me, turn, &mut own, &mut returned)
+        && trim_tables(arena, turn, &mut bytes)
+    {
         arena.header().trimmed.store(seen.wrapping_add(own), Ordering::Relaxed);
     }
-    returned
+    returned * UNIT + bytes
+}
+
+/// The part of [`trim`] for memory behind tables, beyond what is used of them.
+fn trim_tables(arena: &Arena, turn: &mut dyn FnMut() -> bool, returned: &mut u64) -> bool {
+    for table in Table::ALL {
+        let mut at = 0;
+        // A look first: no lock for nothing.
+        while let Some(found) = arena.next_beyond(table, at) {
+            if !turn() {
+                return false;
+            }
+            let Some((next, bytes)) = arena.trim_beyond(table, found) else { break };
+            (at, *returned) = (next, *returned + bytes);
+        }
+    }
+    true
 }
 
 /// The part of [`trim`] for memory that units have got behind our backs: mlockall(2) or a core dump has read their holes, or somebody was

@@ -47,6 +47,9 @@ pub(crate) struct Membership {
     /// The name was a dead process's before; see `participant::adopt`.
     adopted: bool,
     forked: AtomicBool,
+    /// The process was found to be evicted; or it was forked where its records could not be counted. Holds and records go uncounted from
+    /// then on.
+    uncounted: AtomicBool,
     /// What closed caches have counted; see `process::attachment`.
     records: AtomicI64,
     /// This process can't be reached by others' membarrier: its channels are fenced.
@@ -77,6 +80,7 @@ impl Membership {
             searching: Mutex::new(()),
             adopted,
             forked: AtomicBool::new(false),
+            uncounted: AtomicBool::new(false),
             records: AtomicI64::new(0),
             fenced,
         }
@@ -85,6 +89,11 @@ impl Membership {
     /// In a forked child: it is the parent's.
     pub(crate) fn note_fork(&self) {
         self.forked.store(true, Ordering::Relaxed);
+    }
+
+    /// When it is of no more use.
+    pub(crate) fn into_segment(self) -> Segment {
+        self.segment
     }
 
     /// Records of this process, as far as closed caches have counted.
@@ -114,11 +123,27 @@ impl Membership {
     pub(crate) fn check(&self) -> Result<(), BufferError> {
         if self.forked.load(Ordering::Relaxed) {
             Err(BufferError::Forked)
-        } else if participant::is_registered(self.arena(), self.me, self.pid) {
+        } else if !self.is_uncounted() && participant::is_registered(self.arena(), self.me, self.pid) {
             Ok(())
         } else {
+            self.stay();
             Err(BufferError::Evicted)
         }
+    }
+
+    /// From here on handles go uncounted.
+    pub(crate) fn stay(&self) {
+        self.uncounted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether handles go uncounted.
+    pub(crate) fn is_uncounted(&self) -> bool {
+        self.uncounted.load(Ordering::Relaxed)
+    }
+
+    /// In a forked child, whose thread has it from its parent: adds what an inert context has counted.
+    pub(crate) fn add_records(&self, count: i64) {
+        self.records.fetch_add(count, Ordering::Relaxed);
     }
 
     /// Takes the control lock; repairs the directory if its last holder died inside.
@@ -148,6 +173,7 @@ impl Membership {
         let control = Control { member: self, threads: Some(threads), since: Instant::now() };
         point!("control: named");
         if dirty {
+            self.arena().lift_limits();
             (self.repair)(self.arena());
         }
         Ok(control)

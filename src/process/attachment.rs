@@ -21,22 +21,30 @@
 //!
 //! # After fork
 //! The child gets a fresh registry; every inherited attachment is marked and its mapping made copy-on-write
-//! ([`Segment::abandon`]): drops do nothing, writes reach nobody, reads see what the parent's pages hold until they are written
+//! ([`Segment::abandon`]): drops reach nobody, writes reach nobody, reads see what the parent's pages hold until they are written
 //! here. What some other thread was about to open or to leave at that moment is closed and unmapped (`sys::shm`): no handle
 //! leads there. The parent notices nothing.
+//!
+//! The child has copies of the parent's handles, and so of their counts: holds and records go on being counted, and with the last of them
+//! the view is unmapped, in that child or in one that it forks. The forking thread's contexts add up what they have counted as they become
+//! inert, by private words alone. What other threads had counted nobody can tell any more; but their contexts have holds, which nobody
+//! is left to drop. So where other threads had handles, or handles are forgotten, that generation's view stays: its addresses, and as long
+//! as the file has no name either, its memory.
 //!
 //! # If the lease is lost
 //! A process that others have reaped though it lives (a checkpoint was restored, say) owns nothing here any more. Every slow path
 //! looks whether its process slot still is what this process took, and answers `Evicted` if not; as after a fork, drops do
 //! nothing. The mapping stays, since nobody knows how many records still lead there; who opens the buffer anew gets a new attachment.
+//! Once this was seen it stays so, whatever the slot says later: handles have gone uncounted by then.
 //! The fast paths don't look. So until the first slow path, at most what the caches and rings at hand have room for is written
 //! where it is another's.
 //!
 //! # Invariants
-//! 1. An attachment is freed only by who has taken it off the list, under the registry's lock, when `holds` was 0 and `records` was 0:
+//! 1. An attachment is freed only by who has taken it off a list, under the registry's lock, when `holds` was 0 and `records` was 0:
 //!    so no hold and no record of this process is left, and without the list none can be made. `holds` is raised from 0 under that
 //!    lock only.
-//! 2. In a forked child no inherited attachment is ever freed.
+//! 2. Of an inherited attachment, nothing but its view is given back: its descriptors and pinned pages went at the fork, and their numbers
+//!    and addresses may be others' by now.
 //! 3. As long as a record exists, its attachment has a hold, or `records` is not 0. For `records` and the balances of this attachment's
 //!    caches add up to its records plus the blocks cached, by private words alone; a cache is in use only while somebody has a
 //!    hold, and is empty, and its balance added to `records`, when that hold goes.
@@ -61,6 +69,7 @@ use crate::sys::crash::point;
 use crate::sys::fork::PerProcess;
 use crate::sys::shm::Kept;
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use std::mem;
 use std::ops::Deref;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
@@ -95,6 +104,8 @@ struct Registry {
 #[derive(Default)]
 struct List {
     attachments: Vec<Entry>,
+    /// The parent's, and its parents', to which handles of this process still lead.
+    inherited: Vec<Entry>,
     /// Names that a thread is about to attach to.
     opening: Vec<String>,
 }
@@ -117,6 +128,21 @@ impl List {
     fn named(&self, name: &str) -> Option<&Attachment> {
         let is_it = |it: &&Attachment| it.segment().name() == name && it.check().is_ok() && it.segment().is_named();
         self.attachments().find(is_it)
+    }
+
+    /// Takes an inherited attachment away, if no handle leads there any more.
+    fn let_go_if_unused(&mut self, at: usize) {
+        // SAFETY: listed, and the lock is held, so not freed (invariant 1).
+        let this = unsafe { self.inherited[at].0.as_ref() };
+        // SYNC(hold)
+        if this.holds.load(Ordering::Acquire) != 0 || this.records() != 0 {
+            return;
+        }
+        let Entry(attachment) = self.inherited.swap_remove(at);
+        // SAFETY: invariant 1, by the checks above; it was boxed in `attach`, and is in no list any more.
+        let attachment = unsafe { Box::from_raw(attachment.as_ptr()) };
+        // Under the lock: who forks has the entry and the view, or neither.
+        attachment.member.into_segment().let_go();
     }
 
     /// The attachment that is mapped at `address`, and the granule that lies there.
@@ -164,12 +190,14 @@ impl Clone for Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if self.check().is_err() {
+        let is_inherited = self.check() == Err(BufferError::Forked);
+        // Asked after the check, which may find it out.
+        if self.is_uncounted() {
             return;
         }
         // SYNC(hold): Release of this holder's accesses, Acquire of everyone's by the one who detaches.
         if self.holds.fetch_sub(1, Ordering::AcqRel) == 1 {
-            detach_if_unused(self.0);
+            if is_inherited { let_go_if_unused(self.0) } else { detach_if_unused(self.0) }
         }
     }
 }
@@ -199,6 +227,15 @@ fn detach_if_unused(attachment: NonNull<Attachment>) {
     // SAFETY: invariant 1, by the checks above; it was boxed in `attach`, and is in no list any more.
     let attachment = unsafe { Box::from_raw(attachment.as_ptr()) };
     attachment.leave();
+}
+
+/// Takes the view of an inherited attachment away if nothing of it is left, after its last hold was dropped.
+#[cold]
+fn let_go_if_unused(attachment: NonNull<Attachment>) {
+    let mut list = REGISTRY.get().list.lock();
+    if let Some(at) = list.inherited.iter().position(|entry| entry.0 == attachment) {
+        list.let_go_if_unused(at);
+    }
 }
 
 /// Attaches to the segment `name`, or counts one more hold on the attachment this process has.
@@ -353,14 +390,14 @@ fn hold_at(address: usize) -> Option<(Hold, u32)> {
     Some((Hold(NonNull::from(attachment)), granule))
 }
 
-/// Frees a block that was dropped in a thread without a context of its buffer. Does nothing in a forked child with what it has
-/// inherited: no attachment of the child is mapped there.
+/// Frees a block that was dropped in a thread without a context of its buffer. In a forked child, what it has inherited is counted only: no
+/// attachment of the child is mapped there.
 ///
 /// # Safety
 /// `address` is inside the block of a record which existed until now: so its attachment is not freed (invariant 3).
 #[cold]
 pub(crate) unsafe fn free_homeless(address: usize, known: Known) {
-    let Some((hold, granule)) = hold_at(address) else { return };
+    let Some((hold, granule)) = hold_at(address) else { return forget_inherited(address) };
     if hold.check().is_err() {
         return;
     }
@@ -387,6 +424,20 @@ pub(crate) unsafe fn free_homeless(address: usize, known: Known) {
     }
 }
 
+/// Counts a record that was inherited, and is no more.
+fn forget_inherited(address: usize) {
+    let mut list = REGISTRY.get().list.lock();
+    // SAFETY: listed, and the lock is held, so not freed (invariant 1).
+    let is_it = |entry: &Entry| unsafe { entry.0.as_ref() }.arena().extent().granule(address).is_some();
+    let Some(at) = list.inherited.iter().position(is_it) else { return };
+    // SAFETY: as above.
+    let this = unsafe { list.inherited[at].0.as_ref() };
+    if !this.is_uncounted() {
+        this.count_ended();
+        list.let_go_if_unused(at);
+    }
+}
+
 /// The list of attachments, held across a fork, so that the child finds one that nobody was changing.
 pub(super) struct Still(MutexGuard<'static, List>);
 
@@ -397,11 +448,35 @@ impl Still {
 
     /// In a forked child: gives up what was the parent's. The old list stays locked for ever (unlocking could want to wake threads that
     /// are not here), and nobody looks at it again.
-    pub(super) fn abandon(&self, kept: &mut Kept) {
+    ///
+    /// What handles lead to is inherited, and counted from here on, unless some can't be got at (`are_counted`). Returned, for
+    /// [`Inherited::list`], when nothing is left to do with what is kept.
+    pub(super) fn abandon(&mut self, kept: &mut Kept, are_counted: bool) -> Inherited {
         REGISTRY.leave();
-        for attachment in self.0.attachments() {
+        let mut inherited = mem::take(&mut self.0.inherited);
+        for entry in mem::take(&mut self.0.attachments) {
+            // SAFETY: it was listed, and the lock is held, so not freed (invariant 1).
+            let attachment = unsafe { entry.0.as_ref() };
+            if !are_counted || attachment.check().is_err() {
+                attachment.stay();
+            }
             attachment.note_fork();
-            attachment.segment().abandon(kept);
+            // Else it was about to be left, and no handle leads there: its mapping goes with what is kept.
+            if attachment.holds.load(Ordering::Acquire) != 0 || attachment.records() != 0 {
+                attachment.segment().abandon(kept);
+                inherited.push(entry);
+            }
         }
+        Inherited(inherited)
+    }
+}
+
+/// What handles of a forked child lead to.
+pub(super) struct Inherited(Vec<Entry>);
+
+impl Inherited {
+    /// Lists it, with the child's own lists made.
+    pub(super) fn list(self) {
+        REGISTRY.get().list.lock().inherited = self.0;
     }
 }

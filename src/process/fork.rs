@@ -53,12 +53,13 @@ extern "C" fn after_fork_in_parent() {
 
 extern "C" fn after_fork_in_child() {
     barrier::forget();
-    local::abandon_all();
+    let are_counted = local::abandon_all();
     let Some(mut held) = ACROSS_FORK.take() else { return };
     let (still, kept) = &mut *held;
     shm::leave();
     #[cfg(feature = "async")]
     reactor::leave();
-    still.abandon(kept);
+    let inherited = still.abandon(kept, are_counted);
     kept.let_go();
+    inherited.list();
 }

@@ -62,6 +62,8 @@ pub(crate) enum Inert {
 pub(crate) trait Attached {
     /// Leaves the channel. Who waited for this end is to be woken, once the caller has nothing else left to do.
     fn detach(&self) -> Option<Waker>;
+    /// Records that came into this process's hands by this end, less those that went.
+    fn records(&self) -> i64;
     /// Forgets the channel without touching it.
     fn abandon(&self);
     /// As [`abandon`](Self::abandon), where the process has not changed: gives the waker of the future that waits for it.
@@ -213,22 +215,31 @@ fn let_go_of_current() {
     CURRENT_LOCAL.set(ptr::null());
 }
 
-/// In a forked child: this thread's contexts are the parent's.
-pub(crate) fn abandon_all() {
+/// In a forked child: this thread's contexts are the parent's. They add what they have counted to their attachments; false if there may be
+/// others, which can't be got at.
+pub(crate) fn abandon_all() -> bool {
     let_go_of_current();
-    let _ = CONTEXTS_HERE.try_with(|here| {
+    let abandon_all = |here: &RefCell<Vec<Weak<Local>>>| {
         // The only thread here, but the fork may have come from inside a borrow.
-        let Ok(mut here) = here.try_borrow_mut() else { return };
+        let Ok(mut here) = here.try_borrow_mut() else { return false };
         for local in here.drain(..).filter_map(|local| local.upgrade()) {
             local.status.set(Err(Inert::Forked));
+            let mut records = local.cache.records();
             local.cache.forget();
             for endpoint in local.endpoints.take().into_values() {
                 if let Some(endpoint) = endpoint.upgrade() {
+                    records = records.wrapping_add(endpoint.records());
                     endpoint.abandon();
                 }
             }
+            // Closed, it has none any more, and has counted.
+            if let Some(hold) = &*local.hold.borrow() {
+                hold.add_records(records);
+            }
         }
-    });
+        true
+    };
+    CONTEXTS_HERE.try_with(abandon_all).unwrap_or(false)
 }
 
 impl Local {
@@ -246,6 +257,9 @@ impl Local {
     #[cold]
     fn evict(&self) {
         self.status.set(Err(Inert::Evicted));
+        if let Some(hold) = &*self.hold.borrow() {
+            hold.stay();
+        }
         self.cache.forget();
         if ptr::eq(CURRENT.get(), self.cache.front()) {
             let_go_of_current();

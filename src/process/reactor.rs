@@ -8,7 +8,7 @@
 //! A future that has to wait *parks*: it writes the bed's name on its bell, leaves its waker here, and looks once more. Who rings
 //! takes the name off again and says which end it was (`wait::wake`). So those to be woken are those who are named by a hint and whose
 //! bells say something else, whatever their channels carry. The thread looks at these, at those who are due, kept in the order of
-//! time, and once per tick at all: for dead peers, and for what a ringer that was killed has left out. To park, or to be woken, costs
+//! time, and once per tick at all: for dead peers, for what a ringer that was killed has left out, and whether this process was evicted. To park, or to be woken, costs
 //! the same however many others wait.
 //!
 //! Where the kernel can't watch the beds of several buffers at once (see `sys::futex::wait_any`), what comes in others than the
@@ -315,6 +315,12 @@ impl Place {
         self.look_at_bells(woken);
         // SAFETY: invariant 1.
         let member = unsafe { self.member.as_ref() };
+        if member.check().is_err() {
+            // Nobody rings for the evicted: who is polled now says so.
+            let all: Vec<EndKey> = self.parked.keys().copied().collect();
+            woken.extend(all.into_iter().filter_map(|key| self.take_waker(key)));
+            return;
+        }
         let mut seen: BTreeMap<Owner, bool> = BTreeMap::new();
         self.bereave(woken, |watched| {
             let entry = member.arena().directory_entry(watched.channel);

@@ -380,13 +380,19 @@ impl Arena {
     }
 
     /// Moves a frontier up by one page of its table: backs the page, then raises the frontier. Returns the old frontier, or
-    /// `None` if the table is used up; `old` is what the caller saw it to be, and another's step counts as well. Two may do it at once: both back the same page, one raises.
-    fn grow(&self, top: &AtomicU32, old: u32, table: u64, entry: u64, limit: u32) -> Result<Option<u32>, NotBacked> {
+    /// `None` if the table is used up; `old` is what the caller saw it to be (SeqCst), and another's step counts as well. Two may do it at
+    /// once: both back the same page, one raises. Not beyond where another trims: what it backs there might be gone when it is touched.
+    fn grow(&self, growing: Growing<'_>, old: u32, limit: u32) -> Result<Option<u32>, NotBacked> {
+        let Growing { top, limit: trimmed_from, table, entry } = growing;
         if old >= limit {
             return Ok(None);
         }
-        let per_page = u32::try_from(PAGE / entry).unwrap_or(1);
-        let new = (old + per_page).min(limit);
+        let new = (old + growing.per_page()).min(limit);
+        // SYNC(limit)
+        let trimmed_from = trimmed_from.map_or(0, |limit| limit.load(Ordering::SeqCst));
+        if trimmed_from != 0 && new > trimmed_from {
+            return Err(NotBacked);
+        }
         self.back(table + u64::from(old) * entry, u64::from(new - old) * entry)?;
         point!("frontier: backed");
         // SYNC(frontier): Release after the page is backed; readers of the frontier Acquire it before they touch the page.
@@ -397,31 +403,145 @@ impl Arena {
 
     /// Makes more entries of the unit table usable.
     pub(crate) fn grow_units(&self) -> Result<Option<u32>, NotBacked> {
-        let top = &self.header().unit_top;
-        self.grow(top, top.load(Ordering::Acquire), self.geometry.unit_table, 8, self.geometry.units)
+        let growing = self.growing(Table::Units);
+        self.grow(growing, growing.top.load(Ordering::SeqCst), self.geometry.units)
     }
 
     /// Makes more magazines usable, with the hints for them.
     pub(crate) fn grow_magazines(&self) -> Result<Option<u32>, NotBacked> {
-        let top = self.header().magazine_top.load(Ordering::Acquire);
+        let top = self.header().magazine_top.load(Ordering::SeqCst);
         if top.is_multiple_of(HINT_BLOCK) && top < self.geometry.magazines {
             let block = u64::from(top / HINT_BLOCK);
             self.back(self.geometry.hints + block * HINT_BLOCK_BYTES, HINT_BLOCK_BYTES)?;
         }
         // From the frontier just judged: another's step may have brought it to a block whose hints nobody has backed.
-        self.grow(
-            &self.header().magazine_top,
-            top,
-            self.geometry.magazine_table,
-            size_of::<Magazine>() as u64,
-            self.geometry.magazines,
-        )
+        self.grow(self.growing(Table::Magazines), top, self.geometry.magazines)
     }
 
-    /// Makes more directory entries usable.
+    /// Makes more directory entries usable. The caller holds the control lock.
     pub(crate) fn grow_directory(&self) -> Result<Option<u32>, NotBacked> {
-        let top = &self.header().directory_top;
-        self.grow(top, top.load(Ordering::Acquire), self.geometry.directory, 256, CHANNELS)
+        let growing = self.growing(Table::Directory);
+        self.grow(growing, growing.top.load(Ordering::Acquire), CHANNELS)
+    }
+
+    fn growing(&self, table: Table) -> Growing<'_> {
+        let (header, geometry) = (self.header(), &self.geometry);
+        let (top, limit, table, entry) = match table {
+            Table::Directory => (&header.directory_top, None, geometry.directory, size_of::<DirectoryEntry>()),
+            Table::Units => (&header.unit_top, Some(&header.unit_limit), geometry.unit_table, size_of::<AtomicU64>()),
+            Table::Hints | Table::Magazines => {
+                let table = geometry.magazine_table;
+                (&header.magazine_top, Some(&header.magazine_limit), table, size_of::<Magazine>())
+            }
+        };
+        Growing { top, limit, table, entry: entry as u64 }
+    }
+
+    /// The bytes that `table` does not use while its frontier is `top`, in whole pages.
+    fn unused(&self, table: Table, top: u32) -> (u64, u64) {
+        let geometry = &self.geometry;
+        let end = match table {
+            Table::Directory => geometry.unit_table,
+            Table::Units => geometry.hints,
+            Table::Hints => geometry.magazine_table,
+            Table::Magazines => geometry.data,
+        };
+        let from = match table {
+            Table::Hints => geometry.hints + u64::from(top.div_ceil(HINT_BLOCK)) * HINT_BLOCK_BYTES,
+            _ => {
+                let Growing { table, entry, .. } = self.growing(table);
+                table + u64::from(top) * entry
+            }
+        };
+        (from.next_multiple_of(PAGE).min(end), end)
+    }
+
+    /// The first byte from `from` on, beyond the frontier of `table`, that has memory behind it, as far as that can be told.
+    pub(crate) fn next_beyond(&self, table: Table, from: u64) -> Option<u64> {
+        let growing = self.growing(table);
+        let (start, end) = self.unused(table, growing.room(growing.top.load(Ordering::Acquire)));
+        memory::next_backed(self.file?, start.max(from), end)
+    }
+
+    /// Returns some of the memory behind the pages of `table` that lie beyond its frontier, from the byte `from` on, to the system: where
+    /// to go on, and how many bytes. `None` if there is none left. The caller holds the control lock.
+    ///
+    /// Who raises a frontier takes no lock, and backs its pages first. So this one says how far a frontier may go, which leaves it some
+    /// room, and trims what lies behind. Killed meanwhile, it is the next holder of the control lock who [lifts that](Self::lift_limits).
+    ///
+    /// `SYNC(limit)`: it writes the limit, then reads the frontier again; who raises reads the frontier, then the limit (all SeqCst). Who has
+    /// not seen the limit has read a frontier that this one sees, or an earlier one, and goes one page further at most.
+    pub(crate) fn trim_beyond(&self, table: Table, from: u64) -> Option<(u64, u64)> {
+        let growing = self.growing(table);
+        let reach = growing.room(growing.top.load(Ordering::SeqCst));
+        if let Some(limit) = growing.limit {
+            limit.store(reach, Ordering::SeqCst);
+        }
+        point!("trim: limited");
+        let is_clear =
+            growing.limit.is_none() || growing.top.load(Ordering::SeqCst).saturating_add(growing.per_page()) <= reach;
+        let trimmed = is_clear.then(|| self.punch_beyond(table, reach, from)).flatten();
+        if let Some(limit) = growing.limit {
+            limit.store(0, Ordering::Release);
+        }
+        trimmed
+    }
+
+    fn punch_beyond(&self, table: Table, reach: u32, from: u64) -> Option<(u64, u64)> {
+        let (start, end) = self.unused(table, reach);
+        let file = self.file?;
+        let from = memory::next_backed(file, start.max(from), end)? / PAGE * PAGE;
+        let to = memory::backed_to(file, from, end);
+        // SAFETY: inside the total.
+        let at = unsafe { self.base.add(from as usize) };
+        // SAFETY: the file is mapped there (`new`). No frontier has come there, nor comes before the caller has lifted the limit.
+        let is_done = unsafe { memory::punch(at, file, from, to - from) };
+        point!("trim: beyond");
+        Some((to, if is_done { to - from } else { 0 }))
+    }
+
+    /// What a trimmer that was killed has left. The caller holds the control lock.
+    pub(crate) fn lift_limits(&self) {
+        self.header().unit_limit.store(0, Ordering::Release);
+        self.header().magazine_limit.store(0, Ordering::Release);
+    }
+}
+
+/// The tables that are backed as their frontiers move.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Table {
+    Directory,
+    Units,
+    /// Of the magazines, whose frontier is theirs.
+    Hints,
+    Magazines,
+}
+
+impl Table {
+    pub(crate) const ALL: [Self; 4] = [Self::Directory, Self::Units, Self::Hints, Self::Magazines];
+}
+
+/// How a table grows.
+#[derive(Clone, Copy)]
+struct Growing<'a> {
+    top: &'a AtomicU32,
+    /// Where it is trimmed from, if that happens; none if it grows under the control lock.
+    limit: Option<&'a AtomicU32>,
+    table: u64,
+    entry: u64,
+}
+
+impl Growing<'_> {
+    /// Pages by which a frontier may move while what lies beyond is trimmed.
+    const ROOM: u32 = 64;
+
+    fn per_page(self) -> u32 {
+        u32::try_from(PAGE / self.entry).unwrap_or(1)
+    }
+
+    /// From where on it may be trimmed when the frontier is `top`.
+    fn room(self, top: u32) -> u32 {
+        if self.limit.is_none() { top } else { top.saturating_add(Self::ROOM * self.per_page()) }
     }
 }
 

@@ -206,6 +206,14 @@ impl Segment {
         *self.open.lease.lock() = None;
     }
 
+    /// In a forked child that has [abandoned](Self::abandon) it, when nobody leads here any more: takes the view away. The rest went at the
+    /// fork, and what is left of it says nothing: its numbers and addresses may be another's.
+    pub(crate) fn let_go(self) {
+        let Self { mapping, open, .. } = self;
+        std::mem::forget(open);
+        drop(mapping);
+    }
+
     /// In a forked child, which has the descriptors still: puts a copy-on-write view in place of the shared pages, so that nothing the
     /// child does through old handles reaches the segment. The rest of what was `kept` is the fork hooks' to take away.
     pub(crate) fn abandon(&self, kept: &mut Kept) {

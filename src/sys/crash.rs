@@ -110,6 +110,8 @@ mod armed {
         "trim: claimed",
         "trim: unmarked",
         "trim: punched",
+        "trim: limited",
+        "trim: beyond",
         "search: begun",
         "empty: taken",
         "empty: heads",

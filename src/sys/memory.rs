@@ -34,7 +34,7 @@ const PAGE: usize = 4096;
 const PIECE: u64 = 1 << 20;
 
 /// A shared mapping of a file from its start on, which a forked child takes away, unless it [puts another in its
-/// place](Self::make_private). Nobody drops one in a child that has inherited it.
+/// place](Self::make_private): only that one is ever dropped there.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     base: NonNull<u8>,
@@ -222,6 +222,13 @@ pub(crate) unsafe fn punch(at: NonNull<u8>, file: Number, offset: u64, len: u64)
 /// Where in `from .. to` the first memory lies behind the file, if there is any and this can be told.
 pub(crate) fn next_backed(file: Number, from: u64, to: u64) -> Option<u64> {
     seek(file.get()?, SeekFrom::Data(from)).ok().filter(|at| *at < to)
+}
+
+/// As far as memory lies behind the file from `from` on, where there is some: `to` at most, and no more than is returned in a fraction of
+/// a millisecond.
+pub(crate) fn backed_to(file: Number, from: u64, to: u64) -> u64 {
+    let to = to.min(from + PIECE);
+    file.get().and_then(|fd| seek(fd, SeekFrom::Hole(from)).ok()).map_or(to, |hole| hole.min(to))
 }
 
 /// Keeps an open file description, and with it the locks that it bears, until it is dropped, or the process ends, whoever closes the

@@ -12,7 +12,7 @@
 //! All numbers are listed, from the very call that opens them, and all mappings (`memory::Mapping`, and the pages that keep locks,
 //! `memory::Pin`), under a lock that a fork waits for, and that is else held only for calls that wait for nobody: open(2), mmap(2)
 //! and their reverse. The child closes and unmaps what is listed: also what another thread was about to open or to leave, which no
-//! handle leads to. One that is made by a bare `clone` keeps them, and with them its parent's lease: it may act for its parent.
+//! handle leads to. (What handles lead to is listed no longer by then; see `attachment`.) One that is made by a bare `clone` keeps them, and with them its parent's lease: it may act for its parent.
 
 #![allow(unsafe_code)]
 // The crate is for 64-bit targets (lib.rs).
@@ -158,7 +158,7 @@ impl Kept {
     /// In a forked child: closes and unmaps all that is listed, which no handle there leads to any more.
     pub(crate) fn let_go(&mut self) {
         for fd in self.numbers.drain(..).filter_map(Number::get) {
-            // SAFETY: it is one of ours; what is left of the parent's `File`s is never dropped here.
+            // SAFETY: it is one of ours; what is left of the parent's `File`s is never dropped here (`Segment::let_go`).
             unsafe { rustix::io::close(fd.as_raw_fd()) };
         }
         for (start, len) in self.mappings.drain(..) {

@@ -14,6 +14,7 @@ impl Forked {
         // SAFETY: the child runs what the test says, and never returns from here.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
+            die_with_parent();
             part();
             says.write_all(b"x").expect("tell the parent");
             loop {
@@ -31,6 +32,7 @@ impl Forked {
         // SAFETY: the child runs what the test says, and never returns from here.
         let pid = unsafe { libc::fork() };
         if pid == 0 {
+            die_with_parent();
             part();
             die();
         }
@@ -43,6 +45,12 @@ impl Drop for Forked {
         let _ = kill_process(self.0, Signal::KILL);
         let _ = waitpid(Some(self.0), WaitOptions::empty());
     }
+}
+
+/// Has this process killed when the thread ends that has started it.
+pub fn die_with_parent() {
+    // SAFETY: an attribute of this process.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
 }
 
 /// As if killed from outside, at this very place.

@@ -97,9 +97,12 @@ pub fn iterating_panics<T: ?Sized + ipc_buffer::Payload>(
 const ROLE: &str = "IPC_BUFFER_TEST_ROLE";
 const BUFFER: &str = "IPC_BUFFER_TEST_BUFFER";
 
-/// What this process was started for, and the buffer it is about, if a test started it with [`start`].
+/// What this process was started for, and the buffer it is about, if a test started it with [`start`]. From here on it dies with the thread
+/// that has started it, as it should where a watchdog ends that one.
 pub fn role() -> Option<(String, String)> {
-    Some((std::env::var(ROLE).ok()?, std::env::var(BUFFER).ok()?))
+    let role = (std::env::var(ROLE).ok()?, std::env::var(BUFFER).ok()?);
+    forked::die_with_parent();
+    Some(role)
 }
 
 /// A process that is killed (by its id) and waited for when dropped.

@@ -77,7 +77,7 @@ pub enum Ended {
     Signal(i32),
 }
 
-/// Forks; `None` in the child, which must go through [`end`], or panic. Each process has a minute.
+/// Forks; `None` in the child, which must go through [`end`], or panic. Each process has three minutes, also where several suites share two cores.
 pub fn fork() -> Option<Child> {
     // SAFETY: every child here runs on what POSIX forbids after fork in a process with threads and glibc allows: its own
     // locks are safe across fork. That the library's are, too, is what is tested.
@@ -87,7 +87,7 @@ pub fn fork() -> Option<Child> {
             // With a handler, since the first process of a pid namespace ignores what it has none for.
             // SAFETY: the handler only exits.
             unsafe { libc::signal(libc::SIGALRM, too_late as extern "C" fn(libc::c_int) as libc::sighandler_t) };
-            limits::alarm(60);
+            limits::alarm(180);
             std::panic::set_hook(Box::new(|info| {
                 eprintln!("process {}: {info}", std::process::id());
                 // The stack above belongs to the parent's scenario: it must not unwind into it.
