@@ -1,5 +1,7 @@
 //! The folders of `src` are layers: each knows only what stands below it, and no file knows, through others, itself.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

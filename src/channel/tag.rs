@@ -117,7 +117,7 @@ pub use ipc_buffer_derive::Layout;
 /// A type, as a program knows its own.
 #[derive(Debug, Clone, Copy)]
 struct Type {
-    id: TypeId,
+    id: fn() -> TypeId,
     name: fn() -> &'static str,
     size: usize,
     align: usize,
@@ -125,7 +125,7 @@ struct Type {
 
 impl Type {
     const fn of<T: 'static>() -> Self {
-        Self { id: TypeId::of::<T>(), name: type_name::<T>, size: size_of::<T>(), align: align_of::<T>() }
+        Self { id: TypeId::of::<T>, name: type_name::<T>, size: size_of::<T>(), align: align_of::<T>() }
     }
 }
 
@@ -169,7 +169,7 @@ pub(crate) fn of<T: 'static>() -> String {
 
 /// `within` are the structs of which it is a part.
 fn describe(of: &Type, within: &[TypeId]) -> String {
-    if let Some(known) = derived().find(|it| it.of.id == of.id) {
+    if let Some(known) = derived().find(|it| (it.of.id)() == (of.id)()) {
         return layout(known, within);
     }
     let name = (of.name)();
@@ -182,7 +182,7 @@ fn describe_array(name: &str, size: usize, within: &[TypeId]) -> Option<String> 
     // Without elements it has no layout.
     let size = size.checked_div(count.parse().ok()?)?;
     // One of the same name that it is a part of is another type.
-    let fits = |it: &&Struct| (it.of.name)() == element && it.of.size == size && !within.contains(&it.of.id);
+    let fits = |it: &&Struct| (it.of.name)() == element && it.of.size == size && !within.contains(&(it.of.id)());
     let mut known: Vec<_> = derived().filter(fits).map(|it| layout(it, within)).collect();
     known.sort_unstable();
     known.dedup();
@@ -192,7 +192,7 @@ fn describe_array(name: &str, size: usize, within: &[TypeId]) -> Option<String> 
 
 /// `Sample{t_ns:u64@0,value:f64@8}`.
 fn layout(of: &Struct, within: &[TypeId]) -> String {
-    let within = [within, &[of.of.id]].concat();
+    let within = [within, &[(of.of.id)()]].concat();
     let field = |Field { name, offset, of }: &Field| format!("{name}:{}@{offset}", describe_field(of, &within));
     let fields: Vec<_> = of.fields.iter().map(field).collect();
     format!("{}{{{}}}", short_name((of.of.name)()), fields.join(","))

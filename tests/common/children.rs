@@ -36,7 +36,9 @@ pub fn child(limit_s: u32, work: impl FnOnce() -> i32) -> libc::pid_t {
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
         std::panic::set_hook(Box::new(|info| {
             let at = info.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
-            eprintln!("{}process {}: {at}: {}", part(), std::process::id(), info.payload_as_str().unwrap_or_default());
+            let said = info.payload().downcast_ref::<String>().map(String::as_str);
+            let said = said.or_else(|| info.payload().downcast_ref::<&str>().copied()).unwrap_or_default();
+            eprintln!("{}process {}: {at}: {said}", part(), std::process::id());
             quit(101)
         }));
         quit(work());
