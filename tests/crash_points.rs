@@ -25,7 +25,7 @@ mod ledger;
 #[path = "common/work.rs"]
 mod work;
 
-use children::{Ended, KILLED, child, ended, in_child, is_locked, shared};
+use children::{Ended, KILLED, child, ended, in_child, is_locked, shared, signal};
 use common::Name;
 use common::forked::die;
 use ipc_buffer::crash_points::{ALL, arm, arm_stop};
@@ -794,6 +794,7 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("trim mixed", "empty: dropped", &[1]),
     ("trim mixed", "empty: released", &[1]),
     ("take from the idle", "revoke: marked", &[1]),
+    ("take from the idle", "revoke: listed", &[1]),
     ("take from the idle", "search: begun", &[1]),
     ("take from the idle", "gate: inside", &[1, 3, 20]),
     ("take from the idle", "revoke: taken", &[1, 2]),
@@ -1150,8 +1151,7 @@ fn stop_reaper(case: Case, name: &str, survivor: &mut Survivor, ledger: &Ledger)
     match ended(reaper) {
         Ended::Stopped => {
             survivor.goes_on(ledger);
-            // SAFETY: a child of this process, which was not waited for since it stopped.
-            unsafe { libc::kill(reaper, libc::SIGCONT) };
+            signal(reaper, libc::SIGCONT);
             assert_eq!(ended(reaper), Ended::Exit(0));
             REAPER_STOPPED
         }
@@ -1268,8 +1268,7 @@ fn refuses_a_thief(name: &str) -> i32 {
         drop((full, ctx));
         0
     });
-    // SAFETY: a child of this process, which is waited for only after this.
-    let resume = || assert_eq!(unsafe { libc::kill(thief, libc::SIGCONT) }, 0);
+    let resume = || signal(thief, libc::SIGCONT);
     assert_eq!(ended(thief), Ended::Stopped, "when all is taken");
     drop(kept);
     resume();
@@ -1523,8 +1522,7 @@ impl Stepped {
     }
 
     fn goes_on(&self) {
-        // SAFETY: a child of this process, which was not waited for since it stopped.
-        assert_eq!(unsafe { libc::kill(self.0, libc::SIGCONT) }, 0);
+        signal(self.0, libc::SIGCONT);
     }
 
     #[track_caller]
@@ -1572,19 +1570,27 @@ fn keeps_its_spare(name: &str, killed_at: &str, stopped_at: u32) -> i32 {
     thief.ends(KILLED);
     owner.goes_on();
     owner.stops();
+    let take = |ctx: &ThreadContext| {
+        // All but a few, for the owner takes some, too.
+        let mut all: Vec<_> = std::iter::from_fn(|| slice(ctx, b't')).collect();
+        all.truncate(all.len() - 10);
+        ctx.flush();
+        all
+    };
+    in_turn_with_a_third(name, owner, take)
+}
+
+/// A third one reaps and takes what there is, the owner what is left; then each looks whether what it has is its own: the third one by
+/// what it has filled with 't', the owner by itself.
+fn in_turn_with_a_third(name: &str, owner: Stepped, take: impl Fn(&ThreadContext) -> Vec<Record<[u8]>>) -> i32 {
     let third = Stepped::new(|| {
         let buffer = open(name);
         while buffer.reap().unwrap().processes > 0 {}
         let ctx = buffer.context().unwrap();
-        // All but a few, for the owner takes some, too.
-        let mut all: Vec<_> = std::iter::from_fn(|| slice(&ctx, b'r')).collect();
-        all.truncate(all.len() - 10);
-        ctx.flush();
+        let mut all = take(&ctx);
         stop_here();
-        for record in &mut all {
-            assert!(record.iter().all(|byte| *byte == b'r'), "somebody else has it");
-            record.fill(b'R');
-        }
+        assert!(all.iter().all(|record| record.iter().all(|byte| *byte == b't')), "somebody else has it");
+        all.iter_mut().for_each(|record| record.fill(b'T'));
         stop_here();
         0
     });
@@ -1597,7 +1603,9 @@ fn keeps_its_spare(name: &str, killed_at: &str, stopped_at: u32) -> i32 {
     owner.ends(Ended::Exit(0));
     third.goes_on();
     third.ends(Ended::Exit(0));
-    end(&open(name));
+    let buffer = open(name);
+    while buffer.reap().unwrap().processes > 0 {}
+    end(&buffer);
     0
 }
 
@@ -1647,31 +1655,72 @@ fn looks_again_after_the_next_theft(name: &str) -> i32 {
         1
     });
     second.ends(KILLED);
-    let third = Stepped::new(|| {
+    // Without a theft of its own: what the dead had is enough. The owner is given some, too.
+    let take = |ctx: &ThreadContext| {
+        let sizes = [STOLEN, 900].into_iter().cycle().take(250);
+        sizes.filter_map(|size| Some(ctx.slice_uninit::<u8>(size).ok()?.fill_with(|_| b't'))).collect()
+    };
+    in_turn_with_a_third(name, owner, take)
+}
+
+/// A thief that has seen what the contexts hold is stopped. One of these, which was out since an earlier theft that was cut short, is killed and
+/// reaped meanwhile, and another context has its magazine by now. The thief must see that, or two write the same magazine.
+fn sees_that_it_is_anothers(name: &str) -> i32 {
+    let slice = |ctx: &ThreadContext| Some(ctx.slice_uninit::<u8>(STOLEN).ok()?.assume_init());
+    let fill = |ctx: &ThreadContext| {
+        let large = std::iter::from_fn(|| Some(ctx.slice_uninit::<u8>(60_000).ok()?.assume_init()));
+        large.chain(std::iter::from_fn(|| slice(ctx))).collect::<Vec<_>>()
+    };
+    let buffer = open(name);
+    // A place for the context of the one who comes later: not that of the one who is killed.
+    let first = buffer.context().unwrap();
+    let owner = Stepped::new(|| {
+        let ctx = open(name).context().unwrap();
+        drop((0..20).map(|_| slice(&ctx)).collect::<Vec<_>>());
+        stop_here();
+        1
+    });
+    owner.stops();
+    Stepped::new(|| {
+        let ctx = open(name).context().unwrap();
+        arm("revoke: taken", 1);
+        forget(fill(&ctx));
+        1
+    })
+    .ends(KILLED);
+    while buffer.reap().unwrap().processes > 0 {}
+    let thief = Stepped::new(|| {
+        let ctx = open(name).context().unwrap();
+        arm_stop("revoke: listed", 1);
+        let all = fill(&ctx);
+        stop_here();
+        drop(all);
+        0
+    });
+    thief.stops();
+    drop(first);
+    signal(owner.0, libc::SIGKILL);
+    owner.ends(KILLED);
+    let other = Stepped::new(|| {
         let buffer = open(name);
         while buffer.reap().unwrap().processes > 0 {}
-        // Without a theft of its own: what the dead had is enough. The owner is given some, too.
         let ctx = buffer.context().unwrap();
-        let mut all: Vec<_> = (0..250)
-            .filter_map(|i| Some(ctx.slice_uninit::<u8>([STOLEN, 900][i % 2]).ok()?.fill_with(|_| b's')))
-            .collect();
+        let some: Vec<_> = (0..3).map(|_| slice(&ctx).unwrap()).collect();
         stop_here();
-        assert!(all.iter().all(|record| record.iter().all(|byte| *byte == b's')), "somebody else has it");
-        all.iter_mut().for_each(|record| record.fill(b'S'));
+        drop(some);
         stop_here();
         0
     });
-    third.stops();
-    owner.goes_on();
-    owner.stops();
-    third.goes_on();
-    third.stops();
-    owner.goes_on();
-    owner.ends(Ended::Exit(0));
-    third.goes_on();
-    third.ends(Ended::Exit(0));
-    let buffer = open(name);
-    while buffer.reap().unwrap().processes > 0 {}
+    other.stops();
+    thief.goes_on();
+    thief.stops();
+    // Both free into what they have at hand.
+    other.goes_on();
+    other.stops();
+    thief.goes_on();
+    thief.ends(Ended::Exit(0));
+    other.goes_on();
+    other.ends(Ended::Exit(0));
     end(&buffer);
     0
 }
@@ -1786,20 +1835,28 @@ fn promises_no_memory(name: &str, point: &'static str) -> i32 {
 }
 
 /// One who takes a magazine out of the depot is stopped while it clears the hint, half-way up the tree; another magazine comes whose hint
-/// lies beside. When the first one has gone on, that is found all the same.
-fn restores_hints(name: &str, point: &'static str) -> i32 {
+/// lies beside: in the same word, or in another one `far` away below the same sum. When the first one has gone on, that is found all the same.
+fn restores_hints(name: &str, point: &'static str, far: bool) -> i32 {
     let buffer = open(name);
     let ctx = buffer.context().unwrap();
     // Magazines of this class have four entries in a buffer of this size, two of them are remembered beside the tree, so
     // twelve blocks put one into the tree.
     let mut all: Vec<_> = (0..24).map(|_| middle(&ctx)).collect();
     let later = all.split_off(12);
+    // More of another class than fill 64 magazines, with some in use in each slab.
+    let mut others: Vec<_> =
+        (0..if far { 1300 } else { 0 }).map(|_| ctx.slice_zeroed::<u8>(900).unwrap()).collect();
     let rest: Vec<_> = [60_000, 3500, 900, 40]
         .into_iter()
         .flat_map(|size| std::iter::from_fn(|| ctx.slice_uninit::<u8>(size).ok()).collect::<Vec<_>>())
         .collect();
     drop(all);
     ctx.flush();
+    let mut number = 0;
+    others.retain(|_| {
+        number += 1;
+        number % 20 == 0
+    });
     let taker = Stepped::new(|| {
         let ctx = open(name).context().unwrap();
         arm_stop(point, 1);
@@ -1819,7 +1876,7 @@ fn restores_hints(name: &str, point: &'static str) -> i32 {
     drop(found);
     taker.goes_on();
     taker.ends(Ended::Exit(0));
-    drop((rest, ctx));
+    drop((rest, others, ctx));
     end(&buffer);
     0
 }
@@ -1876,8 +1933,10 @@ const SCENES: &[(&str, Scene)] = &[
     ("scene: thief killed with the spare, owner inside again", |name| keeps_its_spare(name, "revoke: spare", 2)),
     ("scene: the next thief while the owner looks", looks_again_after_the_next_theft),
     ("scene: a thief while the owner is inside", is_left_alone_inside),
-    ("scene: hints below the leaf", |name| restores_hints(name, "clear: leaf")),
-    ("scene: hints below the sum", |name| restores_hints(name, "clear: sum")),
+    ("scene: a thief whose victim is reaped", sees_that_it_is_anothers),
+    ("scene: hints below the leaf", |name| restores_hints(name, "clear: leaf", false)),
+    ("scene: hints below the sum", |name| restores_hints(name, "clear: sum", false)),
+    ("scene: hints below the sum, far", |name| restores_hints(name, "clear: sum", true)),
     ("scene: a record where the dead one's was", looks_at_the_head_again),
     ("scene: killed moving, merge", |name| moves_in_its_own_name(name, "merge: popped", 20)),
     ("scene: killed moving, drop", |name| moves_in_its_own_name(name, "drop: popped", 1)),
@@ -1922,8 +1981,7 @@ fn hears_all_before_the_end(name: &str, poll: Poll, point: &str, sends: bool) ->
         txs.1.send(5).unwrap();
     }
     drop(txs);
-    // SAFETY: a child of this process, which is waited for only after this.
-    assert_eq!(unsafe { libc::kill(poller, libc::SIGCONT) }, 0);
+    signal(poller, libc::SIGCONT);
     assert_eq!(ended(poller), Ended::Exit(0));
     drop(ctx);
     end(&buffer);

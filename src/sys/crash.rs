@@ -121,6 +121,7 @@ mod armed {
         "drop: popped",
         "drop: moved",
         "revoke: marked",
+        "revoke: listed",
         "revoke: taken",
         "revoke: told",
         "revoke: spare",
