@@ -25,7 +25,7 @@ mod ledger;
 #[path = "common/work.rs"]
 mod work;
 
-use children::{Ended, KILLED, child, ended, in_child, is_locked, shared, signal};
+use children::{Ended, KILLED, child, each, ended, in_child, in_segment, is_locked, shared, signal};
 use common::Name;
 use common::forked::die;
 use ipc_buffer::crash_points::{ALL, arm, arm_stop};
@@ -1233,17 +1233,22 @@ fn alone(case: Case, name: &str) -> i32 {
 }
 
 fn run(case: Case) -> Ended {
-    let name = Name::new("points");
-    let ended = in_child(60, || {
-        let hit = if case.act == "alone" { alone(case, &name) } else { in_company(case, &name) };
-        assert!(!name.exists(), "the segment is left behind");
-        hit
-    });
-    match ended {
-        Ended::Exit(0..=7) => {}
-        _ => println!("FAILED ({ended:?}): {case}"),
+    let run = |name: &Name| if case.act == "alone" { alone(case, name) } else { in_company(case, name) };
+    let ended = in_segment("points", 60, run);
+    if !matches!(ended, Ended::Exit(0..=7)) {
+        println!("FAILED ({ended:?}): {case}");
     }
     ended
+}
+
+/// Whether a scenario ended as expected; says so if not.
+fn succeeds(what: &str, expected: i32, scenario: impl FnOnce(&Name) -> i32) -> bool {
+    let ended = in_segment("points-scene", 60, scenario);
+    let is_so = ended == Ended::Exit(expected);
+    if !is_so {
+        println!("FAILED ({ended:?}): {what}");
+    }
+    is_so
 }
 
 /// A thief that has marked its victims is stopped; the one there is refuses meanwhile. When the thief goes on, it takes nothing.
@@ -1469,23 +1474,11 @@ fn prepares_without_the_lock(name: &str) -> i32 {
 /// What the cases above do not show: says how many failed.
 fn three_parties(wanted: impl Fn(&str) -> bool) -> u32 {
     let mut failed = 0;
-    let mut run = |what: String, scenario: &dyn Fn(&str) -> i32, expected: &[i32]| {
-        if !wanted(&what) {
-            return;
-        }
-        let name = Name::new("points-three");
-        let ended = in_child(60, || {
-            let said = scenario(&name);
-            assert!(!name.exists(), "the segment is left behind");
-            said
-        });
-        if !expected.iter().any(|code| ended == Ended::Exit(*code)) {
-            println!("FAILED ({ended:?}): {what}");
-            failed += 1;
-        }
+    let mut run = |what: &str, scenario: &dyn Fn(&str) -> i32, expected: i32| {
+        failed += u32::from(wanted(what) && !succeeds(what, expected, |name| scenario(name)));
     };
-    run("one that rings late".into(), &rings_late, &[0]);
-    run("one that makes a channel".into(), &prepares_without_the_lock, &[0]);
+    run("one that rings late", &rings_late, 0);
+    run("one that makes a channel", &prepares_without_the_lock, 0);
     for (point, count) in ON_THE_WAY_OUT.iter().flat_map(|(point, counts)| counts.iter().map(|count| (*point, *count)))
     {
         for (removes, is_killed) in [(false, false), (false, true), (true, false), (true, true)] {
@@ -1494,15 +1487,15 @@ fn three_parties(wanted: impl Fn(&str) -> bool) -> u32 {
             // Who removes has no role to give up.
             let comes_by = i32::from(!removes || !point.starts_with("detach") && !point.starts_with("vacate"));
             run(
-                format!("one that {who} / stopped at {point} ({count}) / {then}"),
+                &format!("one that {who} / stopped at {point} ({count}) / {then}"),
                 &|name| taken_out_while_another_reaps(name, removes, point, count, is_killed),
-                &[comes_by],
+                comes_by,
             );
         }
     }
     for point in ["attach: role", "attach: seen", "attach: returned"] {
         for reaps in [false, true] {
-            run(format!("half attached / {point} / {reaps}"), &|name| half_attached(name, point, reaps), &[0]);
+            run(&format!("half attached / {point} / {reaps}"), &|name| half_attached(name, point, reaps), 0);
         }
     }
     failed
@@ -1844,8 +1837,7 @@ fn restores_hints(name: &str, point: &'static str, far: bool) -> i32 {
     let mut all: Vec<_> = (0..24).map(|_| middle(&ctx)).collect();
     let later = all.split_off(12);
     // More of another class than fill 64 magazines, with some in use in each slab.
-    let mut others: Vec<_> =
-        (0..if far { 1300 } else { 0 }).map(|_| ctx.slice_zeroed::<u8>(900).unwrap()).collect();
+    let mut others: Vec<_> = (0..if far { 1300 } else { 0 }).map(|_| ctx.slice_zeroed::<u8>(900).unwrap()).collect();
     let rest: Vec<_> = [60_000, 3500, 900, 40]
         .into_iter()
         .flat_map(|size| std::iter::from_fn(|| ctx.slice_uninit::<u8>(size).ok()).collect::<Vec<_>>())
@@ -2032,8 +2024,8 @@ fn main() {
     let mut reached: BTreeSet<&str> = BTreeSet::new();
     let (mut stops, mut stopped) = (0, BTreeSet::new());
     let mut passed_by: BTreeMap<String, u32> = BTreeMap::new();
-    for case in &cases {
-        match run(*case) {
+    for (case, ended) in cases.iter().zip(each(&cases, |case| run(*case))) {
+        match ended {
             Ended::Exit(hit @ 0..=7) => {
                 if hit & VICTIM_KILLED != 0 {
                     reached.insert(case.point);
@@ -2055,27 +2047,18 @@ fn main() {
     }
     failed += three_parties(|what| filters.iter().all(|filter| what.contains(filter.as_str())));
     for (what, test) in SCENES {
-        if filters.iter().all(|filter| what.contains(filter.as_str())) {
-            let name = Name::new("points-scene");
-            let ended = in_child(60, || test(&name));
-            if ended != Ended::Exit(0) {
-                println!("FAILED ({ended:?}): {what}");
-                failed += 1;
-            }
-        }
+        let is_wanted = filters.iter().all(|filter| what.contains(filter.as_str()));
+        failed += u32::from(is_wanted && !succeeds(what, 0, |name| test(name)));
     }
     for (what, poll) in POLLS {
         for (point, sends) in [("poll: nothing there", true), ("poll: looked", true), ("poll: looked", false)] {
-            let name = Name::new("points-poll");
-            let heard = in_child(60, || {
+            let what = format!("{what}, stopped at {point:?}, while something was sent: {sends}");
+            let hears = |name: &Name| {
                 // SAFETY: one thread.
                 unsafe { std::env::set_var("IPC_BUFFER_TICK_MS", "3600000") };
-                hears_all_before_the_end(&name, *poll, point, sends)
-            });
-            if heard != Ended::Exit(0) {
-                println!("FAILED ({heard:?}): {what}, stopped at {point:?}, while something was sent: {sends}");
-                failed += 1;
-            }
+                hears_all_before_the_end(name, *poll, point, sends)
+            };
+            failed += u32::from(!succeeds(&what, 0, hears));
         }
     }
     let missed: Vec<&&str> = ALL.iter().filter(|point| !reached.contains(**point)).collect();

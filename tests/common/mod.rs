@@ -7,8 +7,8 @@ pub mod limits;
 use ipc_buffer::{Audit, Buffer, BufferOptions, OpenError};
 use parking_lot::Mutex;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// A buffer name of its own, removed with whatever has it when dropped, also by a panic.
