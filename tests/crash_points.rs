@@ -28,7 +28,7 @@ mod work;
 use children::{Ended, KILLED, child, each, ended, in_child, in_segment, is_locked, shared, signal};
 use common::Name;
 use common::forked::die;
-use ipc_buffer::crash_points::{ALL, arm, arm_stop};
+use ipc_buffer::crash_points::{ALL, arm, arm_stop, passed};
 use ipc_buffer::{
     Buffer, Channel, ChannelOptions, Consumer, Producer, Record, RecvError, Select, ThreadContext, TryRecvError,
     TrySendError, ValueChannel,
@@ -96,6 +96,13 @@ fn same_cell() -> impl Iterator<Item = i64> {
 /// Of a class that nothing else here uses, several of which fill a slab.
 fn middle(ctx: &ThreadContext) -> Record<[u8]> {
     ctx.slice_zeroed::<u8>(3500).unwrap()
+}
+
+/// Dies with a record.
+fn forget_and_die(name: &str) -> i32 {
+    let ctx = open(name).context().unwrap();
+    forget((ctx.record(1_u64).unwrap(), ctx));
+    die()
 }
 
 /// What a victim has.
@@ -220,6 +227,14 @@ const ACTS: &[(&str, Act)] = &[
             drop((0..900).map(|i| v.ctx.record(i).unwrap()).collect::<Vec<_>>());
         }
         forget(v);
+    }),
+    ("find hints stale", |v, arm| {
+        // Reaping gives those a hint that are remembered beside the hints, too.
+        let name = v.buffer.name().to_owned();
+        assert_eq!(in_child(20, || forget_and_die(&name)), KILLED);
+        while v.buffer.reap().unwrap().processes > 0 {}
+        arm();
+        forget(((0..900).map(|i| v.ctx.record(i).unwrap()).collect::<Vec<_>>(), v));
     }),
     ("carve", |v, arm| {
         arm();
@@ -641,6 +656,7 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("churn", "make room: taken", &[1, 9]),
     ("churn", "take: recalled", &[1, 2]),
     ("churn", "take: found", &[1, 2]),
+    ("find hints stale", "take: stale", &[1]),
     ("churn", "clear: leaf", &[1]),
     ("churn", "clear: sum", &[1]),
     ("churn", "take: claimed", &[1, 3]),
@@ -1656,36 +1672,42 @@ fn looks_again_after_the_next_theft(name: &str) -> i32 {
     in_turn_with_a_third(name, owner, take)
 }
 
-/// A thief that has seen what the contexts hold is stopped. One of these, which was out since an earlier theft that was cut short, is killed and
-/// reaped meanwhile, and another context has its magazine by now. The thief must see that, or two write the same magazine.
+/// A thief that has seen what the contexts hold is stopped. One of these, which was out since an earlier theft that was cut short, is killed
+/// and reaped meanwhile, and another context has its magazine by now. The thief must see that, or two write the same magazine.
 fn sees_that_it_is_anothers(name: &str) -> i32 {
     let slice = |ctx: &ThreadContext| Some(ctx.slice_uninit::<u8>(STOLEN).ok()?.assume_init());
-    let fill = |ctx: &ThreadContext| {
-        let large = std::iter::from_fn(|| Some(ctx.slice_uninit::<u8>(60_000).ok()?.assume_init()));
-        large.chain(std::iter::from_fn(|| slice(ctx))).collect::<Vec<_>>()
-    };
+    let several = |ctx: &ThreadContext, count| (0..count).filter_map(|_| slice(ctx)).collect::<Vec<_>>();
+    let listed = ALL.iter().position(|point| *point == "revoke: listed").unwrap();
     let buffer = open(name);
-    // A place for the context of the one who comes later: not that of the one who is killed.
+    // It has a place for the context of the one who comes later: not that of the one who is killed.
     let first = buffer.context().unwrap();
+    // All but three slabs.
+    let rest = first.slice_uninit::<u8>(usize::try_from(CAPACITY).unwrap() - 3 * 65536 - 16).unwrap();
     let owner = Stepped::new(|| {
         let ctx = open(name).context().unwrap();
-        drop((0..20).map(|_| slice(&ctx)).collect::<Vec<_>>());
+        drop(several(&ctx, 20));
         stop_here();
         1
     });
     owner.stops();
-    Stepped::new(|| {
+    let cut_short = Stepped::new(|| {
         let ctx = open(name).context().unwrap();
-        arm("revoke: taken", 1);
-        forget(fill(&ctx));
+        // Behind the context from above.
+        arm("revoke: taken", 2);
+        forget(std::iter::from_fn(|| slice(&ctx)).collect::<Vec<_>>());
         1
-    })
-    .ends(KILLED);
+    });
+    cut_short.ends(KILLED);
     while buffer.reap().unwrap().processes > 0 {}
     let thief = Stepped::new(|| {
         let ctx = open(name).context().unwrap();
         arm_stop("revoke: listed", 1);
-        let all = fill(&ctx);
+        let mut all = Vec::new();
+        while passed()[listed] == 0 {
+            all.extend(slice(&ctx));
+        }
+        // No more than there is now, for then it takes from the other one rightly.
+        all.extend(several(&ctx, 9));
         stop_here();
         drop(all);
         0
@@ -1698,9 +1720,10 @@ fn sees_that_it_is_anothers(name: &str) -> i32 {
         let buffer = open(name);
         while buffer.reap().unwrap().processes > 0 {}
         let ctx = buffer.context().unwrap();
-        let some: Vec<_> = (0..3).map(|_| slice(&ctx).unwrap()).collect();
+        // The rest of one magazine stays at hand.
+        let mine = several(&ctx, 100);
         stop_here();
-        drop(some);
+        drop(mine);
         stop_here();
         0
     });
@@ -1714,6 +1737,7 @@ fn sees_that_it_is_anothers(name: &str) -> i32 {
     thief.ends(Ended::Exit(0));
     other.goes_on();
     other.ends(Ended::Exit(0));
+    drop(rest);
     end(&buffer);
     0
 }
@@ -1873,6 +1897,54 @@ fn restores_hints(name: &str, point: &'static str, far: bool) -> i32 {
     0
 }
 
+/// One who looks for a magazine is stopped when it has seen that the one which a hint leads to is somebody's: somebody's who was stopped
+/// before it cleared that hint. That one puts it back, and the hint is there still. Whoever clears it now leaves another.
+fn leaves_a_hint_where_it_came_back(name: &str) -> i32 {
+    let buffer = open(name);
+    let ctx = buffer.context().unwrap();
+    let mut all: Vec<_> = (0..24).map(|_| middle(&ctx)).collect();
+    let later = all.split_off(12);
+    let rest: Vec<_> = [60_000, 3500, 900, 40]
+        .into_iter()
+        .flat_map(|size| std::iter::from_fn(|| ctx.slice_uninit::<u8>(size).ok()).collect::<Vec<_>>())
+        .collect();
+    drop(all);
+    ctx.flush();
+    let taker = Stepped::new(|| {
+        let ctx = open(name).context().unwrap();
+        arm_stop("take: found", 1);
+        // The last one by the hint.
+        let mine: Vec<_> = (0..9).map(|_| middle(&ctx)).collect();
+        stop_here();
+        drop(mine);
+        drop(ctx);
+        0
+    });
+    taker.stops();
+    let late = Stepped::new(|| {
+        let ctx = open(name).context().unwrap();
+        arm_stop("take: stale", 1);
+        drop(middle(&ctx));
+        0
+    });
+    late.stops();
+    taker.goes_on();
+    taker.stops();
+    // So many that no other one is remembered beside the hints.
+    drop(later);
+    ctx.flush();
+    taker.goes_on();
+    taker.ends(Ended::Exit(0));
+    late.goes_on();
+    late.ends(Ended::Exit(0));
+    let found: Vec<_> = std::iter::from_fn(|| Some(ctx.slice_uninit::<u8>(3500).ok()?.assume_init())).collect();
+    let of_class = found.iter().filter(|record| record.capacity_bytes() < 4000).count();
+    assert!(of_class >= 24, "{of_class} of 24 blocks are found");
+    drop((found, rest, ctx));
+    end(&buffer);
+    0
+}
+
 /// A reaper is stopped when it has read that a large record begins at a unit. The record is freed, and the unit is the middle of another,
 /// whose payload reads like a header of the dead one's. Then it is no record of the dead one's.
 fn looks_at_the_head_again(name: &str) -> i32 {
@@ -1929,6 +2001,7 @@ const SCENES: &[(&str, Scene)] = &[
     ("scene: hints below the leaf", |name| restores_hints(name, "clear: leaf", false)),
     ("scene: hints below the sum", |name| restores_hints(name, "clear: sum", false)),
     ("scene: hints below the sum, far", |name| restores_hints(name, "clear: sum", true)),
+    ("scene: hints where it came back", leaves_a_hint_where_it_came_back),
     ("scene: a record where the dead one's was", looks_at_the_head_again),
     ("scene: killed moving, merge", |name| moves_in_its_own_name(name, "merge: popped", 20)),
     ("scene: killed moving, drop", |name| moves_in_its_own_name(name, "drop: popped", 1)),

@@ -58,6 +58,7 @@ const NOT_HERE: &[&str] = &[
     "unlink: locked",
     "unlink: done",
     "leave: unlinked",
+    "take: stale",
     "settle: spare",
     "settle: removed",
     "index: moved",

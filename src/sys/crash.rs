@@ -80,6 +80,7 @@ mod armed {
         "verify: settled",
         "take: recalled",
         "take: found",
+        "take: stale",
         "clear: leaf",
         "clear: sum",
         "take: claimed",
