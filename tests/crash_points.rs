@@ -1672,8 +1672,8 @@ fn looks_again_after_the_next_theft(name: &str) -> i32 {
     in_turn_with_a_third(name, owner, take)
 }
 
-/// A thief that has seen what the contexts hold is stopped. One of these, which was out since an earlier theft that was cut short, is killed
-/// and reaped meanwhile, and another context has its magazine by now. The thief must see that, or two write the same magazine.
+/// A thief that has seen what the contexts hold is stopped. One of these, which was out since an earlier theft that was cut short, is
+/// killed and reaped meanwhile, and another context has its magazine by now. The thief must see that, or two write the same magazine.
 fn sees_that_it_is_anothers(name: &str) -> i32 {
     let slice = |ctx: &ThreadContext| Some(ctx.slice_uninit::<u8>(STOLEN).ok()?.assume_init());
     let several = |ctx: &ThreadContext, count| (0..count).filter_map(|_| slice(ctx)).collect::<Vec<_>>();
@@ -1852,7 +1852,8 @@ fn promises_no_memory(name: &str, point: &'static str) -> i32 {
 }
 
 /// One who takes a magazine out of the depot is stopped while it clears the hint, half-way up the tree; another magazine comes whose hint
-/// lies beside: in the same word, or in another one `far` away below the same sum. When the first one has gone on, that is found all the same.
+/// lies beside: in the same word, or in another one `far` away below the same sum. When the first one has gone on, that is found all
+/// the same.
 fn restores_hints(name: &str, point: &'static str, far: bool) -> i32 {
     let buffer = open(name);
     let ctx = buffer.context().unwrap();

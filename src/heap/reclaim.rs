@@ -316,7 +316,8 @@ fn take_spare(cache: &Cache, slot: &ContextSlot, gate: Gate) -> Option<Handle> {
 /// Puts a magazine of a context that is `TAKEN` into the depot.
 fn put_back(arena: &Arena, index: u32, holder: Owner) {
     let Some(magazine) = arena.magazine(index) else { return };
-    // Not any more, if its owner was out since an earlier theft, and was reaped since this one began: `revoked` still says what it said then.
+    // Not any more, if its owner was out since an earlier theft, and was reaped since this one began: `revoked` still says what it
+    // said then.
     if magazine.holder.load(Ordering::Acquire) != Word::of(depot::HELD, holder).0 {
         return;
     }
