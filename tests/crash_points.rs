@@ -25,10 +25,10 @@ mod ledger;
 #[path = "common/work.rs"]
 mod work;
 
-use children::{Ended, KILLED, child, ended, in_child, is_locked, shared};
+use children::{Ended, KILLED, child, each, ended, in_child, in_segment, is_locked, shared, signal};
 use common::Name;
 use common::forked::die;
-use ipc_buffer::crash_points::{ALL, arm, arm_stop};
+use ipc_buffer::crash_points::{ALL, arm, arm_stop, passed};
 use ipc_buffer::{
     Buffer, Channel, ChannelOptions, Consumer, Producer, Record, RecvError, Select, ThreadContext, TryRecvError,
     TrySendError, ValueChannel,
@@ -96,6 +96,13 @@ fn same_cell() -> impl Iterator<Item = i64> {
 /// Of a class that nothing else here uses, several of which fill a slab.
 fn middle(ctx: &ThreadContext) -> Record<[u8]> {
     ctx.slice_zeroed::<u8>(3500).unwrap()
+}
+
+/// Dies with a record.
+fn forget_and_die(name: &str) -> i32 {
+    let ctx = open(name).context().unwrap();
+    forget((ctx.record(1_u64).unwrap(), ctx));
+    die()
 }
 
 /// What a victim has.
@@ -220,6 +227,14 @@ const ACTS: &[(&str, Act)] = &[
             drop((0..900).map(|i| v.ctx.record(i).unwrap()).collect::<Vec<_>>());
         }
         forget(v);
+    }),
+    ("find hints stale", |v, arm| {
+        // Reaping gives those a hint that are remembered beside the hints, too.
+        let name = v.buffer.name().to_owned();
+        assert_eq!(in_child(20, || forget_and_die(&name)), KILLED);
+        while v.buffer.reap().unwrap().processes > 0 {}
+        arm();
+        forget(((0..900).map(|i| v.ctx.record(i).unwrap()).collect::<Vec<_>>(), v));
     }),
     ("carve", |v, arm| {
         arm();
@@ -650,6 +665,7 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("churn", "make room: taken", &[1, 9]),
     ("churn", "take: recalled", &[1, 2]),
     ("churn", "take: found", &[1, 2]),
+    ("find hints stale", "take: stale", &[1]),
     ("churn", "clear: leaf", &[1]),
     ("churn", "clear: sum", &[1]),
     ("churn", "take: claimed", &[1, 3]),
@@ -805,6 +821,7 @@ const KILLS: &[(&str, &str, &[u32])] = &[
     ("trim mixed", "empty: dropped", &[1]),
     ("trim mixed", "empty: released", &[1]),
     ("take from the idle", "revoke: marked", &[1]),
+    ("take from the idle", "revoke: listed", &[1]),
     ("take from the idle", "search: begun", &[1]),
     ("take from the idle", "gate: inside", &[1, 3, 20]),
     ("take from the idle", "revoke: taken", &[1, 2]),
@@ -1161,8 +1178,7 @@ fn stop_reaper(case: Case, name: &str, survivor: &mut Survivor, ledger: &Ledger)
     match ended(reaper) {
         Ended::Stopped => {
             survivor.goes_on(ledger);
-            // SAFETY: a child of this process, which was not waited for since it stopped.
-            unsafe { libc::kill(reaper, libc::SIGCONT) };
+            signal(reaper, libc::SIGCONT);
             assert_eq!(ended(reaper), Ended::Exit(0));
             REAPER_STOPPED
         }
@@ -1244,17 +1260,22 @@ fn alone(case: Case, name: &str) -> i32 {
 }
 
 fn run(case: Case) -> Ended {
-    let name = Name::new("points");
-    let ended = in_child(60, || {
-        let hit = if case.act == "alone" { alone(case, &name) } else { in_company(case, &name) };
-        assert!(!name.exists(), "the segment is left behind");
-        hit
-    });
-    match ended {
-        Ended::Exit(0..=7) => {}
-        _ => println!("FAILED ({ended:?}): {case}"),
+    let run = |name: &Name| if case.act == "alone" { alone(case, name) } else { in_company(case, name) };
+    let ended = in_segment("points", 60, run);
+    if !matches!(ended, Ended::Exit(0..=7)) {
+        println!("FAILED ({ended:?}): {case}");
     }
     ended
+}
+
+/// Whether a scenario ended as expected; says so if not.
+fn succeeds(what: &str, expected: i32, scenario: impl FnOnce(&Name) -> i32) -> bool {
+    let ended = in_segment("points-scene", 60, scenario);
+    let is_so = ended == Ended::Exit(expected);
+    if !is_so {
+        println!("FAILED ({ended:?}): {what}");
+    }
+    is_so
 }
 
 /// A thief that has marked its victims is stopped; the one there is refuses meanwhile. When the thief goes on, it takes nothing.
@@ -1279,8 +1300,7 @@ fn refuses_a_thief(name: &str) -> i32 {
         drop((full, ctx));
         0
     });
-    // SAFETY: a child of this process, which is waited for only after this.
-    let resume = || assert_eq!(unsafe { libc::kill(thief, libc::SIGCONT) }, 0);
+    let resume = || signal(thief, libc::SIGCONT);
     assert_eq!(ended(thief), Ended::Stopped, "when all is taken");
     drop(kept);
     resume();
@@ -1481,23 +1501,11 @@ fn prepares_without_the_lock(name: &str) -> i32 {
 /// What the cases above do not show: says how many failed.
 fn three_parties(wanted: impl Fn(&str) -> bool) -> u32 {
     let mut failed = 0;
-    let mut run = |what: String, scenario: &dyn Fn(&str) -> i32, expected: &[i32]| {
-        if !wanted(&what) {
-            return;
-        }
-        let name = Name::new("points-three");
-        let ended = in_child(60, || {
-            let said = scenario(&name);
-            assert!(!name.exists(), "the segment is left behind");
-            said
-        });
-        if !expected.iter().any(|code| ended == Ended::Exit(*code)) {
-            println!("FAILED ({ended:?}): {what}");
-            failed += 1;
-        }
+    let mut run = |what: &str, scenario: &dyn Fn(&str) -> i32, expected: i32| {
+        failed += u32::from(wanted(what) && !succeeds(what, expected, |name| scenario(name)));
     };
-    run("one that rings late".into(), &rings_late, &[0]);
-    run("one that makes a channel".into(), &prepares_without_the_lock, &[0]);
+    run("one that rings late", &rings_late, 0);
+    run("one that makes a channel", &prepares_without_the_lock, 0);
     for (point, count) in ON_THE_WAY_OUT.iter().flat_map(|(point, counts)| counts.iter().map(|count| (*point, *count)))
     {
         for (removes, is_killed) in [(false, false), (false, true), (true, false), (true, true)] {
@@ -1506,15 +1514,15 @@ fn three_parties(wanted: impl Fn(&str) -> bool) -> u32 {
             // Who removes has no role to give up.
             let comes_by = i32::from(!removes || !point.starts_with("detach") && !point.starts_with("vacate"));
             run(
-                format!("one that {who} / stopped at {point} ({count}) / {then}"),
+                &format!("one that {who} / stopped at {point} ({count}) / {then}"),
                 &|name| taken_out_while_another_reaps(name, removes, point, count, is_killed),
-                &[comes_by],
+                comes_by,
             );
         }
     }
     for point in ["attach: role", "attach: seen", "attach: returned"] {
         for reaps in [false, true] {
-            run(format!("half attached / {point} / {reaps}"), &|name| half_attached(name, point, reaps), &[0]);
+            run(&format!("half attached / {point} / {reaps}"), &|name| half_attached(name, point, reaps), 0);
         }
     }
     failed
@@ -1534,8 +1542,7 @@ impl Stepped {
     }
 
     fn goes_on(&self) {
-        // SAFETY: a child of this process, which was not waited for since it stopped.
-        assert_eq!(unsafe { libc::kill(self.0, libc::SIGCONT) }, 0);
+        signal(self.0, libc::SIGCONT);
     }
 
     #[track_caller]
@@ -1583,19 +1590,27 @@ fn keeps_its_spare(name: &str, killed_at: &str, stopped_at: u32) -> i32 {
     thief.ends(KILLED);
     owner.goes_on();
     owner.stops();
+    let take = |ctx: &ThreadContext| {
+        // All but a few, for the owner takes some, too.
+        let mut all: Vec<_> = std::iter::from_fn(|| slice(ctx, b't')).collect();
+        all.truncate(all.len() - 10);
+        ctx.flush();
+        all
+    };
+    in_turn_with_a_third(name, owner, take)
+}
+
+/// A third one reaps and takes what there is, the owner what is left; then each looks whether what it has is its own: the third one by
+/// what it has filled with 't', the owner by itself.
+fn in_turn_with_a_third(name: &str, owner: Stepped, take: impl Fn(&ThreadContext) -> Vec<Record<[u8]>>) -> i32 {
     let third = Stepped::new(|| {
         let buffer = open(name);
         while buffer.reap().unwrap().processes > 0 {}
         let ctx = buffer.context().unwrap();
-        // All but a few, for the owner takes some, too.
-        let mut all: Vec<_> = std::iter::from_fn(|| slice(&ctx, b'r')).collect();
-        all.truncate(all.len() - 10);
-        ctx.flush();
+        let mut all = take(&ctx);
         stop_here();
-        for record in &mut all {
-            assert!(record.iter().all(|byte| *byte == b'r'), "somebody else has it");
-            record.fill(b'R');
-        }
+        assert!(all.iter().all(|record| record.iter().all(|byte| *byte == b't')), "somebody else has it");
+        all.iter_mut().for_each(|record| record.fill(b'T'));
         stop_here();
         0
     });
@@ -1608,7 +1623,9 @@ fn keeps_its_spare(name: &str, killed_at: &str, stopped_at: u32) -> i32 {
     owner.ends(Ended::Exit(0));
     third.goes_on();
     third.ends(Ended::Exit(0));
-    end(&open(name));
+    let buffer = open(name);
+    while buffer.reap().unwrap().processes > 0 {}
+    end(&buffer);
     0
 }
 
@@ -1658,31 +1675,80 @@ fn looks_again_after_the_next_theft(name: &str) -> i32 {
         1
     });
     second.ends(KILLED);
-    let third = Stepped::new(|| {
+    // Without a theft of its own: what the dead had is enough. The owner is given some, too.
+    let take = |ctx: &ThreadContext| {
+        let sizes = [STOLEN, 900].into_iter().cycle().take(250);
+        sizes.filter_map(|size| Some(ctx.slice_uninit::<u8>(size).ok()?.fill_with(|_| b't'))).collect()
+    };
+    in_turn_with_a_third(name, owner, take)
+}
+
+/// A thief that has seen what the contexts hold is stopped. One of these, which was out since an earlier theft that was cut short, is
+/// killed and reaped meanwhile, and another context has its magazine by now. The thief must see that, or two write the same magazine.
+fn sees_that_it_is_anothers(name: &str) -> i32 {
+    let slice = |ctx: &ThreadContext| Some(ctx.slice_uninit::<u8>(STOLEN).ok()?.assume_init());
+    let several = |ctx: &ThreadContext, count| (0..count).filter_map(|_| slice(ctx)).collect::<Vec<_>>();
+    let listed = ALL.iter().position(|point| *point == "revoke: listed").unwrap();
+    let buffer = open(name);
+    // It has a place for the context of the one who comes later: not that of the one who is killed.
+    let first = buffer.context().unwrap();
+    // All but three slabs.
+    let rest = first.slice_uninit::<u8>(usize::try_from(CAPACITY).unwrap() - 3 * 65536 - 16).unwrap();
+    let owner = Stepped::new(|| {
+        let ctx = open(name).context().unwrap();
+        drop(several(&ctx, 20));
+        stop_here();
+        1
+    });
+    owner.stops();
+    let cut_short = Stepped::new(|| {
+        let ctx = open(name).context().unwrap();
+        // Behind the context from above.
+        arm("revoke: taken", 2);
+        forget(std::iter::from_fn(|| slice(&ctx)).collect::<Vec<_>>());
+        1
+    });
+    cut_short.ends(KILLED);
+    while buffer.reap().unwrap().processes > 0 {}
+    let thief = Stepped::new(|| {
+        let ctx = open(name).context().unwrap();
+        arm_stop("revoke: listed", 1);
+        let mut all = Vec::new();
+        while passed()[listed] == 0 {
+            all.extend(slice(&ctx));
+        }
+        // No more than there is now, for then it takes from the other one rightly.
+        all.extend(several(&ctx, 9));
+        stop_here();
+        drop(all);
+        0
+    });
+    thief.stops();
+    drop(first);
+    signal(owner.0, libc::SIGKILL);
+    owner.ends(KILLED);
+    let other = Stepped::new(|| {
         let buffer = open(name);
         while buffer.reap().unwrap().processes > 0 {}
-        // Without a theft of its own: what the dead had is enough. The owner is given some, too.
         let ctx = buffer.context().unwrap();
-        let mut all: Vec<_> = (0..250)
-            .filter_map(|i| Some(ctx.slice_uninit::<u8>([STOLEN, 900][i % 2]).ok()?.fill_with(|_| b's')))
-            .collect();
+        // The rest of one magazine stays at hand.
+        let mine = several(&ctx, 100);
         stop_here();
-        assert!(all.iter().all(|record| record.iter().all(|byte| *byte == b's')), "somebody else has it");
-        all.iter_mut().for_each(|record| record.fill(b'S'));
+        drop(mine);
         stop_here();
         0
     });
-    third.stops();
-    owner.goes_on();
-    owner.stops();
-    third.goes_on();
-    third.stops();
-    owner.goes_on();
-    owner.ends(Ended::Exit(0));
-    third.goes_on();
-    third.ends(Ended::Exit(0));
-    let buffer = open(name);
-    while buffer.reap().unwrap().processes > 0 {}
+    other.stops();
+    thief.goes_on();
+    thief.stops();
+    // Both free into what they have at hand.
+    other.goes_on();
+    other.stops();
+    thief.goes_on();
+    thief.ends(Ended::Exit(0));
+    other.goes_on();
+    other.ends(Ended::Exit(0));
+    drop(rest);
     end(&buffer);
     0
 }
@@ -1797,20 +1863,28 @@ fn promises_no_memory(name: &str, point: &'static str) -> i32 {
 }
 
 /// One who takes a magazine out of the depot is stopped while it clears the hint, half-way up the tree; another magazine comes whose hint
-/// lies beside. When the first one has gone on, that is found all the same.
-fn restores_hints(name: &str, point: &'static str) -> i32 {
+/// lies beside: in the same word, or in another one `far` away below the same sum. When the first one has gone on, that is found all
+/// the same.
+fn restores_hints(name: &str, point: &'static str, far: bool) -> i32 {
     let buffer = open(name);
     let ctx = buffer.context().unwrap();
     // Magazines of this class have four entries in a buffer of this size, two of them are remembered beside the tree, so
     // twelve blocks put one into the tree.
     let mut all: Vec<_> = (0..24).map(|_| middle(&ctx)).collect();
     let later = all.split_off(12);
+    // More of another class than fill 64 magazines, with some in use in each slab.
+    let mut others: Vec<_> = (0..if far { 1300 } else { 0 }).map(|_| ctx.slice_zeroed::<u8>(900).unwrap()).collect();
     let rest: Vec<_> = [60_000, 3500, 900, 40]
         .into_iter()
         .flat_map(|size| std::iter::from_fn(|| ctx.slice_uninit::<u8>(size).ok()).collect::<Vec<_>>())
         .collect();
     drop(all);
     ctx.flush();
+    let mut number = 0;
+    others.retain(|_| {
+        number += 1;
+        number % 20 == 0
+    });
     let taker = Stepped::new(|| {
         let ctx = open(name).context().unwrap();
         arm_stop(point, 1);
@@ -1830,7 +1904,55 @@ fn restores_hints(name: &str, point: &'static str) -> i32 {
     drop(found);
     taker.goes_on();
     taker.ends(Ended::Exit(0));
-    drop((rest, ctx));
+    drop((rest, others, ctx));
+    end(&buffer);
+    0
+}
+
+/// One who looks for a magazine is stopped when it has seen that the one which a hint leads to is somebody's: somebody's who was stopped
+/// before it cleared that hint. That one puts it back, and the hint is there still. Whoever clears it now leaves another.
+fn leaves_a_hint_where_it_came_back(name: &str) -> i32 {
+    let buffer = open(name);
+    let ctx = buffer.context().unwrap();
+    let mut all: Vec<_> = (0..24).map(|_| middle(&ctx)).collect();
+    let later = all.split_off(12);
+    let rest: Vec<_> = [60_000, 3500, 900, 40]
+        .into_iter()
+        .flat_map(|size| std::iter::from_fn(|| ctx.slice_uninit::<u8>(size).ok()).collect::<Vec<_>>())
+        .collect();
+    drop(all);
+    ctx.flush();
+    let taker = Stepped::new(|| {
+        let ctx = open(name).context().unwrap();
+        arm_stop("take: found", 1);
+        // The last one by the hint.
+        let mine: Vec<_> = (0..9).map(|_| middle(&ctx)).collect();
+        stop_here();
+        drop(mine);
+        drop(ctx);
+        0
+    });
+    taker.stops();
+    let late = Stepped::new(|| {
+        let ctx = open(name).context().unwrap();
+        arm_stop("take: stale", 1);
+        drop(middle(&ctx));
+        0
+    });
+    late.stops();
+    taker.goes_on();
+    taker.stops();
+    // So many that no other one is remembered beside the hints.
+    drop(later);
+    ctx.flush();
+    taker.goes_on();
+    taker.ends(Ended::Exit(0));
+    late.goes_on();
+    late.ends(Ended::Exit(0));
+    let found: Vec<_> = std::iter::from_fn(|| Some(ctx.slice_uninit::<u8>(3500).ok()?.assume_init())).collect();
+    let of_class = found.iter().filter(|record| record.capacity_bytes() < 4000).count();
+    assert!(of_class >= 24, "{of_class} of 24 blocks are found");
+    drop((found, rest, ctx));
     end(&buffer);
     0
 }
@@ -1887,8 +2009,11 @@ const SCENES: &[(&str, Scene)] = &[
     ("scene: thief killed with the spare, owner inside again", |name| keeps_its_spare(name, "revoke: spare", 2)),
     ("scene: the next thief while the owner looks", looks_again_after_the_next_theft),
     ("scene: a thief while the owner is inside", is_left_alone_inside),
-    ("scene: hints below the leaf", |name| restores_hints(name, "clear: leaf")),
-    ("scene: hints below the sum", |name| restores_hints(name, "clear: sum")),
+    ("scene: a thief whose victim is reaped", sees_that_it_is_anothers),
+    ("scene: hints below the leaf", |name| restores_hints(name, "clear: leaf", false)),
+    ("scene: hints below the sum", |name| restores_hints(name, "clear: sum", false)),
+    ("scene: hints below the sum, far", |name| restores_hints(name, "clear: sum", true)),
+    ("scene: hints where it came back", leaves_a_hint_where_it_came_back),
     ("scene: a record where the dead one's was", looks_at_the_head_again),
     ("scene: killed moving, merge", |name| moves_in_its_own_name(name, "merge: popped", 20)),
     ("scene: killed moving, drop", |name| moves_in_its_own_name(name, "drop: popped", 1)),
@@ -1933,8 +2058,7 @@ fn hears_all_before_the_end(name: &str, poll: Poll, point: &str, sends: bool) ->
         txs.1.send(5).unwrap();
     }
     drop(txs);
-    // SAFETY: a child of this process, which is waited for only after this.
-    assert_eq!(unsafe { libc::kill(poller, libc::SIGCONT) }, 0);
+    signal(poller, libc::SIGCONT);
     assert_eq!(ended(poller), Ended::Exit(0));
     drop(ctx);
     end(&buffer);
@@ -1985,8 +2109,8 @@ fn main() {
     let mut reached: BTreeSet<&str> = BTreeSet::new();
     let (mut stops, mut stopped) = (0, BTreeSet::new());
     let mut passed_by: BTreeMap<String, u32> = BTreeMap::new();
-    for case in &cases {
-        match run(*case) {
+    for (case, ended) in cases.iter().zip(each(&cases, |case| run(*case))) {
+        match ended {
             Ended::Exit(hit @ 0..=7) => {
                 if hit & VICTIM_KILLED != 0 {
                     reached.insert(case.point);
@@ -2008,27 +2132,18 @@ fn main() {
     }
     failed += three_parties(|what| filters.iter().all(|filter| what.contains(filter.as_str())));
     for (what, test) in SCENES {
-        if filters.iter().all(|filter| what.contains(filter.as_str())) {
-            let name = Name::new("points-scene");
-            let ended = in_child(60, || test(&name));
-            if ended != Ended::Exit(0) {
-                println!("FAILED ({ended:?}): {what}");
-                failed += 1;
-            }
-        }
+        let is_wanted = filters.iter().all(|filter| what.contains(filter.as_str()));
+        failed += u32::from(is_wanted && !succeeds(what, 0, |name| test(name)));
     }
     for (what, poll) in POLLS {
         for (point, sends) in [("poll: nothing there", true), ("poll: looked", true), ("poll: looked", false)] {
-            let name = Name::new("points-poll");
-            let heard = in_child(60, || {
+            let what = format!("{what}, stopped at {point:?}, while something was sent: {sends}");
+            let hears = |name: &Name| {
                 // SAFETY: one thread.
                 unsafe { std::env::set_var("IPC_BUFFER_TICK_MS", "3600000") };
-                hears_all_before_the_end(&name, *poll, point, sends)
-            });
-            if heard != Ended::Exit(0) {
-                println!("FAILED ({heard:?}): {what}, stopped at {point:?}, while something was sent: {sends}");
-                failed += 1;
-            }
+                hears_all_before_the_end(name, *poll, point, sends)
+            };
+            failed += u32::from(!succeeds(&what, 0, hears));
         }
     }
     let missed: Vec<&&str> = ALL.iter().filter(|point| !reached.contains(**point)).collect();

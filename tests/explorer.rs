@@ -35,12 +35,11 @@ mod parties;
 mod streams;
 
 use acts::{ACTS, Deed, X};
-use children::{Baton, Ended, KILLED, child, ended, in_child, is_locked, set_part, shared, signal};
-use common::Name;
+use children::{Baton, Ended, KILLED, child, each, ended, in_child, in_segment, is_locked, set_part, shared, signal};
 use ipc_buffer::crash_points::{ALL, arm_stop, disarm, passed};
 use parties::{PROGRAMS, Reaper, Victim, passer};
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Instant;
 
 /// Points that nothing here comes to: of who creates or removes a segment, alone; and a few that only one who was killed, or a crowd of ids, leads to.
@@ -59,13 +58,11 @@ const NOT_HERE: &[&str] = &[
     "unlink: locked",
     "unlink: done",
     "leave: unlinked",
+    "take: stale",
     "settle: spare",
     "settle: removed",
     "index: moved",
 ];
-
-/// Processes that work on cases at once.
-const WORKERS: usize = 2;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Victims {
@@ -113,13 +110,10 @@ impl std::fmt::Display for Case {
 
 /// What the workers share with who started them.
 struct Board {
-    next: AtomicUsize,
-    results: [AtomicU32; MOST_CASES],
     /// How often each act, with the victim dead and alive, comes to each point.
     passed: [[[AtomicU32; MOST_POINTS]; 2]; MOST_ACTS],
 }
 
-const MOST_CASES: usize = 1 << 17;
 const MOST_POINTS: usize = 512;
 const MOST_ACTS: usize = 128;
 
@@ -245,37 +239,15 @@ fn run(case: Case, name: &str, board: &Board) -> i32 {
     hit
 }
 
-/// Runs the cases, several at a time, each in processes of its own; how each ended.
+/// Runs the cases, each in processes of its own; how each ended.
 fn run_all(cases: &[Case], board: &'static Board) -> Vec<Ended> {
-    assert!(cases.len() <= MOST_CASES);
-    board.next.store(0, SeqCst);
-    let work = || {
-        loop {
-            let number = board.next.fetch_add(1, SeqCst);
-            let Some(case) = cases.get(number) else { return 0 };
-            let name = Name::new("explorer");
-            let ended = in_child(120, || {
-                let hit = run(*case, &name, board);
-                assert!(!name.exists(), "the segment is left behind");
-                hit
-            });
-            if !matches!(ended, Ended::Exit(0 | STOPPED)) {
-                println!("FAILED ({ended:?}): {case}");
-            }
-            let code = match ended {
-                Ended::Exit(code) => code,
-                Ended::Signal(signal) => 1000 + signal,
-                Ended::Stopped => 2000,
-            };
-            board.results[number].store(code.unsigned_abs(), SeqCst);
+    each(cases, |case| {
+        let ended = in_segment("explorer", 120, |name| run(*case, name, board));
+        if !matches!(ended, Ended::Exit(0 | STOPPED)) {
+            println!("FAILED ({ended:?}): {case}");
         }
-    };
-    let workers: Vec<_> = (0..WORKERS).map(|_| child(24 * 3600, work)).collect();
-    workers.into_iter().for_each(|worker| assert_eq!(ended(worker), Ended::Exit(0), "a worker"));
-    let code = |number: usize| board.results[number].load(SeqCst).cast_signed();
-    (0..cases.len())
-        .map(|number| if code(number) >= 1000 { Ended::Signal(code(number) - 1000) } else { Ended::Exit(code(number)) })
-        .collect()
+        ended
+    })
 }
 
 /// All ways to stop an act at a point that it comes to, with the victim dead and alive, so many times.

@@ -162,6 +162,7 @@ fn search(arena: &Arena, list: usize, held: Word) -> Option<u32> {
                         clear(arena, list, index);
                         return Some(index);
                     }
+                    point!("take: stale");
                     // Stale, unless it came back while we were clearing.
                     clear(arena, list, index);
                     if arena.magazine(index).is_some_and(|m| m.holder.load(Ordering::Acquire) == holder_in(list).0) {

@@ -209,6 +209,7 @@ pub(crate) fn revoke_idle(cache: &Cache, turn: Turn<'_>) -> u64 {
     });
     // Whoever is still marked when we come to it has not been inside since: this is what it holds.
     let magazines = if marked.is_empty() { Vec::new() } else { held_magazines(arena) };
+    point!("revoke: listed");
     let mut taken = 0;
     for (index, slot, word) in &marked {
         if !turn() {
@@ -300,7 +301,8 @@ fn take_spare(cache: &Cache, slot: &ContextSlot, gate: Gate) -> Option<Handle> {
 /// Puts a magazine of a context that is `TAKEN` into the depot.
 fn put_back(arena: &Arena, index: u32, holder: Owner) {
     let Some(magazine) = arena.magazine(index) else { return };
-    // It is, unless a foreign hand has been there: the context is out, and no reaper at work.
+    // Not any more, if its owner was out since an earlier theft, and was reaped since this one began: `revoked` still says what it
+    // said then.
     if magazine.holder.load(Ordering::Acquire) != Word::of(depot::HELD, holder).0 {
         return;
     }

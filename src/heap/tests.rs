@@ -326,8 +326,10 @@ fn thefts_are_numbered() {
             slot.revoked.store(Word::of(revoked::EMPTIED, gone).0, Ordering::Relaxed);
             settle_any(&arena, slot);
             note();
+            let before = slot.thefts.load(Ordering::Relaxed);
             reclaim::revoke_idle(cache, &mut || true);
             note();
+            assert_ne!(slot.thefts.load(Ordering::Relaxed), before, "cut short, it would be told from the last one");
         }
         drop(go);
     });

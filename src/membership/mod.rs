@@ -155,13 +155,10 @@ impl Membership {
     pub(crate) fn control_within(&self, patience: Duration) -> Result<Control<'_>, BufferError> {
         self.check()?;
         let header = self.arena().header();
-        let busy = || BufferError::Busy { pid: u32::try_from(header.control_pid.load(Ordering::Relaxed)).unwrap_or(0) };
+        let refused = |why| refused(why, &header.control_pid);
         let deadline = Instant::now() + patience;
-        let threads = self.control.try_lock_until(deadline).ok_or_else(busy)?;
-        self.segment.lock(deadline).map_err(|why| match why {
-            Unlocked::Busy => busy(),
-            Unlocked::Lost | Unlocked::Refused(_) => BufferError::NoDescriptor,
-        })?;
+        let threads = self.control.try_lock_until(deadline).ok_or(Unlocked::Busy).map_err(refused)?;
+        self.segment.lock(deadline).map_err(refused)?;
         point!("control: locked");
         // While it waited, it may have been reaped.
         if let Err(why) = self.check() {
@@ -226,18 +223,10 @@ impl Membership {
     /// The right to search, waiting up to `patience` for another who does.
     pub(crate) fn searching(&self, patience: Duration) -> Result<Searching<'_>, BufferError> {
         let header = self.arena().header();
-        let busy =
-            || BufferError::Busy { pid: u32::try_from(header.searcher_pid.load(Ordering::Relaxed)).unwrap_or(0) };
-        let give_up = Instant::now() + patience;
-        let threads = self.searching.try_lock_for(patience).ok_or_else(busy)?;
-        let mut pause = Duration::from_micros(20);
-        while !self.segment.try_lock_searching().map_err(|_| BufferError::NoDescriptor)? {
-            if Instant::now() >= give_up {
-                return Err(busy());
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(1));
-        }
+        let refused = |why| refused(why, &header.searcher_pid);
+        let deadline = Instant::now() + patience;
+        let threads = self.searching.try_lock_until(deadline).ok_or(Unlocked::Busy).map_err(refused)?;
+        self.segment.lock_searching(deadline).map_err(refused)?;
         header.searcher_pid.store(std::process::id().into(), Ordering::Relaxed);
         reclaim::begin(self.arena());
         Ok(Searching { member: self, _threads: threads })
@@ -319,6 +308,14 @@ impl Control<'_> {
     /// Whether this process's channels must be fenced.
     pub(crate) fn is_fenced(&self) -> bool {
         self.member.fenced
+    }
+}
+
+/// Why a lock was not to be had, whose holder has left its pid there.
+fn refused(why: Unlocked, holder: &AtomicU64) -> BufferError {
+    match why {
+        Unlocked::Busy => BufferError::Busy { pid: u32::try_from(holder.load(Ordering::Relaxed)).unwrap_or(0) },
+        Unlocked::Lost | Unlocked::Refused(_) => BufferError::NoDescriptor,
     }
 }
 

@@ -576,7 +576,10 @@ mod tests {
             let works = || {
                 let ctx = Buffer::open(&name).unwrap().context().unwrap();
                 drop((0..300).map(|i| ctx.record(i).unwrap()).collect::<Vec<_>>());
-                std::mem::forget((ctx.record(1_u64), ctx));
+                // Nobody is in it then, so it is taken out, and what is freed there is in the cache that is used for all this.
+                let (mut tx, rx) = (ctx.producer::<u64>(1).unwrap(), ctx.consumer::<u64>(1).unwrap());
+                (0..5).for_each(|i| tx.send(ctx.record(i).unwrap()).unwrap());
+                std::mem::forget((ctx.record(1_u64), ctx, tx, rx));
             };
             scope.spawn(works).join()
         });

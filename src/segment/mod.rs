@@ -73,7 +73,7 @@ pub(crate) const LEASE_BYTES: u64 = 4096;
 
 /// How long to wait for another process to leave the control lock before giving up with `Busy`.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
-/// The longest pause between two looks at the control lock: of the many who may wait, and of the one who is next.
+/// The longest pause between two looks at a lock: of the many who may wait, and of the one who is next to have the control lock.
 const PAUSE: Duration = Duration::from_millis(2);
 const PAUSE_NEXT: Duration = Duration::from_micros(250);
 const FIRST_PAUSE: Duration = Duration::from_micros(20);
@@ -174,9 +174,10 @@ impl Segment {
         self.open.locks.release(REAP_BYTE);
     }
 
-    /// Takes the lock that the one who searches holds, unless another process has it; as for [`try_lock_reaping`](Self::try_lock_reaping).
-    pub(crate) fn try_lock_searching(&self) -> Result<bool, Unlocked> {
-        self.open.locks.try_take(SEARCH_BYTE)
+    /// Takes the lock that the one who searches holds, waiting until `deadline`; as for [`try_lock_reaping`](Self::try_lock_reaping).
+    pub(crate) fn lock_searching(&self, deadline: Instant) -> Result<(), Unlocked> {
+        poll(&self.open.locks, SEARCH_BYTE, deadline, || Ok(Some(PAUSE)))?;
+        Ok(())
     }
 
     pub(crate) fn unlock_searching(&self) {
@@ -355,41 +356,42 @@ impl LockState {
     }
 }
 
-/// Polls for the control lock: Linux has no timed byte lock, and a stopped holder must not stop us for ever. Gives up early,
-/// with false, when `go_on` says so.
-fn lock(locks: &Locks, deadline: Instant, go_on: impl FnMut() -> bool) -> Result<bool, Unlocked> {
+/// Waits for the control lock. Gives up early, with false, when `go_on` says so.
+fn lock(locks: &Locks, deadline: Instant, mut go_on: impl FnMut() -> bool) -> Result<bool, Unlocked> {
     let mut is_next = false;
-    let locked = poll(locks, deadline, go_on, &mut is_next);
+    let locked = poll(locks, CONTROL_BYTE, deadline, || {
+        if !go_on() {
+            return Ok(None);
+        }
+        is_next = is_next || locks.try_take(NEXT_BYTE)?;
+        Ok(Some(if is_next { PAUSE_NEXT } else { PAUSE }))
+    });
     if is_next {
         locks.release(NEXT_BYTE);
     }
     locked
 }
 
+/// Polls for a byte: Linux has no timed byte lock, and a stopped holder must not stop us for ever. Between two looks it pauses, longer and
+/// longer, up to what `longest` says; gives up early, with false, when that says `None`.
 fn poll(
     locks: &Locks,
+    byte: u64,
     deadline: Instant,
-    mut go_on: impl FnMut() -> bool,
-    is_next: &mut bool,
+    mut longest: impl FnMut() -> Result<Option<Duration>, Unlocked>,
 ) -> Result<bool, Unlocked> {
     let mut pause = FIRST_PAUSE;
     loop {
-        if locks.try_take(CONTROL_BYTE)? {
+        if locks.try_take(byte)? {
             return Ok(true);
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(Unlocked::Busy);
         }
-        if !go_on() {
-            return Ok(false);
-        }
-        if !*is_next && locks.try_take(NEXT_BYTE)? {
-            *is_next = true;
-            pause = FIRST_PAUSE;
-        }
-        std::thread::sleep(pause.min(left));
-        pause = (pause * 2).min(if *is_next { PAUSE_NEXT } else { PAUSE });
+        let Some(longest) = longest()? else { return Ok(false) };
+        std::thread::sleep(pause.min(longest).min(left));
+        pause = (pause * 2).min(longest);
     }
 }
 
@@ -816,7 +818,8 @@ mod tests {
             drop(unsafe { OwnedFd::from_raw_fd(fd.as_raw_fd()) });
         };
         // Entered with the control lock.
-        assert!(segment.try_lock_searching().unwrap() && segment.try_lock_reaping());
+        segment.lock_searching(Instant::now()).unwrap();
+        assert!(segment.try_lock_reaping());
         lose();
         for byte in [CONTROL_BYTE, SEARCH_BYTE, REAP_BYTE] {
             assert!(other.is_held_elsewhere(byte));

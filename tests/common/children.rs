@@ -3,9 +3,11 @@
 #![allow(clippy::multiple_unsafe_ops_per_block)]
 #![allow(unsafe_code)] // fork, _exit, waitpid, mmap
 
+use crate::common::Name;
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
 
 #[derive(PartialEq, Eq, Debug, Clone, Copy)]
 pub enum Ended {
@@ -45,6 +47,54 @@ pub fn child(limit_s: u32, work: impl FnOnce() -> i32) -> libc::pid_t {
     }
     assert!(pid > 0, "fork: {}", std::io::Error::last_os_error());
     pid
+}
+
+/// As [`in_child`], with a name of its own, whose segment must be gone in the end.
+pub fn in_segment(tag: &str, limit_s: u32, work: impl FnOnce(&Name) -> i32) -> Ended {
+    let name = Name::new(tag);
+    in_child(limit_s, || {
+        let said = work(&name);
+        assert!(!name.exists(), "the segment is left behind");
+        said
+    })
+}
+
+/// Processes that work on cases at once.
+const WORKERS: usize = 2;
+/// More cases than any one calls for.
+const MOST_CASES: usize = 1 << 17;
+
+/// What the workers share with who started them.
+struct Board {
+    next: AtomicUsize,
+    /// A signal, a million and more, or what it said.
+    ends: [AtomicU32; MOST_CASES],
+}
+
+const SIGNAL: i32 = 1_000_000;
+
+/// Runs each of the cases, some at a time, by `run`, which forks what it needs; how each ended. None of them stops.
+pub fn each<T>(cases: &[T], run: impl Fn(&T) -> Ended) -> Vec<Ended> {
+    assert!(cases.len() <= MOST_CASES);
+    // SAFETY: atomics, for which zeroes are valid.
+    let board: &Board = unsafe { shared() };
+    let work = || {
+        loop {
+            let number = board.next.fetch_add(1, SeqCst);
+            let Some(case) = cases.get(number) else { return 0 };
+            let code = match run(case) {
+                Ended::Exit(code) => code,
+                Ended::Signal(signal) => SIGNAL + signal,
+                Ended::Stopped => SIGNAL + libc::SIGSTOP,
+            };
+            board.ends[number].store(code.cast_unsigned(), SeqCst);
+        }
+    };
+    let workers: Vec<_> = (0..WORKERS).map(|_| child(24 * 3600, work)).collect();
+    workers.into_iter().for_each(|worker| assert_eq!(ended(worker), Ended::Exit(0), "a worker"));
+    let code = |number: usize| board.ends[number].load(SeqCst).cast_signed();
+    let end = |code| if code >= SIGNAL { Ended::Signal(code - SIGNAL) } else { Ended::Exit(code) };
+    (0..cases.len()).map(|number| end(code(number))).collect()
 }
 
 /// What this process and those it forks are about, for what they say when they panic.
