@@ -105,8 +105,8 @@ int main() {
     if (!by_notify && !by_hand) kill(child, SIGKILL);
     waitpid(child, nullptr, 0);
 
-    std::printf("semaphore, another process: %s; atomic, a thread: woken; atomic, another process: %s%s\n", by_semaphore ? "woken" : "asleep",
-                by_notify ? "woken" : "asleep", by_hand ? ", and woken by FUTEX_WAKE" : "");
+    std::printf("semaphore, another process: %s; atomic, a thread: woken; atomic, another process: %s%s\n",
+                by_semaphore ? "woken" : "asleep", by_notify ? "woken" : "asleep", by_hand ? ", and woken by FUTEX_WAKE" : "");
     if (by_semaphore && by_hand) return 0;
     return std::fprintf(stderr, "changed\n"), 1;
 }

@@ -6,12 +6,13 @@
 #            the segment changes, a pidfd is not readable, waitpid has nothing. Its /proc/PID says "Z (zombie)", maps is empty, and
 #            fd leads nowhere, because these files speak of the main thread alone. fuser and lsof exit with 1 and name nobody.
 #            /proc/PID/task/TID/maps of a thread that lives lists the mapping.
-# Guess      The process is shown: proc(5) warns that fd, exe, cwd, root and task are not available then (task is), and says of maps only that
-#            it has the regions that are mapped; the memory is the process's, not a thread's. fuser(1) and lsof(8) have no word of it.
-#            pthread_exit(3) recommends this way to end main, so that other threads can continue.
+# Guess      The process is shown: proc(5) warns that fd, exe, cwd, root and task are not available then (task is), and says of maps only
+#            that it has the regions that are mapped; the memory is the process's, not a thread's. fuser(1) and lsof(8) have no word
+#            of it. pthread_exit(3) recommends this way to end main, so that other threads can continue.
 # Matters    "Remove what fuser finds unused" is how clean-up scripts take crash leftovers out of /dev/shm: this one is in use. Watchdogs
 #            that take state Z for death give a living writer's role away. Ask a lock on the file, or a pidfd; or look at every thread.
-# Seen       main stays: S, maps 1, fuser 0, lsof 0; main ended: Z, maps 0, threads' maps 1, fuser 1, lsof 1, still writing, pidfd says alive
+# Seen       main stays: S, maps 1, threads' maps 1, fuser 0, lsof 0, still writing, pidfd says alive
+#            main ends: Z, maps 0, threads' maps 1, fuser 1, lsof 1, still writing, pidfd says alive
 set -euo pipefail
 dir=$(mktemp -d)
 segment=/dev/shm/finding-$$
@@ -19,7 +20,8 @@ child=
 trap '[ -z "$child" ] || kill -9 "$child"; rm -rf "$dir" "$segment"' EXIT
 (
     cd "$dir"
-    apt-get download psmisc=23.6-1 lsof=4.95.0-1 >/dev/null 2>&1 || { echo "apt has no psmisc 23.6-1 or lsof 4.95.0-1 (apt-get update?)" >&2; exit 2; }
+    apt-get download psmisc=23.6-1 lsof=4.95.0-1 >/dev/null 2>&1 ||
+        { echo "apt has no psmisc 23.6-1 or lsof 4.95.0-1 (apt-get update?)" >&2; exit 2; }
     for package in *.deb; do dpkg -x "$package" .; done
 )
 cat >"$dir/beat.c" <<'C'
@@ -80,8 +82,10 @@ expect() { # WHAT STATE WANTED
         [ "$state" != "$2" ] || [ ! -s "$segment" ] || ! cat /proc/"$child"/task/*/maps 2>/dev/null | grep -q "$segment" || break
         sleep 0.1
     done
-    got="$state, maps $(grep -c "$segment" "/proc/$child/maps" || true), threads' maps $(cat /proc/"$child"/task/*/maps | grep "$segment" |
-        sort -u | wc -l), fuser $(code "$dir/bin/fuser" "$segment"), lsof $(code "$dir/usr/bin/lsof" "$segment"), $("$dir/beat" look "$segment" "$child")"
+    got="$state, maps $(grep -c "$segment" "/proc/$child/maps" || true)"
+    got+=", threads' maps $(cat /proc/"$child"/task/*/maps | grep "$segment" | sort -u | wc -l)"
+    got+=", fuser $(code "$dir/bin/fuser" "$segment"), lsof $(code "$dir/usr/bin/lsof" "$segment")"
+    got+=", $("$dir/beat" look "$segment" "$child")"
     echo "main $1: $got"
     kill -9 "$child"
     wait "$child" 2>/dev/null || true
