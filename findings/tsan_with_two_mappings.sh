@@ -6,8 +6,8 @@
 #            and reads the variable. Silent if both use one mapping; a data race is reported if each uses its own. Two threads that
 #            store to the same int of the segment with nothing between them are reported with one mapping, and not with two. What
 #            synchronises, and what was accessed, is kept by virtual address; the two mappings are two memories to it.
-# Guess      The same verdict both ways, since it is the same memory; or at most races missed, none made up: Clang's documentation names code
-#            that was not instrumented as the source of false reports, and this is all instrumented; its limitations have no mappings.
+# Guess      The same verdict both ways, since it is the same memory; or at most races missed, none made up: Clang's documentation has
+#            code that was not instrumented as the source of false reports, and all of this is; its limitations have no mappings.
 # Matters    Tests open a segment twice in one process to stand for two processes, so that a sanitizer can see both ends. It then sees
 #            neither: the code under test is never checked, and what is reported gets suppressed, or "fixed". Give both ends one mapping
 #            in such builds.
