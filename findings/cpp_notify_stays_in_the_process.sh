@@ -29,6 +29,7 @@ cat >notify.cc <<'C'
 #include <new>
 #include <semaphore>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <thread>
@@ -56,13 +57,15 @@ static void sleeper(shared *at, bool semaphore) {
 // Until the kernel has it asleep in a futex.
 static void until_asleep(const shared *at) {
     char path[64], call[8];
-    for (;; usleep(10000)) {
+    for (int i = 0; i < 6000; i++) {
+        usleep(10000);
         std::snprintf(path, sizeof path, "/proc/%d/syscall", at->sleeper.load());
         std::FILE *file = std::fopen(path, "r");
         bool asleep = file && std::fscanf(file, "%7s", call) == 1 && std::atoi(call) == SYS_futex;
         if (file) std::fclose(file);
         if (asleep) return;
     }
+    _exit(2);
 }
 
 static bool woken(const shared *at, int tenths) {
@@ -73,7 +76,7 @@ static bool woken(const shared *at, int tenths) {
 static pid_t spawn(shared *at, bool semaphore) {
     pid_t child = fork();
     if (child < 0) _exit(2);
-    if (child == 0) sleeper(at, semaphore), _exit(0);
+    if (child == 0) prctl(PR_SET_PDEATHSIG, SIGKILL), sleeper(at, semaphore), _exit(0);
     until_asleep(at);
     return child;
 }
