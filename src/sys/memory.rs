@@ -211,12 +211,18 @@ fn until_done(mut call: impl FnMut() -> rustix::io::Result<()>) -> Result<(), No
 /// As [`back`].
 pub(crate) unsafe fn punch(at: NonNull<u8>, file: Number, offset: u64, len: u64) -> bool {
     // SAFETY: by the caller: what lies there is not in use.
-    let removed = unsafe { madvise(at.as_ptr().cast(), len as usize, Advice::LinuxRemove) };
-    // Refused for memory that is locked.
-    removed.is_ok()
-        || file.get().is_some_and(|fd| {
-            fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len).is_ok()
-        })
+    let by_address = || unsafe { madvise(at.as_ptr().cast(), len as usize, Advice::LinuxRemove) }.is_ok();
+    let by_file = || {
+        let punched = |fd| fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len).is_ok();
+        file.get().is_some_and(punched)
+    };
+    if populates() {
+        // Refused for memory that is locked.
+        by_address() || by_file()
+    } else {
+        // An emulator that takes all advice would say yes, and do nothing.
+        by_file() || by_address()
+    }
 }
 
 /// Where in `from .. to` the first memory lies behind the file, if there is any and this can be told.
