@@ -773,7 +773,7 @@ fn what_something_replaces_is_not_missed(name: &Name) {
         (libc::SYS_madvise, Some((2, libc::MADV_DONTDUMP)), libc::EINVAL),
     ]);
     // Lives and deaths.
-    let observer = Observer::new(name);
+    let mut observer = Observer::new(name);
     let child = participant(name, || {});
     observer.sees_it_alive();
     child.kill();
