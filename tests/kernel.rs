@@ -638,7 +638,9 @@ fn many_open_at_once_and_some_are_killed(name: &Name) {
                 let buffer = common::open_patiently(&Buffer::options().capacity(4 << 20), name);
                 let ctx = buffer.context().unwrap();
                 let id = number.cast_signed();
-                let mut tx = ctx.producer_with::<u64>(id, &ChannelOptions::new().capacity(4)).unwrap();
+                let is_busy = |error: &AttachError| matches!(error, AttachError::Busy { .. });
+                let options = ChannelOptions::new().capacity(4);
+                let mut tx = common::patiently(is_busy, || ctx.producer_with::<u64>(id, &options));
                 tx.send(ctx.record(number).unwrap()).unwrap();
                 let kept: Vec<_> = (0..=number).map(|i| ctx.record(i).unwrap()).collect();
                 done.write_all(&[u8::try_from(number).unwrap()]).unwrap();
