@@ -1241,8 +1241,7 @@ fn channels_of_a_process_that_was_killed() {
     other.process.kill();
     assert_eq!(*rx.recv().unwrap(), 11, "what it had sent is delivered");
     assert_eq!(rx.recv().unwrap_err(), ipc_buffer::RecvError::Disconnected);
-    // Who was told has lent a hand, for as long as a receive may.
-    buffer.reap().unwrap();
+    common::give_back_the_rest(&buffer);
     let list = buffer.channels().unwrap();
     assert_eq!((list[0].producer, list[1].consumer, list[1].queued), (None, None, 1));
     // The next one goes on where the dead one stopped.

@@ -285,7 +285,6 @@ fn the_peer_in_one_of_two_buffers_is_killed() {
             others[1 - dead].take().unwrap().process.kill();
             while one.ask("select 100000") != (1 - dead).to_string() {}
             one.ends();
-            two.buffers.iter().for_each(|buffer| _ = buffer.reap().unwrap());
             two.end();
         }
     }
@@ -681,7 +680,6 @@ fn a_busy_end_hides_no_dead_peer() {
         }
         assert_eq!(rx.try_recv().unwrap_err(), GONE);
         assert_eq!(busy.try_iter().count(), 1);
-        buffer.reap().unwrap();
     }
     drop((rx, tx, busy, ctx));
     work::end(buffer, &name);
@@ -725,8 +723,8 @@ fn polling_and_short_waits_see_the_killed() {
                 break number;
             }
         };
-        // Both are, when it is reaped: of which a wait does no more than 20 ms' worth.
-        buffer.reap().unwrap();
+        // Both are, now that it is reaped.
+        common::give_back_the_rest(&buffer);
         assert!(number < 2 && select.try_ready() == Some(1 - number));
         assert_eq!(rx.try_recv().unwrap_err(), GONE);
         assert!(matches!(tx.try_send(ctx.record(1).unwrap()), Err(TrySendError::Disconnected(_))));

@@ -15,6 +15,11 @@ pub fn alarm(limit_s: u32) {
     unsafe { libc::alarm(limit_s.saturating_mul(factor())) };
 }
 
+/// Whether this machine is slow by nature.
+pub fn is_slow() -> bool {
+    factor() > 1
+}
+
 fn factor() -> u32 {
     let Some(factor) = std::env::var_os("IPC_BUFFER_TEST_TIME_FACTOR") else { return 1 };
     let number = factor.to_str().and_then(|factor| factor.parse().ok());
