@@ -180,26 +180,34 @@ fn is_resident(page: *mut c_void) -> bool {
 /// # Safety
 /// The range is a shared mapping of that file that the caller owns.
 pub(crate) unsafe fn back(at: NonNull<u8>, file: Number, offset: u64, len: u64) -> Result<(), NotBacked> {
-    let (mut start, mut piece) = (0, PIECE);
-    while start < len {
-        let next = piece.min(len - start);
-        let done = if populates() {
+    let pieces = (0..len).step_by(PIECE as usize).map(|start| (start, PIECE.min(len - start)));
+    if populates() {
+        for (start, len) in pieces {
             // SAFETY: inside the range.
-            let there = unsafe { at.add(start as usize) };
+            let piece = unsafe { at.add(start as usize) };
             // SAFETY: mapped, by the caller; changes no contents.
-            unsafe { madvise(there.as_ptr().cast(), next as usize, Advice::LinuxPopulateWrite) }
-        } else {
-            fallocate(file.get().ok_or(NotBacked)?, FallocateFlags::empty(), offset + start, next)
-        };
-        match done {
-            Ok(()) => (start, piece) = (start + next, PIECE.min(2 * piece)),
-            // A signal. What was done of the piece may be undone: a smaller one comes through between two signals, however slow the
-            // machine and quick the timer.
-            Err(Errno::INTR) => piece = (piece / 2).max(PAGE as u64),
+            let populate = || unsafe { madvise(piece.as_ptr().cast(), len as usize, Advice::LinuxPopulateWrite) };
+            until_done(populate)?;
+        }
+        return Ok(());
+    }
+    for (start, len) in pieces {
+        let fd = file.get().ok_or(NotBacked)?;
+        until_done(|| fallocate(fd, FallocateFlags::empty(), offset + start, len))?;
+    }
+    Ok(())
+}
+
+/// Again and again, as long as signals interrupt it. What was done of a piece is kept, or it is small enough to come through between two
+/// signals.
+fn until_done(mut call: impl FnMut() -> rustix::io::Result<()>) -> Result<(), NotBacked> {
+    loop {
+        match call() {
+            Ok(()) => return Ok(()),
+            Err(Errno::INTR) => {}
             Err(_) => return Err(NotBacked),
         }
     }
-    Ok(())
 }
 
 /// Returns the memory of a range, given as for [`back`], to the system; it must be reserved again before it is touched. False if the
