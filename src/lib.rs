@@ -70,8 +70,9 @@
 //! handles made before answer `Forked` and do nothing when dropped.
 //!
 //! # Where it runs
-//! 64-bit Linux 5.4 or later. Shared memory is `/dev/shm`, whose size is the limit (64 MiB in many containers): memory is
-//! reserved before it is used, so a full one is an error and not a crash.
+//! 64-bit Linux 5.10 or later: the README says on which kernels the tests were run, and nothing older was tried. Shared memory is
+//! `/dev/shm`, whose size is the limit (64 MiB in many containers): memory is reserved before it is used, so a full one is an
+//! error and not a crash.
 
 #![warn(clippy::cast_possible_truncation)]
 

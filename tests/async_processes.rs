@@ -133,7 +133,9 @@ fn two_buffers() {
         let before = cpu_time();
         thread::sleep(Duration::from_millis(500));
         let used = cpu_time() - before;
-        assert!(used < Duration::from_millis(50), "{used:?} of the processors while nothing happened");
+        // Half of the time at most, where the processors are slow: who looks on all the time uses all of it.
+        let most = common::limits::scaled(Duration::from_millis(50)).min(Duration::from_millis(250));
+        assert!(used < most, "{used:?} of the processors while nothing happened");
         for i in order {
             txs[i].send(ctxs[i].record(7).unwrap()).unwrap();
             bells[i].wait(0);

@@ -6,6 +6,8 @@
 #![allow(unsafe_code)] // setrlimit, mlockall, umask
 
 mod common;
+#[path = "common/sandbox.rs"]
+mod sandbox;
 #[path = "common/scenarios.rs"]
 mod scenarios;
 
@@ -130,26 +132,9 @@ fn open_files(name: &Name) {
     panic!("it takes more than 32 descriptors");
 }
 
-/// From here on, no byte can be locked.
-fn forbid_locks() {
-    let step = |code: u32, jt, jf, k| libc::sock_filter { code: u16::try_from(code).unwrap(), jt, jf, k };
-    let refuse = libc::SECCOMP_RET_ERRNO | libc::EINVAL.unsigned_abs();
-    let mut filter = [
-        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 3, u32::try_from(libc::SYS_fcntl).unwrap()),
-        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 24 + if cfg!(target_endian = "big") { 4 } else { 0 }),
-        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, libc::F_OFD_SETLK.unsigned_abs()),
-        step(libc::BPF_RET | libc::BPF_K, 0, 0, refuse),
-        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog { len: 6, filter: filter.as_mut_ptr() };
-    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
-    assert_eq!(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) }, 0);
-}
-
 fn locks_refused(name: &Name) {
     apart(|| {
-        forbid_locks();
+        sandbox::refuse(&[(libc::SYS_fcntl, Some((1, libc::F_OFD_SETLK)), libc::EINVAL)]);
         let error = Buffer::options().capacity(1 << 20).open(name).unwrap_err();
         assert!(matches!(error, OpenError::NoLocks { .. }), "{error:?}");
         let text = error.to_string();

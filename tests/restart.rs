@@ -134,7 +134,7 @@ fn many_at_once_after_many_were_killed(name: &Name) {
                 let mut answer = answer.try_clone().unwrap();
                 // Until every writer is gone.
                 let _ = go.read(&mut [0]);
-                let buffer = of(8 << 20).open(name).unwrap();
+                let buffer = common::open_patiently(&of(8 << 20), name);
                 tell(&mut answer);
                 forget(buffer);
                 stay()

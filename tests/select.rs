@@ -185,6 +185,11 @@ impl Two {
 
 /// A process sleeps for ends of two buffers, each of which wakes it: by data, by room, by leaving. And time does.
 fn each_of_two_buffers_wakes(strategy: &str, more: &[(&str, &str)]) {
+    if !sandbox::knows(libc::SYS_futex_waitv) {
+        // Naps, of minutes where a tick is an hour: see `two_buffers_on_an_old_kernel`.
+        eprintln!("skipped: no futex_waitv, so only the first buffer wakes");
+        return;
+    }
     let two = Two::new();
     for role in [strategy.to_owned(), format!("{strategy} room")] {
         let mut one = two.start(&role, &[&[FOREVER], more].concat());
@@ -719,6 +724,7 @@ fn polling_and_short_waits_see_the_killed() {
             }
         };
         // Both are, now that it is reaped.
+        common::give_back_the_rest(&buffer);
         assert!(number < 2 && select.try_ready() == Some(1 - number));
         assert_eq!(rx.try_recv().unwrap_err(), GONE);
         assert!(matches!(tx.try_send(ctx.record(1).unwrap()), Err(TrySendError::Disconnected(_))));

@@ -10,8 +10,8 @@ mod sandbox;
 
 use common::Name;
 use ipc_buffer::{
-    Buffer, Channel, ChannelOptions, Consumer, Producer, RecvError, RecvTimeoutError, Select, SendTimeoutError,
-    ThreadContext, WaitStrategy,
+    AttachError, Buffer, Channel, ChannelOptions, Consumer, Producer, RecvError, RecvTimeoutError, Select,
+    SendTimeoutError, ThreadContext, WaitStrategy,
 };
 use peer::{Peer, answers, falls_asleep, listen, states, tell, timed_out};
 use rustix::process::{Pid, Signal, kill_process};
@@ -66,14 +66,15 @@ fn millis(ms: i64) -> Duration {
 impl Puppet {
     fn obey(&mut self, command: &str, numbers: &[i64]) -> String {
         let start = Instant::now();
+        let is_busy = |error: &AttachError| matches!(error, AttachError::Busy { .. });
         match (command, numbers) {
             ("producer", &[id, slots]) => {
                 let options = self.options(slots);
-                self.tx.insert(id, self.ctx.producer_with(id, &options).unwrap());
+                self.tx.insert(id, common::patiently(is_busy, || self.ctx.producer_with(id, &options)));
             }
             ("consumer", &[id, slots]) => {
                 let options = self.options(slots);
-                self.rx.insert(id, self.ctx.consumer_with(id, &options).unwrap());
+                self.rx.insert(id, common::patiently(is_busy, || self.ctx.consumer_with(id, &options)));
             }
             ("send", &[id, value, ms]) => {
                 let record = self.ctx.record(value.cast_unsigned()).unwrap();

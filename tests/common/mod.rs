@@ -164,19 +164,34 @@ pub fn sound(buffer: &Buffer) -> Audit {
     audit
 }
 
+/// Who meets the dead in a wait, or leaves a channel, spends 20 ms on what is to be given back then: all of it, but on a slow machine.
+/// There, this is the rest.
+pub fn give_back_the_rest(buffer: &Buffer) {
+    if limits::is_slow() {
+        buffer.reap().expect("reap");
+    }
+}
+
 /// Nothing is in use and nothing is lost.
 pub fn all_free(buffer: &Buffer) {
+    give_back_the_rest(buffer);
     let audit = sound(buffer);
     assert!(audit.is_all_free(), "{audit:#?}");
 }
 
-/// Opens, with as many times the library's five seconds for the control lock as this machine is slow: of many that open at once.
-pub fn open_patiently(options: &BufferOptions, name: &str) -> Buffer {
+/// Asks again as long as the control lock is busy: as many times the library's five seconds for it as this machine is slow. For those of
+/// many that want it at once.
+pub fn patiently<R, E: std::fmt::Debug>(is_busy: impl Fn(&E) -> bool, mut ask: impl FnMut() -> Result<R, E>) -> R {
     let end = Instant::now() + limits::scaled(Duration::from_secs(5));
     loop {
-        match options.open(name) {
-            Err(OpenError::Busy { .. }) if Instant::now() < end => {}
-            opened => return opened.expect("open"),
+        match ask() {
+            Err(error) if is_busy(&error) && Instant::now() < end => {}
+            answer => return answer.expect("the control lock is had in time"),
         }
     }
+}
+
+/// Opens, [patiently].
+pub fn open_patiently(options: &BufferOptions, name: &str) -> Buffer {
+    patiently(|error| matches!(error, OpenError::Busy { .. }), || options.open(name))
 }
