@@ -21,7 +21,7 @@ fn send() -> Outcome {
     let ctx = Buffer::open(&name)?.context()?;
     let mut samples = ctx.producer::<Sample>(1)?;
     let mut receiver = process::Command::new(env::current_exe()?).arg(name).spawn()?;
-    samples.wait_for_consumer(Duration::from_secs(10));
+    samples.wait_for_consumer(Duration::from_secs(10))?;
     for (second, celsius) in [(0, 20.5), (1, 20.75), (2, 21.0)] {
         samples.send(ctx.record(Sample { second, celsius })?)?; // written once, in shared memory
     }

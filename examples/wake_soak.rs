@@ -362,7 +362,7 @@ impl Side {
     fn ping_pong(&self) -> Outcome {
         let (there, back) = if self.first { (1, 2) } else { (2, 1) };
         let (mut tx, mut rx) = (self.producer(there)?, self.consumer(back)?);
-        if !tx.wait_for_consumer(PATIENCE) {
+        if tx.wait_for_consumer(PATIENCE).is_err() {
             return Err("nobody came".into());
         }
         let mut next = 0;
@@ -390,7 +390,7 @@ impl Side {
     fn stream(&self) -> Outcome {
         if self.first {
             let mut tx = self.producer(1)?;
-            if !tx.wait_for_consumer(PATIENCE) {
+            if tx.wait_for_consumer(PATIENCE).is_err() {
                 return Err("nobody came".into());
             }
             for number in 0..self.count {
@@ -412,7 +412,7 @@ impl Side {
     fn values(&self) -> Outcome {
         if self.first {
             let mut tx = self.ctx.value_producer_with::<u64>(1, &self.options)?;
-            if !tx.wait_for_consumer(PATIENCE) {
+            if tx.wait_for_consumer(PATIENCE).is_err() {
                 return Err("nobody came".into());
             }
             for number in 0..self.count {
@@ -528,7 +528,7 @@ impl Side {
         let (there, back) = if self.first { (0, channels) } else { (channels, 0) };
         let outputs = (there..there + channels).map(|id| self.producer(id)).collect::<Outcome<Vec<Tx>>>()?;
         let inputs = (back..back + channels).map(|id| self.consumer(id)).collect::<Outcome<Vec<Rx>>>()?;
-        if !outputs.iter().all(|tx| tx.wait_for_consumer(PATIENCE)) {
+        if !outputs.iter().all(|tx| tx.wait_for_consumer(PATIENCE).is_ok()) {
             return Err("nobody came".into());
         }
         Ok((outputs, inputs))

@@ -218,7 +218,7 @@ impl Worker {
 
     /// Waits until it has attached to both channels.
     fn wait_for_start(&mut self) -> Outcome {
-        while !self.tallies.wait_for_producer(Duration::from_millis(100)) {
+        while self.tallies.wait_for_producer(Duration::from_millis(100)).is_err() {
             if self.process.0.try_wait()?.is_some() {
                 return Err(self.failed());
             }

@@ -720,6 +720,50 @@ pub enum RecvTimeoutError {
     Recv(#[from] RecvError),
 }
 
+/// Why no end came to the other side of a channel.
+///
+/// ```
+/// # let name = format!("doc-peer-error-{}", std::process::id());
+/// # let buffer = ipc_buffer::Buffer::open(&name)?;
+/// # let ctx = buffer.context()?;
+/// use ipc_buffer::PeerError;
+/// use std::time::Duration;
+/// let tx = ctx.producer::<u8>(1)?;
+/// assert!(matches!(tx.wait_for_consumer(Duration::ZERO), Err(PeerError::Timeout { id: 1, .. })));
+/// buffer.remove_channel(1)?;
+/// assert_eq!(tx.wait_for_consumer(Duration::MAX), Err(PeerError::Removed { id: 1 }));
+/// # Ok::<(), ipc_buffer::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PeerError {
+    /// None came before the time was up.
+    #[error("channel {id} got no {missing} within {timeout:?}")]
+    Timeout {
+        /// The channel.
+        id: i64,
+        /// Which end was waited for.
+        missing: Side,
+        /// How long.
+        timeout: Duration,
+    },
+    /// The channel was removed: its id leads to another one, or to none.
+    #[error("channel {id} was removed, so nobody can come; attach to it anew")]
+    Removed {
+        /// The channel.
+        id: i64,
+    },
+    /// The endpoint was made before this process was forked off.
+    #[error("the endpoint was made before fork; open the buffer anew in the child")]
+    Forked,
+    /// This process was taken for dead, and what it had is others' by now; see [`BufferError::Evicted`].
+    #[error("this process was taken for dead, and what it had in the buffer is gone; open the buffer anew")]
+    Evicted,
+    /// The endpoint's context was dropped.
+    #[error("the endpoint's context is closed; keep its ThreadContext alive")]
+    ContextClosed,
+}
+
 /// An end of a channel.
 ///
 /// ```
@@ -828,6 +872,9 @@ pub enum Error {
     /// See [`AttachError`].
     #[error(transparent)]
     Attach(AttachError),
+    /// See [`PeerError`].
+    #[error(transparent)]
+    Peer(PeerError),
     /// See [`Unsent`].
     #[error(transparent)]
     Send(Unsent),
@@ -880,6 +927,16 @@ impl From<AttachError> for Error {
             AttachError::Evicted => Self::Evicted,
             AttachError::OutOfMemory { asked, free } => Self::OutOfMemory { asked, free },
             other => Self::Attach(other),
+        }
+    }
+}
+
+impl From<PeerError> for Error {
+    fn from(error: PeerError) -> Self {
+        match error {
+            PeerError::Forked => Self::Forked,
+            PeerError::Evicted => Self::Evicted,
+            other => Self::Peer(other),
         }
     }
 }

@@ -31,7 +31,7 @@
 //!     assert_eq!(reading.value, 1.5);
 //! }
 //! # Ok(()) } });
-//! # assert!(readings.wait_for_consumer(std::time::Duration::from_secs(30)));
+//! # readings.wait_for_consumer(std::time::Duration::from_secs(30))?;
 //! # drop(readings);
 //! # here.join().unwrap()?;
 //! # Ok::<(), ipc_buffer::Error>(())
@@ -128,8 +128,8 @@ pub use channel::{
 #[cfg(feature = "async")]
 pub use channel::{RecvFut, RecvStream, SendFut, SendSink};
 pub use error::{
-    AllocError, AttachError, BufferError, Error, OpenError, RecvError, RecvTimeoutError, SendError, SendTimeoutError,
-    Side, TryRecvError, TrySendError, Unsent,
+    AllocError, AttachError, BufferError, Error, OpenError, PeerError, RecvError, RecvTimeoutError, SendError,
+    SendTimeoutError, Side, TryRecvError, TrySendError, Unsent,
 };
 pub use inspect::{Audit, ClassStats, Owned, Queued, Stats};
 pub use record::{Payload, Record, RecordUninit, Within};

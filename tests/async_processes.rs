@@ -214,7 +214,7 @@ fn the_other_process_is_killed() {
         let mut tx = ctx.producer_with::<u64>(1, &options(BLOCK)).unwrap();
         let mut rx = ctx.consumer_with::<u64>(2, &options(BLOCK)).unwrap();
         let mut other = common::start("the_other_process_is_killed", "sits", &name);
-        assert!(tx.wait_for_consumer(Duration::MAX) && rx.wait_for_producer(Duration::MAX));
+        assert!(tx.wait_for_consumer(Duration::MAX).is_ok() && rx.wait_for_producer(Duration::MAX).is_ok());
         (0..4).for_each(|i| tx.send(ctx.record(i).unwrap()).unwrap());
         let bells = [Bell::new(), Bell::new()];
         let mut sent = tx.send_async(ctx.record(4).unwrap());
@@ -247,7 +247,7 @@ fn an_executor_asleep_hears_of_a_death() {
         let mut tx = ctx.producer_with::<u64>(1, &options(strategy)).unwrap();
         let mut rx = ctx.consumer_with::<u64>(2, &options(strategy)).unwrap();
         let mut other = common::start("an_executor_asleep_hears_of_a_death", "sits", &name);
-        assert!(tx.wait_for_consumer(Duration::MAX) && rx.wait_for_producer(Duration::MAX));
+        assert!(tx.wait_for_consumer(Duration::MAX).is_ok() && rx.wait_for_producer(Duration::MAX).is_ok());
         (0..4).for_each(|i| tx.send(ctx.record(i).unwrap()).unwrap());
         let killer = thread::spawn(move || {
             // After a nap, and after a look around that found it alive.
@@ -276,7 +276,7 @@ fn a_stopped_process_is_waited_for() {
     let mut tx = ctx.producer_with::<u64>(1, &options(BLOCK)).unwrap();
     let mut rx = ctx.consumer_with::<u64>(2, &options(BLOCK)).unwrap();
     let other = common::start("a_stopped_process_is_waited_for", "answers", &name);
-    assert!(tx.wait_for_consumer(Duration::MAX) && rx.wait_for_producer(Duration::MAX));
+    assert!(tx.wait_for_consumer(Duration::MAX).is_ok() && rx.wait_for_producer(Duration::MAX).is_ok());
     let pid = Pid::from_raw(other.pid().cast_signed()).unwrap();
     tokio().block_on(async {
         kill_process(pid, Signal::STOP).unwrap();

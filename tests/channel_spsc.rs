@@ -7,8 +7,8 @@ mod work;
 
 use common::Name;
 use ipc_buffer::{
-    AttachError, Buffer, ChannelOptions, RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError,
-    TrySendError,
+    AttachError, Buffer, ChannelOptions, PeerError, RecvError, RecvTimeoutError, SendError, SendTimeoutError,
+    TryRecvError, TrySendError,
 };
 use std::time::{Duration, Instant};
 
@@ -186,7 +186,7 @@ fn blocking_ends_wait_for_each_other() {
         }
     }
     // So that it surely has come before we leave.
-    assert!(tx.wait_for_consumer(LONG));
+    assert!(tx.wait_for_consumer(LONG).is_ok());
     drop((tx, ctx));
     assert_eq!(consumer.join().unwrap(), 20_000);
     work::end(buffer, &name);
@@ -234,7 +234,7 @@ fn timeouts_and_deadlines() {
         let mut back = ctx.producer::<u64>(2).unwrap();
         std::thread::sleep(Duration::from_millis(150));
         back.send(ctx.record(4).unwrap()).unwrap();
-        assert!(back.wait_for_consumer(Duration::MAX));
+        assert!(back.wait_for_consumer(Duration::MAX).is_ok());
         let mut rx = ctx.consumer::<u64>(3).unwrap();
         std::thread::sleep(Duration::from_millis(150));
         (0..3).map(|_| *rx.recv_timeout(Duration::MAX).unwrap()).collect::<Vec<_>>()
@@ -261,7 +261,7 @@ fn nobody_is_disconnected_before_the_first_peer_came() {
     let mut tx = ctx.producer_with::<u64>(1, &slots(2)).unwrap();
     let mut rx = ctx.consumer::<u64>(2).unwrap();
     assert!(!tx.has_consumer() && !rx.has_producer());
-    assert!(!tx.wait_for_consumer(Duration::ZERO) && !rx.wait_for_producer(Duration::from_millis(10)));
+    assert!(tx.wait_for_consumer(Duration::ZERO).is_err() && rx.wait_for_producer(Duration::from_millis(10)).is_err());
     tx.send(ctx.record(1).unwrap()).unwrap();
     tx.try_send(ctx.record(2).unwrap()).unwrap();
     assert!(matches!(tx.try_send(ctx.record(3).unwrap()), Err(TrySendError::Full(_))));
@@ -371,7 +371,7 @@ fn leaving_wakes_who_waits() {
             let error = (0..3).find_map(|i| tx.send(ctx.record(i).unwrap()).err());
             (received, matches!(error, Some(SendError::Disconnected(_))))
         });
-        assert!(tx.wait_for_consumer(LONG) && rx.wait_for_producer(LONG));
+        assert!(tx.wait_for_consumer(LONG).is_ok() && rx.wait_for_producer(LONG).is_ok());
         std::thread::sleep(Duration::from_millis(20));
         drop(tx);
         std::thread::sleep(Duration::from_millis(20));
@@ -406,7 +406,7 @@ fn a_second_end_is_refused_with_who_has_the_role() {
     assert_eq!(other_thread.unwrap(), AttachError::RoleTaken { id: 3, role: ipc_buffer::Side::Producer, pid, thread });
 
     let child = common::start("a_second_end_is_refused_with_who_has_the_role", "holder", &name);
-    assert!(stop.wait_for_consumer(LONG));
+    assert!(stop.wait_for_consumer(LONG).is_ok());
     for (error, role) in
         [(ctx.consumer::<u64>(1).unwrap_err(), "consumer"), (ctx.producer::<u64>(2).unwrap_err(), "producer")]
     {
@@ -766,7 +766,8 @@ fn a_closed_context_closes_its_ends() {
     assert!(common::iterating_panics(&mut rx), "that is not the end of the records");
     assert_eq!((rx.try_iter().count(), rx.len(), rx.capacity(), tx.len(), tx.capacity()), (0, 0, 0, 0, 0));
     assert!(!tx.has_consumer() && !rx.has_producer());
-    assert!(!tx.wait_for_consumer(Duration::MAX) && !rx.wait_for_producer(Duration::MAX));
+    assert_eq!(tx.wait_for_consumer(Duration::MAX), Err(PeerError::ContextClosed));
+    assert_eq!(rx.wait_for_producer(Duration::MAX), Err(PeerError::ContextClosed));
     assert!(buffer.channels().unwrap().is_empty(), "what was queued went along");
     // A new context takes the same roles while the old ends are still there, and their drops take nothing away.
     let ctx = buffer.context().unwrap();
@@ -808,12 +809,12 @@ fn who_waits_for_an_end_that_cannot_come_is_told() {
             let ctx = buffer.context().unwrap();
             if sends {
                 let mut tx = ctx.producer::<u64>(1).unwrap();
-                assert!(!tx.wait_for_consumer(Duration::MAX));
+                assert_eq!(tx.wait_for_consumer(Duration::MAX), Err(PeerError::Removed { id: 1 }));
                 let refused = (0..).find_map(|i| tx.try_send(ctx.record(i).unwrap()).err()).unwrap();
                 assert!(matches!(refused, TrySendError::Disconnected(_)), "{refused:?}");
             } else {
                 let mut rx = ctx.consumer::<u64>(2).unwrap();
-                assert!(!rx.wait_for_producer(Duration::MAX));
+                assert_eq!(rx.wait_for_producer(Duration::MAX), Err(PeerError::Removed { id: 2 }));
                 assert_eq!(rx.try_recv().unwrap_err(), TryRecvError::Recv(RecvError::Disconnected));
             }
         })

@@ -12,8 +12,8 @@ mod stuck;
 
 use common::{Name, all_free, sound};
 use ipc_buffer::{
-    AllocError, AttachError, Buffer, BufferError, ChannelOptions, Error, RecvError, RecvTimeoutError, Select,
-    SendError, SendTimeoutError, TryRecvError, TrySendError,
+    AllocError, AttachError, Buffer, BufferError, ChannelOptions, Error, PeerError, RecvError, RecvTimeoutError,
+    Select, SendError, SendTimeoutError, TryRecvError, TrySendError,
 };
 use scenarios::{Child, Scenario, end, end_after, fork, hear, tell};
 use std::io::{PipeWriter, pipe};
@@ -114,7 +114,8 @@ fn inherited_handles_say_forked(name: &Name) {
         assert_eq!(idle.recv().unwrap_err(), RecvError::Forked, "empty makes no difference");
         assert_eq!(rx.recv_timeout(Duration::MAX).unwrap_err(), RecvTimeoutError::Recv(RecvError::Forked));
         assert!(rx.try_iter().next().is_none() && idle.try_iter().next().is_none());
-        assert!(!tx.wait_for_consumer(soon) && !idle.wait_for_producer(soon));
+        assert_eq!(tx.wait_for_consumer(soon), Err(PeerError::Forked));
+        assert_eq!(idle.wait_for_producer(soon), Err(PeerError::Forked));
         let _ = (tx.has_consumer(), rx.has_producer(), tx.len(), rx.is_empty(), tx.capacity());
         // All of them are one variant of the joint error.
         for error in [

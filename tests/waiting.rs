@@ -125,8 +125,8 @@ impl Puppet {
             ("channel", &[id, ms]) => return self.buffer.wait_for_channel(id, millis(ms)).unwrap().to_string(),
             ("peer", &[id, ms]) => {
                 return match (self.rx.get(&id), self.tx.get(&id)) {
-                    (Some(rx), _) => rx.wait_for_producer(millis(ms)),
-                    (None, tx) => tx.unwrap().wait_for_consumer(millis(ms)),
+                    (Some(rx), _) => rx.wait_for_producer(millis(ms)).is_ok(),
+                    (None, tx) => tx.unwrap().wait_for_consumer(millis(ms)).is_ok(),
                 }
                 .to_string();
             }

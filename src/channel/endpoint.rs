@@ -6,7 +6,9 @@
 
 use crate::channel::ready::Ready;
 use crate::directory::{self, ChannelRef, Form, Refused, Settled, Side, Spec};
-use crate::error::{AllocError, AttachError, BufferError, RecvError, SendTimeoutError, TryRecvError, TrySendError};
+use crate::error::{
+    AllocError, AttachError, BufferError, PeerError, RecvError, SendTimeoutError, TryRecvError, TrySendError,
+};
 use crate::format::{CHANNELS, DirectoryEntry, Owner};
 use crate::heap;
 use crate::heap::block::{self, Block};
@@ -262,26 +264,33 @@ impl Endpoint {
         }
     }
 
-    /// Waits until the other end is attached; false if it did not come in time, or can't come any more.
-    pub(crate) fn wait_for_peer(&self, timeout: Duration) -> bool {
-        let Some(hold) = self.local.hold() else { return false };
+    /// Waits until the other end is attached.
+    pub(crate) fn wait_for_peer(&self, timeout: Duration) -> Result<(), PeerError> {
+        let inert = |inert| match inert {
+            Inert::Forked => PeerError::Forked,
+            Inert::Evicted => PeerError::Evicted,
+            Inert::Closed => PeerError::ContextClosed,
+        };
+        self.check().map_err(inert)?;
+        let hold = self.local.hold().ok_or(PeerError::ContextClosed)?;
         let version = &hold.arena().header().directory_version;
         let deadline = deadline(timeout);
         let ready = || {
-            if self.check().is_err() {
-                return Some(false);
+            if let Err(why) = self.check() {
+                return Some(Err(inert(why)));
             }
             if !self.check_peer() {
                 let left = deadline.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
                 recovery::reap(&hold, Effort::A_MOMENT.within(left));
             }
             if self.has_peer() {
-                return Some(true);
+                return Some(Ok(()));
             }
             // To a removed channel nobody comes.
-            self.entry().is_none_or(directory::is_removed).then_some(false)
+            self.entry().is_none_or(directory::is_removed).then_some(Err(PeerError::Removed { id: self.id }))
         };
-        wait::for_change(version, deadline, ready).unwrap_or(false)
+        let (id, missing) = (self.id, self.side.other().into());
+        wait::for_change(version, deadline, ready).unwrap_or(Err(PeerError::Timeout { id, missing, timeout }))
     }
 
     /// Whether the other end has left for good: it was here, or it can't come any more because the id is gone. A producer of a

@@ -10,7 +10,9 @@
 use crate::channel::endpoint::{Consumer, Endpoint, Producer, Role, deadline};
 use crate::channel::message::Message;
 use crate::channel::options::ChannelOptions;
-use crate::error::{AttachError, RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError, TrySendError};
+use crate::error::{
+    AttachError, PeerError, RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError, TrySendError,
+};
 use crate::process::local::{Attached, Local};
 use crate::queue::spsc::At;
 use crate::record::{Payload, Record};
@@ -334,8 +336,7 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Producer, M> {
         self.endpoint.has_live_peer()
     }
 
-    /// Waits until a consumer is attached; false if none came in time. Also at once when none can come any more: the channel was removed, or this
-    /// end is inert; which of them, the next operation that would have to wait says.
+    /// Waits until a consumer is attached.
     ///
     /// ```
     /// # let name = format!("doc-wait-consumer-{}", std::process::id());
@@ -343,12 +344,16 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Producer, M> {
     /// # let ctx = buffer.context()?;
     /// use std::time::Duration;
     /// let tx = ctx.producer::<u8>(1)?;
-    /// assert!(!tx.wait_for_consumer(Duration::from_millis(1)));
+    /// let nobody = tx.wait_for_consumer(Duration::from_millis(1)).unwrap_err();
+    /// assert_eq!(nobody.to_string(), "channel 1 got no consumer within 1ms");
     /// let _rx = ctx.consumer::<u8>(1)?;
-    /// assert!(tx.wait_for_consumer(Duration::from_millis(1)));
+    /// tx.wait_for_consumer(Duration::from_millis(1))?;
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
-    pub fn wait_for_consumer(&self, timeout: Duration) -> bool {
+    ///
+    /// # Errors
+    /// `Timeout`; `Removed`, at once, if the id no longer leads to this channel; `Forked`, `Evicted`, `ContextClosed`.
+    pub fn wait_for_consumer(&self, timeout: Duration) -> Result<(), PeerError> {
         self.endpoint.wait_for_peer(timeout)
     }
 }
@@ -540,8 +545,7 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
         self.endpoint.has_live_peer()
     }
 
-    /// Waits until a producer is attached; false if none came in time. Also at once when none can come any more: the channel was removed, or this
-    /// end is inert; which of them, the next operation that would have to wait says.
+    /// Waits until a producer is attached.
     ///
     /// ```
     /// # let name = format!("doc-wait-producer-{}", std::process::id());
@@ -549,12 +553,15 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     /// # let ctx = buffer.context()?;
     /// use std::time::Duration;
     /// let rx = ctx.consumer::<u8>(1)?;
-    /// assert!(!rx.wait_for_producer(Duration::from_millis(1)));
+    /// assert!(rx.wait_for_producer(Duration::from_millis(1)).is_err());
     /// let _tx = ctx.producer::<u8>(1)?;
-    /// assert!(rx.wait_for_producer(Duration::from_millis(1)));
+    /// rx.wait_for_producer(Duration::from_millis(1))?;
     /// # Ok::<(), ipc_buffer::Error>(())
     /// ```
-    pub fn wait_for_producer(&self, timeout: Duration) -> bool {
+    ///
+    /// # Errors
+    /// As [`wait_for_consumer`](Channel::wait_for_consumer).
+    pub fn wait_for_producer(&self, timeout: Duration) -> Result<(), PeerError> {
         self.endpoint.wait_for_peer(timeout)
     }
 }

@@ -379,7 +379,7 @@ pub const ACTS: &[(&str, Deed)] = &[
                 let mut hoard = Hoard::new(Of::Passer);
                 while rx.take(&mut hoard, 1, |end| end.recv().into_iter().collect()) == 1 {}
             });
-            assert!(tx.end.wait_for_consumer(MOMENT * 1000));
+            assert!(tx.end.wait_for_consumer(MOMENT * 1000).is_ok());
             for _ in 0..5 {
                 std::thread::sleep(MOMENT);
                 tx.send(&x.ctx, 1);
