@@ -106,8 +106,11 @@ fn capacities() {
     assert_eq!(ctx.producer::<u8>(1).unwrap().capacity(), 1024);
     for capacity in [2, 64, max] {
         let tx = ctx.producer_with::<u8>(1, &slots(capacity)).unwrap();
-        // Who comes later gets what is there.
-        let rx = ctx.consumer_with::<u8>(1, &slots(16)).unwrap();
+        let asked = AttachError::CapacityMismatch { id: 1, asked: 16, actual: capacity };
+        assert_eq!(ctx.consumer_with::<u8>(1, &slots(16)).unwrap_err(), asked);
+        drop(ctx.consumer_with::<u8>(1, &slots(capacity)).unwrap());
+        // Who comes later and does not ask gets what is there.
+        let rx = ctx.consumer::<u8>(1).unwrap();
         assert_eq!(
             (tx.capacity(), rx.capacity(), buffer.channels().unwrap()[0].capacity),
             (capacity, capacity, capacity)
@@ -241,7 +244,7 @@ fn timeouts_and_deadlines() {
     });
     let mut back = ctx.consumer::<u64>(2).unwrap();
     assert_eq!(*back.recv_timeout(Duration::MAX).unwrap(), 4);
-    let mut tx3 = ctx.producer_with::<u64>(3, &slots(2)).unwrap();
+    let mut tx3 = ctx.producer::<u64>(3).unwrap();
     for i in 0..3 {
         tx3.send_timeout(ctx.record(i).unwrap(), Duration::MAX).unwrap();
     }

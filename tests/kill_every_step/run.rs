@@ -317,12 +317,12 @@ fn check_copy(case: &Case, image: &Image, reaper_events: Option<usize>, mut hist
 fn drain(buffer: &Buffer, ctx: &ThreadContext, expect: &Expect) -> Option<Vec<u64>> {
     buffer.has_channel(expect.id).unwrap().then(|| {
         if !expect.values {
-            let mut rx = ctx.consumer_with::<[u64]>(expect.id, &cases::kept()).unwrap();
+            let mut rx = ctx.consumer::<[u64]>(expect.id).unwrap();
             let left = rx.try_iter().map(|record| work::number(&record)).collect();
             follow(ctx, &mut rx);
             return left;
         }
-        let mut rx = ctx.value_consumer_with::<Wide>(expect.id, &cases::kept()).unwrap();
+        let mut rx = ctx.value_consumer::<Wide>(expect.id).unwrap();
         let left: Vec<Wide> = rx.try_iter().collect();
         assert!(left.iter().all(|value| *value == cases::wide(value[0])), "{left:x?}");
         let mut tx = ctx.value_producer::<Wide>(expect.id).unwrap();
