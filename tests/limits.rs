@@ -310,7 +310,8 @@ fn free_memory() -> u64 {
 /// One makes a record of 2 GiB. A peer makes records meanwhile, each of new memory, and can be killed.
 fn nobody_waits_for_anothers_reservation(name: &Name) {
     const RECORDS: u32 = 20;
-    let buffer = Buffer::options().capacity(3 << 30).open(name).unwrap();
+    // Wherever the peer's records lie, there are 2 GiB in one piece.
+    let buffer = Buffer::options().capacity(8 << 30).open(name).unwrap();
     let limit = buffer.stats().unwrap().memory_limit_bytes.unwrap_or(u64::MAX);
     if free_memory().min(limit) < 6 << 30 {
         eprintln!("skipped: this takes 3 GiB of memory, of 6 that are free");
@@ -334,9 +335,12 @@ fn nobody_waits_for_anothers_reservation(name: &Name) {
         let Some(peer) = fork() else {
             let ctx = Buffer::open(name).unwrap().context().unwrap();
             let within = ctx.within(Duration::from_millis(10));
-            loop {
+            for _ in 0..RECORDS {
                 std::mem::forget(within.slice_uninit::<u8>(200_000));
                 tell(&mut counted);
+            }
+            loop {
+                std::thread::park();
             }
         };
         drop((comes, counted));
