@@ -63,18 +63,31 @@ fn millis(ms: i64) -> Duration {
     Duration::from_millis(u64::try_from(ms).unwrap())
 }
 
+/// Attaches to a channel of so many slots, if it has to be made.
+fn as_it_is<E>(
+    strategy: WaitStrategy,
+    slots: i64,
+    attach: impl Fn(&ChannelOptions) -> Result<E, AttachError>,
+) -> Result<E, AttachError> {
+    let options = ChannelOptions::new().wait_strategy(strategy);
+    match attach(&options.clone().capacity(usize::try_from(slots).unwrap())) {
+        Err(AttachError::CapacityMismatch { .. }) => attach(&options),
+        result => result,
+    }
+}
+
 impl Puppet {
     fn obey(&mut self, command: &str, numbers: &[i64]) -> String {
         let start = Instant::now();
         let is_busy = |error: &AttachError| matches!(error, AttachError::Busy { .. });
         match (command, numbers) {
             ("producer", &[id, slots]) => {
-                let options = self.options(slots);
-                self.tx.insert(id, common::patiently(is_busy, || self.ctx.producer_with(id, &options)));
+                let attach = || as_it_is(self.strategy, slots, |options| self.ctx.producer_with(id, options));
+                self.tx.insert(id, common::patiently(is_busy, attach));
             }
             ("consumer", &[id, slots]) => {
-                let options = self.options(slots);
-                self.rx.insert(id, common::patiently(is_busy, || self.ctx.consumer_with(id, &options)));
+                let attach = || as_it_is(self.strategy, slots, |options| self.ctx.consumer_with(id, options));
+                self.rx.insert(id, common::patiently(is_busy, attach));
             }
             ("send", &[id, value, ms]) => {
                 let record = self.ctx.record(value.cast_unsigned()).unwrap();
@@ -134,10 +147,6 @@ impl Puppet {
             _ => return format!("no such command: {command} {numbers:?}"),
         }
         "ok".into()
-    }
-
-    fn options(&self, slots: i64) -> ChannelOptions {
-        ChannelOptions::new().capacity(usize::try_from(slots).unwrap()).wait_strategy(self.strategy)
     }
 }
 
