@@ -335,7 +335,7 @@ fn nobody_waits_for_anothers_reservation(name: &Name) {
         let Some(peer) = fork() else {
             let ctx = Buffer::open(name).unwrap().context().unwrap();
             let within = ctx.within(Duration::from_millis(10));
-            for _ in 0..RECORDS {
+            for _ in 0..=RECORDS {
                 std::mem::forget(within.slice_uninit::<u8>(200_000));
                 tell(&mut counted);
             }

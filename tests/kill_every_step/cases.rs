@@ -409,7 +409,7 @@ pub fn all() -> Vec<Case> {
         case("attach_behind_a_torn_batch", |name| {
             let ctx = context(name);
             stop();
-            let mut tx = ctx.value_producer_with::<Wide>(1, &kept()).unwrap();
+            let mut tx = ctx.value_producer::<Wide>(1).unwrap();
             tx.try_send(wide(3)).unwrap();
             stop();
             drop(tx);
