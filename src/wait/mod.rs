@@ -84,7 +84,7 @@ mod event;
 mod strategy;
 pub(crate) mod wakers;
 
-#[cfg(test)]
+#[cfg(all(test, feature = "async"))]
 pub(crate) use event::tests;
 pub(crate) use event::{Bed, EndKey, Inbox, Waitable, Waits, answer, arm, clear, flags, get_up, lie_down, wake};
 pub use strategy::WaitStrategy;
