@@ -8,7 +8,7 @@ use crate::sync::{AtomicU32, AtomicU64};
 /// The first page. Words that different parties write often lie on lines of their own.
 #[repr(C)]
 pub(crate) struct Header {
-    /// [`MAGIC`] when the segment is complete; stored last, with Release (`SYNC(ready)`).
+    /// `MAGIC` when the segment is complete; stored last, with Release (`SYNC(ready)`).
     pub(crate) magic: AtomicU64,
     pub(crate) version: AtomicU64,
     pub(crate) layout_hash: AtomicU64,

@@ -43,7 +43,7 @@
 //! # If a process dies
 //! A thief: what it had put back is in the depot, the rest is still the owner's. The spare, at each store:
 //!
-//! | after | the header says | [`settle`] makes of it |
+//! | after | the header says | [`settle`](super::gate::settle) makes of it |
 //! |---|---|---|
 //! | `TAKEN` | `OWNED(owner)` | the owner's, untouched: `stolen` is 0 |
 //! | `stolen` | `OWNED(owner)` | the owner's, untouched |
@@ -216,7 +216,7 @@ struct Stock {
     full: Cell<Held>,
     /// To push to next.
     empty: Cell<Held>,
-    /// [`capacity`] of the class.
+    /// [`capacity`](depot::capacity) of the class.
     room: u32,
 }
 

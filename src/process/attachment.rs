@@ -21,7 +21,7 @@
 //!
 //! # After fork
 //! The child gets a fresh registry; every inherited attachment is marked and its mapping made copy-on-write
-//! ([`Segment::abandon`]): drops reach nobody, writes reach nobody, reads see what the parent's pages hold until they are written
+//! (`Segment::abandon`): drops reach nobody, writes reach nobody, reads see what the parent's pages hold until they are written
 //! here. What some other thread was about to open or to leave at that moment is closed and unmapped (`sys::shm`): no handle
 //! leads there. The parent notices nothing.
 //!

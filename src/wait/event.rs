@@ -248,7 +248,7 @@ impl Watcher {
 }
 
 /// Writes each end's bed's name on its bell, with `more` bits. From here on, whoever changes one of `ends` after the caller has looked
-/// at it wakes its bed; false if that is certain only after a [`nap`] for some ([`Waits::is_known`] says for which).
+/// at it wakes its bed; false if that is certain only after a `nap` for some ([`Waits::is_known`] says for which).
 pub(crate) fn lie_down<E: Waitable + ?Sized>(ends: &[Rc<E>], bed: impl Fn(&E) -> Option<Bed<'_>>, more: u32) -> bool {
     let mut unknown: Vec<&Rc<E>> = Vec::new();
     for end in ends {

@@ -62,7 +62,7 @@
 //! (`sys::barrier`). Or the peer fences for itself, on its slow path, to which any bit on the bell leads it. The sleeper asks for that
 //! with `OFTEN` when so little happens between its sleeps that a fence at each operation is cheaper than a system call at
 //! each sleep: one heavy barrier after the bit was set, and none as long as it stands. The peer clears it when it
-//! has looked [`BUSY`] times and found nobody asleep.
+//! has looked `BUSY` times and found nobody asleep.
 //!
 //! A process that can't make heavy barriers sets `FENCED` on the bells of its channels, both when it attaches and when a barrier
 //! fails, which stays. Instead of the barrier after that, its first sleep is a [`nap`]: no processor keeps a store to itself

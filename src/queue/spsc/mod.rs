@@ -7,7 +7,7 @@
 //! # Layout
 //! Positions are counted from 0 and never wrap; `head` counts what was received. There is no shared tail: where the window of
 //! what is queued ends is seen from what the producer writes into the ring anyway. A ring of granules has a word a slot
-//! ([`granule`]), one of values has rows of a few slots with one stamp ([`value`]). In both a position
+//! ([`granule`](super::granule)), one of values has rows of a few slots with one stamp ([`value`](super::value)). In both a position
 //! is *stamped* if the ring says that it, or what comes behind it, was filled, and queued if it is not received, and it and
 //! all between the head and it are stamped. A new producer finds its position by walking from the head.
 //!
@@ -39,7 +39,7 @@
 //! |---|---|---|
 //! | push: before the stamp | the sender's, not in the window | the header scan: it was never sent |
 //! | push: the stamp | in the window | nothing: it is delivered; the wake is made up for by the bounded sleep |
-//! | batch: some stamps behind the first | slots that look queued, beyond the window's end; records as before the stamp | the next producer clears them, having the role, before it sends ([`clear_beyond`]); the header scan |
+//! | batch: some stamps behind the first | slots that look queued, beyond the window's end; records as before the stamp | the next producer clears them, having the role, before it sends ([`clear_beyond`](super::window::clear_beyond)); the header scan |
 //! | pop: the state store, or the value's loads | the receiver's, in the window | the window pass: queued again, the next consumer gets it |
 //! | pop: the head store | the receiver's, outside | the header scan: it counts as received |
 //!
@@ -61,7 +61,7 @@ use std::cell::Cell;
 /// In a ring with fewer slots a producer gains nothing by waiting for more of them.
 const FEW: u64 = 64;
 
-/// One end of the queue. How it gets at the slots is the part of [`granule`] and [`value`].
+/// One end of the queue. How it gets at the slots is the part of `records` and `values`.
 #[derive(Debug)]
 pub(crate) struct End {
     ring: Cell<Ring>,
