@@ -9,7 +9,7 @@ mod common;
 mod scenarios;
 use common::Name;
 use common::forked::{Forked, die};
-use ipc_buffer::Buffer;
+use ipc_buffer::{Buffer, ChannelOptions};
 use scenarios::Scenario;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +27,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("a_dead_producers_role_is_free_while_somebody_reaps", a_dead_producers_role_is_free_while_somebody_reaps),
     ("a_role_that_could_not_be_given_up_is_reaped", a_role_that_could_not_be_given_up_is_reaped),
     ("a_fork_from_a_late_destructor_is_seen", a_fork_from_a_late_destructor_is_seen),
+    ("a_long_channel_is_made_beside_others", a_long_channel_is_made_beside_others),
 ];
 
 fn main() {
@@ -348,4 +349,29 @@ fn a_fork_from_a_late_destructor_is_seen(name: &Name) {
     .join()
     .unwrap();
     assert!(OK.load(Ordering::Relaxed));
+}
+
+/// Clearing 128 MiB of slots takes a tenth of a second and more: nobody's business but of who makes the channel.
+fn a_long_channel_is_made_beside_others(name: &Name) {
+    let buffer = Buffer::options().capacity(256 << 20).open(name).unwrap();
+    let long = ChannelOptions::new().capacity(1 << 24);
+    let is_made = AtomicBool::new(false);
+    let mut others = 0;
+    for _ in 0..5 {
+        is_made.store(false, Ordering::Relaxed);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                let ctx = buffer.context().unwrap();
+                drop(ctx.producer_with::<u64>(1, &long).unwrap());
+                is_made.store(true, Ordering::Relaxed);
+            });
+            let ctx = buffer.context().unwrap();
+            while !is_made.load(Ordering::Relaxed) {
+                drop(ctx.producer::<u64>(2).unwrap());
+                others += 1;
+            }
+        });
+    }
+    assert!(others > 50, "{others} other channels were made meanwhile");
+    common::all_free(&buffer);
 }
