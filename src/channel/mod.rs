@@ -1,5 +1,8 @@
 //! Channels: what users hold of one, and what it does in their stead.
 
+// First, so that its page begins with `send` and `recv`.
+mod typed;
+
 mod batch;
 pub(crate) mod endpoint;
 #[cfg(feature = "async")]
@@ -11,7 +14,6 @@ mod peek;
 mod ready;
 mod select;
 pub(crate) mod tag;
-mod typed;
 
 pub use endpoint::{Consumer, Producer, Role};
 #[cfg(feature = "async")]

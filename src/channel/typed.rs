@@ -91,113 +91,6 @@ impl<T: ?Sized + Payload, R: Role, M: Message> Drop for Channel<T, R, M> {
     }
 }
 
-impl<T: ?Sized + Payload, R: Role, M: Message> Channel<T, R, M> {
-    pub(crate) fn attach(local: &Rc<Local>, id: i64, options: &ChannelOptions) -> Result<Self, AttachError> {
-        let endpoint = Endpoint::attach::<R>(local, id, &options.spec::<M>()?, options.strategy)?;
-        Ok(Self { endpoint, role: PhantomData, carries: PhantomData })
-    }
-
-    /// The channel's id.
-    ///
-    /// ```
-    /// # let name = format!("doc-chan-id-{}", std::process::id());
-    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
-    /// # let ctx = buffer.context()?;
-    /// assert_eq!(ctx.producer::<u8>(i64::MIN)?.id(), i64::MIN);
-    /// # Ok::<(), ipc_buffer::Error>(())
-    /// ```
-    pub fn id(&self) -> i64 {
-        self.endpoint.id
-    }
-
-    /// Records, or values, it can queue; fixed when the channel was created. 0 once the endpoint is detached.
-    ///
-    /// ```
-    /// # let name = format!("doc-chan-capacity-{}", std::process::id());
-    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
-    /// # let ctx = buffer.context()?;
-    /// let tx = ctx.producer::<u8>(1)?;
-    /// assert_eq!(tx.capacity(), 1024);
-    /// drop(ctx);
-    /// assert_eq!(tx.capacity(), 0, "its context has closed");
-    /// # Ok::<(), ipc_buffer::Error>(())
-    /// ```
-    pub fn capacity(&self) -> usize {
-        self.endpoint.end.capacity()
-    }
-
-    /// Whether it stays without endpoints; see [`ChannelOptions::persistent`]. False once the endpoint is detached.
-    ///
-    /// ```
-    /// # let name = format!("doc-chan-persistent-{}", std::process::id());
-    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
-    /// # let ctx = buffer.context()?;
-    /// use ipc_buffer::{AttachError, ChannelOptions};
-    /// let persistent = |yes| ChannelOptions::new().persistent(yes);
-    /// let tx = ctx.producer_with::<u8>(1, &persistent(true))?;
-    /// assert!(tx.is_persistent() && ctx.consumer::<u8>(1)?.is_persistent());
-    /// let other = ctx.consumer_with::<u8>(1, &persistent(false)).unwrap_err();
-    /// assert_eq!(other, AttachError::PersistenceMismatch { id: 1, asked: false });
-    /// # drop(tx);
-    /// # buffer.remove_channel(1)?;
-    /// # Ok::<(), ipc_buffer::Error>(())
-    /// ```
-    pub fn is_persistent(&self) -> bool {
-        self.endpoint.is_persistent()
-    }
-
-    /// Records, or values, ever sent through this channel, if this is a producer, or received, if a consumer: counted from 0 when the
-    /// channel was made, whoever had the role, and also what was [`Corrupted`](RecvError::Corrupted).
-    ///
-    /// ```
-    /// # let name = format!("doc-chan-position-{}", std::process::id());
-    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
-    /// # let ctx = buffer.context()?;
-    /// let (mut tx, mut rx) = (ctx.value_producer::<u8>(1)?, ctx.value_consumer::<u8>(1)?);
-    /// tx.send_batch(0..5)?;
-    /// rx.recv()?;
-    /// assert_eq!((tx.position(), rx.position()), (5, 1));
-    /// # Ok::<(), ipc_buffer::Error>(())
-    /// ```
-    pub fn position(&self) -> u64 {
-        self.endpoint.end.position()
-    }
-
-    /// Records, or values, queued. The other end may change it at any time: what the producer sees can only shrink meanwhile, what the
-    /// consumer sees only grow. The producer knows the number, the consumer searches for it: some 20 looks at most.
-    ///
-    /// ```
-    /// # let name = format!("doc-chan-len-{}", std::process::id());
-    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
-    /// # let ctx = buffer.context()?;
-    /// let mut tx = ctx.producer::<u8>(1)?;
-    /// let rx = ctx.consumer::<u8>(1)?;
-    /// tx.send(ctx.record(1)?)?;
-    /// tx.send(ctx.record(2)?)?;
-    /// assert_eq!((tx.len(), rx.len()), (2, 2));
-    /// # Ok::<(), ipc_buffer::Error>(())
-    /// ```
-    pub fn len(&self) -> usize {
-        self.endpoint.len()
-    }
-
-    /// Whether nothing is queued; see [`len`](Self::len).
-    ///
-    /// ```
-    /// # let name = format!("doc-chan-empty-{}", std::process::id());
-    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
-    /// # let ctx = buffer.context()?;
-    /// let mut tx = ctx.producer::<u8>(1)?;
-    /// assert!(tx.is_empty());
-    /// tx.send(ctx.record(1)?)?;
-    /// assert!(!tx.is_empty());
-    /// # Ok::<(), ipc_buffer::Error>(())
-    /// ```
-    pub fn is_empty(&self) -> bool {
-        self.endpoint.is_empty()
-    }
-}
-
 impl<T: ?Sized + Payload, M: Message> Channel<T, Producer, M> {
     /// Queues the record or value if a slot is free, and never waits for one. (Where messages stream so fast that it pays, a side that
     /// has caught up with the other one looks away for up to two microseconds before it says so.)
@@ -563,5 +456,112 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     /// As [`wait_for_consumer`](Channel::wait_for_consumer).
     pub fn wait_for_producer(&self, timeout: Duration) -> Result<(), PeerError> {
         self.endpoint.wait_for_peer(timeout)
+    }
+}
+
+impl<T: ?Sized + Payload, R: Role, M: Message> Channel<T, R, M> {
+    pub(crate) fn attach(local: &Rc<Local>, id: i64, options: &ChannelOptions) -> Result<Self, AttachError> {
+        let endpoint = Endpoint::attach::<R>(local, id, &options.spec::<M>()?, options.strategy)?;
+        Ok(Self { endpoint, role: PhantomData, carries: PhantomData })
+    }
+
+    /// The channel's id.
+    ///
+    /// ```
+    /// # let name = format!("doc-chan-id-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// assert_eq!(ctx.producer::<u8>(i64::MIN)?.id(), i64::MIN);
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    pub fn id(&self) -> i64 {
+        self.endpoint.id
+    }
+
+    /// Records, or values, it can queue; fixed when the channel was created. 0 once the endpoint is detached.
+    ///
+    /// ```
+    /// # let name = format!("doc-chan-capacity-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let tx = ctx.producer::<u8>(1)?;
+    /// assert_eq!(tx.capacity(), 1024);
+    /// drop(ctx);
+    /// assert_eq!(tx.capacity(), 0, "its context has closed");
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    pub fn capacity(&self) -> usize {
+        self.endpoint.end.capacity()
+    }
+
+    /// Whether it stays without endpoints; see [`ChannelOptions::persistent`]. False once the endpoint is detached.
+    ///
+    /// ```
+    /// # let name = format!("doc-chan-persistent-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// use ipc_buffer::{AttachError, ChannelOptions};
+    /// let persistent = |yes| ChannelOptions::new().persistent(yes);
+    /// let tx = ctx.producer_with::<u8>(1, &persistent(true))?;
+    /// assert!(tx.is_persistent() && ctx.consumer::<u8>(1)?.is_persistent());
+    /// let other = ctx.consumer_with::<u8>(1, &persistent(false)).unwrap_err();
+    /// assert_eq!(other, AttachError::PersistenceMismatch { id: 1, asked: false });
+    /// # drop(tx);
+    /// # buffer.remove_channel(1)?;
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    pub fn is_persistent(&self) -> bool {
+        self.endpoint.is_persistent()
+    }
+
+    /// Records, or values, ever sent through this channel, if this is a producer, or received, if a consumer: counted from 0 when the
+    /// channel was made, whoever had the role, and also what was [`Corrupted`](RecvError::Corrupted).
+    ///
+    /// ```
+    /// # let name = format!("doc-chan-position-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let (mut tx, mut rx) = (ctx.value_producer::<u8>(1)?, ctx.value_consumer::<u8>(1)?);
+    /// tx.send_batch(0..5)?;
+    /// rx.recv()?;
+    /// assert_eq!((tx.position(), rx.position()), (5, 1));
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    pub fn position(&self) -> u64 {
+        self.endpoint.end.position()
+    }
+
+    /// Records, or values, queued. The other end may change it at any time: what the producer sees can only shrink meanwhile, what the
+    /// consumer sees only grow. The producer knows the number, the consumer searches for it: some 20 looks at most.
+    ///
+    /// ```
+    /// # let name = format!("doc-chan-len-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let mut tx = ctx.producer::<u8>(1)?;
+    /// let rx = ctx.consumer::<u8>(1)?;
+    /// tx.send(ctx.record(1)?)?;
+    /// tx.send(ctx.record(2)?)?;
+    /// assert_eq!((tx.len(), rx.len()), (2, 2));
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    pub fn len(&self) -> usize {
+        self.endpoint.len()
+    }
+
+    /// Whether nothing is queued; see [`len`](Self::len).
+    ///
+    /// ```
+    /// # let name = format!("doc-chan-empty-{}", std::process::id());
+    /// # let buffer = ipc_buffer::Buffer::open(&name)?;
+    /// # let ctx = buffer.context()?;
+    /// let mut tx = ctx.producer::<u8>(1)?;
+    /// assert!(tx.is_empty());
+    /// tx.send(ctx.record(1)?)?;
+    /// assert!(!tx.is_empty());
+    /// # Ok::<(), ipc_buffer::Error>(())
+    /// ```
+    pub fn is_empty(&self) -> bool {
+        self.endpoint.is_empty()
     }
 }
