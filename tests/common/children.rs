@@ -60,7 +60,7 @@ pub fn in_segment(tag: &str, limit_s: u32, work: impl FnOnce(&Name) -> i32) -> E
 }
 
 /// Processes that work on cases at once.
-const WORKERS: usize = 2;
+const WORKERS: usize = 8;
 /// More cases than any one calls for.
 const MOST_CASES: usize = 1 << 17;
 

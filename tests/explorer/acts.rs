@@ -2,10 +2,12 @@
 
 use crate::children::{KILLED, in_child};
 use crate::hoard::{Hoard, Of, make, seed};
-use crate::parties::{open, passer};
+use crate::parties::{CAPACITY, open, passer};
 use crate::streams::*;
 use ipc_buffer::crash_points::arm;
 use ipc_buffer::{AllocError, Buffer, ChannelOptions, Select, ThreadContext};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 const MOMENT: Duration = Duration::from_millis(3);
@@ -243,6 +245,18 @@ pub const ACTS: &[(&str, Deed)] = &[
             |x| {
                 x.hoard.churn(&x.ctx, 437, 60);
                 x.hoard.churn(&x.ctx, 20_000, 2);
+            },
+            |x| _ = x.buffer.trim().unwrap(),
+        ),
+    ),
+    (
+        "trims tables",
+        After(
+            |x| {
+                // Memory that somebody has filled holes with, beyond all frontiers.
+                let file = File::options().write(true).open(format!("/dev/shm/{}", x.buffer.name())).unwrap();
+                let data = file.metadata().unwrap().len() - CAPACITY;
+                file.write_all_at(&[0; 8192], data - (2 << 20)).unwrap();
             },
             |x| _ = x.buffer.trim().unwrap(),
         ),
