@@ -190,6 +190,14 @@ impl<T: ?Sized + Payload, M: Message> Channel<T, Consumer, M> {
     }
 }
 
+/// Why what was looked at is not received: only this end takes anything away.
+fn gone(error: TryRecvError) -> RecvError {
+    match error {
+        TryRecvError::Recv(error) => error,
+        TryRecvError::Empty => RecvError::Corrupted,
+    }
+}
+
 impl<T: ?Sized + Payload, M: Message> Peek<'_, T, M> {
     /// Receives it.
     ///
@@ -206,10 +214,7 @@ impl<T: ?Sized + Payload, M: Message> Peek<'_, T, M> {
     /// # Errors
     /// `Forked` and `Evicted`; `Corrupted`, if another process has meanwhile written what no sender writes.
     pub fn take(self) -> Result<M, RecvError> {
-        self.channel.try_recv().map_err(|error| match error {
-            TryRecvError::Recv(error) => error,
-            TryRecvError::Empty => RecvError::Corrupted,
-        })
+        self.channel.try_recv().map_err(gone)
     }
 }
 
@@ -277,10 +282,7 @@ impl<T: ?Sized + Payload, M: Message> PeekBatch<'_, T, M> {
     /// As [`Peek::take`].
     pub fn take(self, count: usize) -> Result<Vec<M>, RecvError> {
         let count = count.min(self.messages.len());
-        self.channel.try_recv_batch(count).map_err(|error| match error {
-            TryRecvError::Recv(error) => error,
-            TryRecvError::Empty => RecvError::Corrupted,
-        })
+        self.channel.try_recv_batch(count).map_err(gone)
     }
 }
 

@@ -101,11 +101,6 @@ impl Membership {
         self.records.load(Ordering::Relaxed)
     }
 
-    /// A record has ended elsewhere than in a cache.
-    pub(crate) fn count_ended(&self) {
-        self.records.fetch_sub(1, Ordering::Relaxed);
-    }
-
     pub(crate) fn segment(&self) -> &Segment {
         &self.segment
     }
@@ -141,7 +136,7 @@ impl Membership {
         self.uncounted.load(Ordering::Relaxed)
     }
 
-    /// In a forked child, whose thread has it from its parent: adds what an inert context has counted.
+    /// Adds what was counted elsewhere than in a cache: a record that has ended, or in a forked child what an inert context had counted.
     pub(crate) fn add_records(&self, count: i64) {
         self.records.fetch_add(count, Ordering::Relaxed);
     }
@@ -217,7 +212,7 @@ impl Membership {
     /// Adds what a flushed cache has counted.
     pub(crate) fn settle(&self, cache: &Cache) {
         // Whoever asks for the sum has seen every hold go, by `SYNC(hold)`.
-        self.records.fetch_add(cache.take_count(), Ordering::Relaxed);
+        self.add_records(cache.take_count());
     }
 
     /// The right to search, waiting up to `patience` for another who does.

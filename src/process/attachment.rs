@@ -410,7 +410,7 @@ pub(crate) unsafe fn free_homeless(address: usize, known: Known) {
         return;
     }
     // Whatever becomes of its block, it is a record no longer.
-    hold.count_ended();
+    hold.add_records(-1);
     match (small, handle) {
         // No context slot left to free through: leave it where the next scan finds it.
         (Some(small), _) => {
@@ -433,7 +433,7 @@ fn forget_inherited(address: usize) {
     // SAFETY: as above.
     let this = unsafe { list.inherited[at].0.as_ref() };
     if !this.is_uncounted() {
-        this.count_ended();
+        this.add_records(-1);
         list.let_go_if_unused(at);
     }
 }
